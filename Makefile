@@ -1,0 +1,44 @@
+# `make demo` and `make test` set everything up themselves; they need Python >= 3.11 and make, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-slow check bench docs clean
+.DEFAULT_GOAL := demo
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "contextseg needs Python >= 3.11; this is %s. Name another: make PYTHON=python3.12" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,track]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/contextseg demo --output demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow -n 1
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_rooms.py tests/test_docs.py -n 0
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
+
+# The peers live in an environment of their own: nnU-Net brings in packages that do not import beside a CPU build of torch.
+bench:
+	$(MAKE) VENV=.venv-bench .venv-bench/.bench
+	.venv-bench/bin/python benchmarks/run.py
+
+.venv-bench/.bench: .venv-bench/.ready
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-bench demo build dist

@@ -1,0 +1,57 @@
+"""The one thing that flows: images, labels, and what nobody has said about them.
+
+Axis letters, said once: B item, C channel, K class, S any space (D H W in 3-D, D slowest; H W in 2-D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IGNORE = -1
+"""Nobody has said: an unlabelled case, an unannotated slice, an uncertain pseudo-label. It never counts."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method is taught with.
+
+    image      (B, C, *S) float32, normalised.
+    label      (B, *S) int64, class 0..K-1, 0 background, or `IGNORE`.
+    annotated  (B, K) bool: False where class k was not looked for in this case, so that a voxel labelled 0 is background
+               *or* k. Column 0 (background) is True.
+    case       (B,) int64: which training case each item came from.
+    """
+
+    image: Tensor
+    label: Tensor
+    annotated: Tensor
+    case: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def shard(self, rank: int, world: int) -> Batch:
+        """The items that rank `rank` of `world` is taught with: every `world`-th one. May be empty."""
+        return self._each(lambda x: x[rank::world])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`, copied asynchronously from pinned memory."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies without waiting."""
+        return self._each(lambda x: x.pin_memory())
+
+    @property
+    def tags(self) -> Tensor:
+        """(B, K) int64: is class k in this item? 1 yes, 0 no, `IGNORE` where unannotated voxels leave it open."""
+        classes = range(self.annotated.shape[1])
+        present = torch.stack([(self.label == k).flatten(1).any(1) for k in classes], 1)
+        closed = (self.label != IGNORE).flatten(1).all(1, keepdim=True) & self.annotated
+        return torch.where(present, 1, torch.where(closed, 0, IGNORE))
+
+    def _each(self, change) -> Batch:  # type: ignore[no-untyped-def]
+        return replace(self, **{name: change(getattr(self, name)) for name in ("image", "label", "annotated", "case")})
