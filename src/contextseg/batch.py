@@ -5,10 +5,13 @@ Axis letters, said once: B item, C channel, K class, S any space (D H W in 3-D, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # `IGNORE` is wanted by rooms that never load torch
+    import torch
+    from torch import Tensor
 
 IGNORE = -1
 """Nobody has said: an unlabelled case, an unannotated slice, an uncertain pseudo-label. It never counts."""
@@ -20,8 +23,8 @@ class Batch:
 
     image      (B, C, *S) float32, normalised.
     label      (B, *S) int64, class 0..K-1, 0 background, or `IGNORE`.
-    annotated  (B, K) bool: False where class k was not looked for in this case, so that a voxel labelled 0 is background
-               *or* k. Column 0 (background) is True.
+    annotated  (B, K) bool: False where class k was not looked for in this case, so that a voxel labelled 0 is
+               background *or* k. Column 0 (background) is True.
     case       (B,) int64: which training case each item came from.
     """
 
@@ -48,10 +51,12 @@ class Batch:
     @property
     def tags(self) -> Tensor:
         """(B, K) int64: is class k in this item? 1 yes, 0 no, `IGNORE` where unannotated voxels leave it open."""
+        import torch
+
         classes = range(self.annotated.shape[1])
         present = torch.stack([(self.label == k).flatten(1).any(1) for k in classes], 1)
         closed = (self.label != IGNORE).flatten(1).all(1, keepdim=True) & self.annotated
         return torch.where(present, 1, torch.where(closed, 0, IGNORE))
 
-    def _each(self, change) -> Batch:  # type: ignore[no-untyped-def]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in ("image", "label", "annotated", "case")})

@@ -1,0 +1,75 @@
+"""Synthetic patients whose truth is known: for tests, for documentation, and to try an idea in seconds.
+
+A body in air holds organs (class 1, bright balls; class 2, where asked for, dark ones) and look-alikes: rods as bright as
+class 1 that are background.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from contextseg.disk import write_json
+from contextseg.volume import Volume, write
+
+
+def patient(
+    seed: int, shape: tuple[int, ...] = (24, 24, 24), classes: int = 2, look_alikes: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """One patient: image (*S) float32, about 0 in air and 1 in the body, and its true label (*S) int16.
+
+    `classes` counts the background, 2 or 3. The same seed gives the same patient.
+
+    >>> image, label = patient(0, (16, 16))
+    >>> image.shape, sorted(set(label.ravel().tolist()))
+    ((16, 16), [0, 1])
+    """
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1).astype(np.float32)
+    size = np.array(shape, np.float32)
+    body = (((grid - (size - 1) / 2) / (0.47 * size)) ** 2).sum(-1) < 1
+    image = body.astype(np.float32)
+    label = np.zeros(shape, np.int16)
+    for k in range(1, classes):
+        centre = size * rng.uniform(0.35, 0.65, len(shape))
+        ball = ((grid - centre) ** 2).sum(-1) < (size.min() * rng.uniform(0.13, 0.2)) ** 2
+        image[ball] = 2.5 if k == 1 else -0.5
+        label[ball] = k
+    for _ in range(look_alikes):
+        centre = size * rng.uniform(0.2, 0.8, len(shape))
+        across = np.delete(grid - centre, rng.integers(len(shape)), -1)
+        rod = ((across**2).sum(-1) < (size.min() * 0.07) ** 2) & body & (label == 0)
+        image[rod] = 2.5
+    return image + rng.normal(0, 0.3, shape).astype(np.float32), label
+
+
+def write_dataset(
+    folder: str | Path,
+    labelled: int = 4,
+    unlabelled: int = 0,
+    test: int = 2,
+    shape: tuple[int, int, int] = (20, 24, 24),
+    classes: int = 2,
+    look_alikes: int = 0,
+) -> Path:
+    """Write phantoms as an nnU-Net v2 raw data set (voxels of 2 x 1 x 1 mm, channel "MR"); the folder."""
+    folder = Path(folder)
+    affine = np.array([[0.0, 0, 1, -10], [0, 1, 0, 5], [2, 0, 0, 0], [0, 0, 0, 1]])
+    for i in range(labelled + unlabelled + test):
+        part = "Tr" if i < labelled + unlabelled else "Ts"
+        image, label = patient(i, shape, classes, look_alikes)
+        volume = Volume(image[None] * 100, affine)
+        write(folder / f"images{part}" / f"phantom_{i:03d}_0000.nii.gz", volume)
+        if not labelled <= i < labelled + unlabelled:
+            write(folder / f"labels{part}" / f"phantom_{i:03d}.nii.gz", volume.with_array(label))
+    names = ["background", "bright", "dark"][:classes]
+    table = {
+        "name": "phantom",
+        "channel_names": {"0": "MR"},
+        "labels": {name: k for k, name in enumerate(names)},
+        "numTraining": labelled + unlabelled,
+        "file_ending": ".nii.gz",
+    }
+    write_json(folder / "dataset.json", table)
+    return folder

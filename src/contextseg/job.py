@@ -1,0 +1,192 @@
+"""The main job: from a folder of scans to a scored, reported model. Each step is a stage that is never done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from contextseg.data.layouts import Case, open_dataset
+from contextseg.data.plan import Plan
+from contextseg.disk import Problem, read_json
+from contextseg.experiments import Pair, evaluate, save_table
+from contextseg.methods import Method
+from contextseg.run import Run, predict_scan
+from contextseg.settings import UNDECIDED, Prediction, Settings
+from contextseg.train import Training
+from contextseg.volume import read, write
+
+DEMO_DATA = Path(__file__).parent / "demo_data"
+REPORT, PICTURE = "report.html", "cases.png"
+
+
+def demo_settings() -> Settings:
+    """The embedded sarcoma scans at 4 mm and a small network: minutes on two cores."""
+    return Settings(
+        dataset=str(DEMO_DATA),
+        training=Training(steps=300, lr=0.01, save_every=25, log_every=10),
+        planning={"spacing_mm": (4.0, 4.0, 4.0), "patch_vox": (32, 32, 32), "batch_size": 4, "base_width": 16},
+    )
+
+
+def settled(settings: Settings) -> Settings:
+    """The settings with an `UNDECIDED` fold decided: all cases if there is a labelled test split or too few for folds."""
+    if settings.fold != UNDECIDED:
+        return settings
+    data = open_dataset(settings.dataset)
+    labelled = {case.patient for case in data.train if case.label}
+    enough = bool(data.splits) or len(labelled) >= 5
+    return replace(settings, fold=0 if enough and not any(case.label for case in data.test) else -1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the main job left its results; `table` and the rest are None if there was no reference to compare with."""
+
+    folder: Path
+    predictions: Path
+    table: Path | None = None
+    report: Path | None = None
+    picture: Path | None = None
+
+
+def teach(run: Run) -> Method:
+    """The stages from check to the trained method."""
+    run.check()
+    run.make_plan()
+    run.preprocess()
+    return run.fit()
+
+
+def main_job(run: Run) -> Outcome:
+    """Check, plan, preprocess, train, predict, evaluate, report.
+
+    What is predicted: the test cases; without any, the validation cases of the fold. Raises `Problem` where a stage
+    cannot be done; what was finished stays.
+    """
+    method = teach(run)
+    cases = list(run.dataset.test or run.split[1])
+
+    def predict(folder: Path, tell: Callable[..., None]) -> None:
+        failed = predict_cases(cases, [(method, run.plan)], run.settings.prediction, folder, run.dataset.ending, tell)
+        if failed:
+            name, why = next(iter(failed.items()))
+            raise Problem(name, f"{len(failed)} of {len(cases)} cases could not be predicted: {why}", "mend or remove them")
+
+    predictions = run.stage("predict", predict)
+    done = [pair for case in cases if (pair := pair_of(case, predictions, run.dataset.ending))]
+    if not done:
+        return Outcome(run.folder, predictions)
+    by_value = {name: [run.plan.values[k] for k in union] for name, union in run.plan.regions.items()}
+
+    def measure(folder: Path, tell: Callable[..., None]) -> None:
+        table, problems = evaluate(done, by_value, ignore=run.dataset.ignore, progress=tell)
+        for why in problems.values():
+            raise Problem("evaluate", why, "run `contextseg check` on the data set")
+        save_table(table, folder)
+
+    measured = run.stage("evaluate", measure)
+    run.stage("report", lambda folder, tell: report(run, measured, done))
+    return Outcome(run.folder, predictions, measured / "metrics.csv", run.folder / REPORT, run.folder / PICTURE)
+
+
+def pair_of(case: Case, predictions: Path, ending: str) -> Pair | None:
+    """A case's prediction and reference; None if it has no reference."""
+    if case.label is None:
+        return None
+    return Pair(case.name, predictions / f"{case.name}{ending}", case.label, case.images, case.annotated)
+
+
+def predict_cases(
+    cases: Sequence[Case],
+    members: Sequence[tuple[Method, Plan]],
+    how: Prediction,
+    folder: Path,
+    ending: str = ".nii.gz",
+    tell: Callable[..., None] = lambda *_: None,
+) -> dict[str, str]:
+    """Segment each case into `folder`/CASE`ending`; what is there already is kept. Returns the failures, by case.
+
+    A case that cannot be read does not stop the others.
+    """
+    failed = {}
+    for i, case in enumerate(cases):
+        out = folder / f"{case.name}{ending}"
+        tell(i, len(cases), {})
+        if not out.exists():
+            try:
+                write(out, predict_scan(read(*case.images), members, how, case.name))
+            except Problem as problem:
+                failed[case.name] = str(problem)
+        tell(i + 1, len(cases), {})
+    return failed
+
+
+def report_again(folder: str | Path) -> Path:
+    """Draw the report of a finished run again; its path. Raises `Problem` if nothing was evaluated there."""
+    run = Run.open(folder)
+    tables = sorted(run.folder.glob("*-evaluate/metrics.csv"))
+    predictions = sorted(run.folder.glob("*-predict"))
+    if not tables or not predictions:
+        raise Problem(folder, "nothing was evaluated in this run", "finish it with `contextseg run`")
+    cases = run.dataset.test or run.split[1]
+    done = [pair for case in cases if (pair := pair_of(case, predictions[-1], run.dataset.ending))]
+    report(run, tables[-1].parent, done)
+    return run.folder / REPORT
+
+
+def report(run: Run, measured: Path, done: Sequence[Pair]) -> None:
+    """Draw `report.html` and `cases.png` of a run, from its table, logs and predictions."""
+    import json
+
+    import pandas as pd
+
+    from contextseg.report import demo_picture, write_report
+
+    cases = [
+        {
+            "case": pair.case,
+            "image": [str(p) for p in pair.image],
+            "reference": str(pair.reference),
+            "prediction": str(pair.prediction),
+        }
+        for pair in done
+    ]
+    logs = {
+        log.parent.name: [json.loads(line) for line in log.read_text().splitlines()]
+        for log in sorted(run.folder.glob("*-train*/log.jsonl"))
+    }
+    facts = read_json(run.folder / "run.json")
+    notice = Path(run.settings.dataset) / "LICENSE.md"
+    table = pd.read_csv(measured / "metrics.csv")
+    regions = {name: [run.plan.values[k] for k in union] for name, union in run.plan.regions.items()}
+    demo_picture(run.folder / PICTURE, table, cases, regions)
+    write_report(
+        run.folder / REPORT,
+        title=f"{run.dataset.name}: {run.settings.method}",
+        table=table,
+        cases=cases,
+        logs=logs,
+        stages=run.stages(),
+        provenance={**facts, "plan": read_json(run.folder / "plan.json")},
+        regions=regions,
+        note=notice.read_text() if notice.exists() else "",
+    )
+
+
+def open_ensemble(folders: Sequence[str | Path]) -> tuple[list[tuple[Method, Plan]], Prediction]:
+    """The finished methods of one or several runs with their plans, and how the first run predicts.
+
+    Raises `Problem` for a run that is not finished, or whose plan differs from the first one's in more than intensities.
+    """
+    members: list[tuple[Method, Plan]] = []
+    runs = [Run.open(folder) for folder in folders]
+    for run in runs:
+        first = runs[0].plan
+        for name in ("classes", "values", "orientation", "spacing_mm", "patch_vox"):
+            if getattr(run.plan, name) != getattr(first, name):
+                what = f"its plan differs in {name} from that of {runs[0].folder}"
+                raise Problem(run.folder, what, "predict with each on its own")
+        members.append((run.finished(), run.plan))
+    return members, runs[0].settings.prediction

@@ -1,0 +1,75 @@
+"""What a label-efficient idea must say, and nothing else."""
+
+from __future__ import annotations
+
+import abc
+
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from contextseg.batch import Batch
+from contextseg.data.plan import Plan
+from contextseg.disk import Problem, did_you_mean
+from contextseg.nets import NETS
+
+OPTIMIZERS = {
+    "sgd": lambda parameters, lr: SGD(parameters, lr, momentum=0.99, nesterov=True, weight_decay=3e-5),
+    "adamw": lambda parameters, lr: AdamW(parameters, lr, weight_decay=1e-2),
+}
+
+
+class Method(nn.Module, abc.ABC):
+    """Networks, and how one batch teaches them. The loop owns optimisers' steps, ranks, precision and checkpoints.
+
+    The first argument of a method's constructor is the plan; the others have defaults, so that the command line can set
+    them by name.
+    """
+
+    unlabelled = 0
+    """How many items of each batch come from cases without a label."""
+
+    @abc.abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named loss terms; the loop descends their sum.
+
+        Each is a mean over the batch's items, an item without annotation counting 0: so two ranks equal one process.
+        """
+
+    @abc.abstractmethod
+    def predict(self, image: Tensor) -> Tensor:
+        """(B, C, *S) to logits (B, K, *S): what is deployed. Called in evaluation mode."""
+
+    def optimizers(self, lr: float) -> dict[str, Optimizer]:
+        """Parameters that are clipped and stepped together, and by what. Default: all of them, nnU-Net's SGD."""
+        return {"all": OPTIMIZERS["sgd"](self.parameters(), lr)}
+
+    def decay(self, done: float) -> float:
+        """The factor on the learning rates after the fraction `done` of the training; nnU-Net's polynomial."""
+        return (1 - done) ** 0.9
+
+    def lookahead(self, batch: Batch, lr: float) -> dict[str, list[Tensor]]:
+        """Gradients for groups of parameters that no loss term trains (bilevel methods); {} for everyone else."""
+        return {}
+
+
+def build_net(name: str, plan: Plan, classes: int | None = None) -> nn.Module:
+    """The network `name` of the registry at the plan's size, with `classes` outputs (the plan's own by default).
+
+    Raises `Problem` for an unknown name.
+    """
+    if name not in NETS:
+        raise Problem(f"net={name}", "there is no such network", did_you_mean(name, NETS))
+    return NETS[name](
+        inputs=len(plan.channels),
+        classes=classes or len(plan.classes),
+        widths=plan.widths,
+        strides=plan.strides,
+        kernels=plan.kernels,
+    )
+
+
+def optimizer(name: str, parameters: object, lr: float) -> Optimizer:
+    """One of `OPTIMIZERS` by name. Raises `Problem` for an unknown one."""
+    if name not in OPTIMIZERS:
+        raise Problem(f"optimizer={name}", "there is no such optimiser", did_you_mean(name, OPTIMIZERS))
+    return OPTIMIZERS[name](parameters, lr)

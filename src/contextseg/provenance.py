@@ -1,0 +1,81 @@
+"""What a number was made with, and what it cost."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and date, as JSON."""
+    packages = ("contextseg", "torch", "numpy", "scipy", "nibabel", "SimpleITK")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "machine": machine(),
+    }
+
+
+def machine() -> str:
+    """One line: processor, cores, memory, system, and the GPU where torch was loaded and sees one."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0] if models else cpu
+    line = f"{cpu}, {os.cpu_count()} cores"
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        line += f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        line += f", {torch.cuda.get_device_name()}"
+    return f"{line}, {platform.system()}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class PeakMemory:
+    """The largest resident memory of this process since the object was made, in MB.
+
+    On Linux the kernel's own high-water mark, set back; elsewhere that of the process so far.
+    """
+
+    def __init__(self) -> None:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_mb(self) -> float:
+        """Megabytes (2^20 bytes) of main memory."""
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+        except (OSError, StopIteration):
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+    def costs(self) -> dict[str, int]:
+        """`peak_mb`, and `peak_gpu_mb` where there is a GPU."""
+        torch = sys.modules.get("torch")
+        gpu = {}
+        if torch is not None and torch.cuda.is_available():
+            gpu = {"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20)}
+        return {"peak_mb": round(self.peak_mb()), **gpu}

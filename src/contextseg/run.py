@@ -1,0 +1,315 @@
+"""A run is a folder of numbered stages. A finished stage is never done again; a killed one goes on where it was.
+
+    run.json       what was asked (`Settings`), and where it came from: versions, machine, digests of the data
+    plan.json      the plan
+    01-check  02-plan  03-preprocess  04-train  ...       each with done.json: seconds and peak memory
+
+A recipe receives the run and uses its three verbs: `train`, `relabel`, `predict`. Loading a model is running its finished
+recipe again, in which nothing is left to do: no object is pickled.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from contextseg.batch import IGNORE
+from contextseg.data.augment import Augmentation
+from contextseg.data.cache import Cached, fingerprint, load_record, preprocess
+from contextseg.data.check import check
+from contextseg.data.layouts import Case, Dataset, folds, open_dataset
+from contextseg.data.plan import Facts, Plan, make_plan
+from contextseg.data.prepare import normalise, prepare, undo
+from contextseg.data.sampling import Sampler
+from contextseg.disk import Problem, read_json, replacing, write_json, writing
+from contextseg.methods import METHODS, Method
+from contextseg.predict import segment
+from contextseg.provenance import PeakMemory, provenance
+from contextseg.settings import Prediction, Settings
+from contextseg.train import pick_device, ranks, train
+from contextseg.volume import Volume
+
+Fill = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Watch(Protocol):
+    """Who is told how far a stage is: `with watch("04-train") as tell: tell(done, of, {"seg": 0.4})`."""
+
+    def __call__(self, title: str, done: bool = False) -> Any: ...  # noqa: D102
+
+
+@contextmanager
+def quiet(title: str, done: bool = False) -> Iterator[Callable[..., None]]:
+    """A `Watch` that says nothing."""
+    yield lambda *_: None
+
+
+class Run:
+    """One training of one method on one data set, in `folder`.
+
+    Raises `Problem` if `folder` holds a run with other settings, and names what differs.
+    """
+
+    def __init__(self, folder: str | Path, settings: Settings, watch: Watch = quiet) -> None:
+        self.folder, self.settings, self.watch = Path(folder), settings, watch
+        self.count = 0
+        self.only_finished = False
+        known = self.folder / "run.json"
+        if known.exists():
+            _same(read_json(known)["settings"], settings.to_json(), self.folder)
+        elif ranks()[0] == 0:
+            write_json(known, {"settings": settings.to_json(), "provenance": provenance()})
+
+    @staticmethod
+    def open(folder: str | Path, watch: Watch = quiet) -> Run:
+        """The run in a folder, as it was asked for. Raises `Problem` if there is none."""
+        path = Path(folder) / "run.json"
+        if not path.exists():
+            raise Problem(folder, "there is no run in this folder", "give the --output folder of `contextseg train`")
+        return Run(folder, Settings.from_json(read_json(path)["settings"]), watch)
+
+    # --- stages ---------------------------------------------------------------------------------------------------------
+
+    def stage(self, name: str, work: Callable[[Path, Callable[..., None]], None], together: bool = False) -> Path:
+        """Do `work(folder, tell)` unless it is done; the stage's folder. On several ranks the first one works alone,
+        unless they work `together`.
+        """
+        self.count += 1
+        title = f"{self.count:02d}-{name}"
+        folder = self.folder / title
+        rank, world = ranks()
+        done = (folder / "done.json").exists()
+        if self.only_finished and not done:
+            raise Problem(folder, "this stage is not finished", "give `contextseg train` the same --output; it goes on")
+        if world > 1:
+            dist.barrier()
+        with self.watch(title, done) as tell:
+            if not done and (together or rank == 0):
+                with writing(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                started = time.monotonic()
+                memory = PeakMemory()
+                work(folder, tell)
+                if rank == 0:
+                    seconds = round(time.monotonic() - started, 2)
+                    write_json(folder / "done.json", {"seconds": seconds, **memory.costs()})
+        if world > 1:
+            dist.barrier()
+        return folder
+
+    def stages(self) -> list[dict[str, Any]]:
+        """What each finished stage took: name, seconds, peak_mb."""
+        done = sorted(self.folder.glob("[0-9][0-9]-*/done.json"))
+        return [{"name": path.parent.name, **read_json(path)} for path in done]
+
+    # --- from scans to preprocessed cases -------------------------------------------------------------------------------
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set, opened."""
+        return open_dataset(self.settings.dataset)
+
+    @cached_property
+    def split(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        """(training cases, validation cases)."""
+        return folds(self.dataset, self.settings.fold)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan. Raises `Problem` if the plan stage is not done."""
+        return Plan.load(self.folder / "plan.json")
+
+    def check(self) -> None:
+        """The stage "check": every problem of the data set, in `findings.json`; errors end the run.
+
+        Raises `Problem` that names the first errors.
+        """
+
+        def work(folder: Path, tell: Callable[..., None]) -> None:
+            findings = check(self.settings.dataset, progress=tell)
+            write_json(folder / "findings.json", [asdict(finding) for finding in findings])
+            errors = [f for f in findings if f.level == "error"]
+            if errors:
+                more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+                remedy = f"{errors[0].remedy}; `contextseg check {self.settings.dataset}` lists every problem"
+                raise Problem(errors[0].where, errors[0].what + more, remedy)
+
+        self.stage("check", work)
+
+    def make_plan(self) -> None:
+        """The stage "plan": facts of the cases, then `plan.json`; a plan that is there is kept as it is.
+
+        Sizes and spacings are those of all cases but the test split's, so that the folds can be an ensemble; intensities
+        under the labels those of the fold's training cases alone.
+        """
+
+        def work(folder: Path, tell: Callable[..., None]) -> None:
+            taught = {case.name for case in self.split[0]}
+            facts = fingerprint(self.dataset, self.dataset.train, workers=_workers(), progress=tell)
+            write_json(folder / "fingerprint.json", [{**asdict(f), "roi": len(f.roi[0]) if f.roi else 0} for f in facts])
+            facts = [f if f.name in taught else replace(f, roi=()) for f in facts]  # one geometry for all folds
+            if not (self.folder / "plan.json").exists():
+                planned(self.dataset, facts, self.settings.planning).save(self.folder / "plan.json")
+
+        self.stage("plan", work)
+
+    def preprocess(self) -> None:
+        """The stage "preprocess": every training and validation case into the folder "cache"."""
+
+        def work(folder: Path, tell: Callable[..., None]) -> None:
+            cases = [*self.split[0], *self.split[1]]
+            cached = preprocess(self.dataset, cases, self.plan, self.folder / "cache", workers=_workers(), progress=tell)
+            rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}
+            write_json(self.folder / "cache" / "cases.json", rows)
+
+        self.stage("preprocess", work)
+
+    def cached(self, cases: Sequence[Case]) -> list[Cached]:
+        """Those cases, preprocessed. Raises `Problem` if the stage "preprocess" is not done."""
+        cache = self.folder / "cache"
+        rows = read_json(cache / "cases.json")
+        found = []
+        for case in cases:
+            name, annotated, labelled = rows[case.name]
+            found.append(Cached(cache / name, load_record(cache / name / "record.json"), tuple(annotated), labelled))
+        return found
+
+    # --- the three verbs ------------------------------------------------------------------------------------------------
+
+    def finished(self) -> Method:
+        """The method that this run ended with. Raises `Problem` if it is not finished."""
+        self.count, self.only_finished = 3, True  # after check, plan and preprocess
+        return self.fit()
+
+    def fit(self) -> Method:
+        """Run the method's recipe; the method to deploy, in evaluation mode."""
+        torch.manual_seed(self.settings.seed)
+        entry: Any = METHODS[self.settings.method]
+        if inspect.isclass(entry):
+            return self.train(entry(self.plan, **self.settings.arguments))
+        return entry(self, **self.settings.arguments)
+
+    def train(self, method: Method, labels: dict[str, Path] | None = None) -> Method:
+        """The stage "train": teach `method` on the training cases, with `labels` in place of their own where given."""
+        settings = self.settings
+
+        def work(folder: Path, tell: Callable[..., None]) -> None:
+            training, validation = self.split
+            sampler = Sampler(
+                self.cached(training), self.plan, settings.seed, settings.augmentation, labels or {}, method.unlabelled
+            )
+            looked_at = [case for case in validation if case.label]
+            check = Sampler(self.cached(looked_at), self.plan, 1 + settings.seed, Augmentation(strength=0)) if looked_at else None
+            train(
+                method,
+                sampler.batch,
+                folder,
+                settings.training,
+                batch_size=self.plan.batch_size,
+                seed=settings.seed + 7919 * self.count,
+                check_at=check.batch if check else None,
+                progress=tell,
+            )
+
+        folder = self.stage("train", work, together=True)
+        device = pick_device(settings.training.device)
+        method.load_state_dict(torch.load(folder / "model.pt", map_location=device, weights_only=True))
+        torch.manual_seed(settings.seed + 104_729 * self.count)  # what a recipe makes next does not depend on a resume
+        return method.to(device).eval()
+
+    @torch.no_grad()
+    def relabel(self, fill: Fill) -> dict[str, Path]:
+        """The stage "relabel": labels with less `IGNORE` for the training cases, name to .npy on the cache's grid.
+
+        `fill(image (1, C, *S), label (1, *S)) -> label`. What an annotator said is never overwritten, whatever it returns.
+        """
+
+        def work(folder: Path, tell: Callable[..., None]) -> None:
+            cases = self.cached(self.split[0])
+            for i, case in enumerate(cases):
+                path = folder / f"{case.record.name}.npy"
+                if not path.exists():
+                    whole = tuple(slice(0, n) for n in case.image.shape[1:])
+                    image = torch.from_numpy(case.patch(whole, self.plan.channels))[None]
+                    said = np.full(image.shape[2:], IGNORE, np.int16) if case.label is None else np.array(case.label)
+                    filled = fill(image, torch.from_numpy(said).long()[None])[0].cpu().numpy().astype(np.int16)
+                    with replacing(path) as temporary, open(temporary, "wb") as file:
+                        np.save(file, np.where(said == IGNORE, filled, said))
+                tell(i + 1, len(cases))
+
+        folder = self.stage("relabel", work)
+        return {path.stem: path for path in sorted(folder.glob("*.npy"))}
+
+    def predict(self, scan: Volume, method: Method, name: str = "") -> Volume:
+        """Segment one scan on its own grid, in the label files' values."""
+        return predict_scan(scan, [(method, self.plan)], self.settings.prediction, name)
+
+
+def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, Any]) -> Plan:
+    """The plan for a data set from the facts of its training cases; `arguments` are those of `make_plan`."""
+    data = dataset
+    return make_plan(data.name, data.classes, data.values, data.regions, data.channels, facts, **arguments)
+
+
+def _same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise `Problem` unless both settings are equal, but for where they run."""
+
+    def flat(settings: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, value in settings.items():
+            out |= flat(value, f"{lead}{name}.") if isinstance(value, dict) else {lead + name: value}
+        return out
+
+    old, new = flat(before), flat(now)
+    anywhere = {"dataset", "training.device", "training.tensorboard", "training.save_every"}
+    differ = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n not in anywhere]
+    if differ:
+        what = ", ".join(f"{n} was {old.get(n, 'not set')} and is now {new.get(n, 'not set')}" for n in differ[:5])
+        raise Problem(folder, f"this folder holds a run with other settings ({what})", "choose another --output folder")
+
+
+def _workers() -> int:
+    return min(4, os.cpu_count() or 1)
+
+
+def predict_scan(
+    scan: Volume, members: Sequence[tuple[Method, Plan]], how: Prediction, name: str = "", tell: Any = None
+) -> Volume:
+    """Segment a scan on its own grid, in the label files' values, by the mean of several methods' logits.
+
+    The plans may differ in how they normalise (the folds of a CT data set do) and in nothing else.
+    """
+    plan = members[0][1]
+    raw, _, _, record = prepare(scan, plan, name)
+    ways = list(dict.fromkeys(p.channels for _, p in members))
+    image = np.concatenate([normalise(raw, channels, record) for channels in ways])
+
+    def network(method: Method, first: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: method.predict(x[:, first : first + len(raw)])
+
+    label = segment(
+        [network(method, ways.index(p.channels) * len(raw)) for method, p in members],
+        image,
+        record.shape,
+        plan.patch_vox,
+        device=next(members[0][0].parameters()).device,
+        step=how.step,
+        mirror_axes=[axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
+        swaps=plan.swaps,
+        lateral_axis=plan.lateral_axis,
+        batch_size=how.windows,
+        to_class=np.array(plan.values),
+        progress=tell,
+    )
+    return undo(label, record, plan.values[0])

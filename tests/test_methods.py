@@ -1,0 +1,162 @@
+"""Laws that every method obeys. An entry in METHODS is tested without a test being written."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import laws
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from contextseg.batch import IGNORE
+from contextseg.methods import METHODS, Method
+from contextseg.train import Stopped
+
+torch.set_num_threads(1)
+every = pytest.mark.parametrize(("name", "dims"), [(name, dims) for name in METHODS for dims in (2, 3)])
+
+
+def weights(method: Method) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+@every
+def test_learns(name: str, dims: int, tmp_path: Path) -> None:
+    method = laws.teach(laws.make(name, dims), tmp_path, 100, dims, labelled=3, lr=0.1).eval()
+    b = laws.batch(10_000, dims=dims)
+    with torch.no_grad():
+        found = method.predict(b.image).argmax(1)
+    known = b.label != IGNORE
+    p, y = (found == 1) & known, b.label == 1
+    assert 2 * (p & y).sum() / (p.sum() + y.sum()) > 0.7
+
+
+@every
+def test_every_trainable_parameter_moves(name: str, dims: int, tmp_path: Path) -> None:
+    method = laws.make(name, dims)
+    before = weights(method)
+    laws.teach(method, tmp_path, 2, dims)
+    trainable = [n for n, p in method.named_parameters() if p.requires_grad]
+    assert trainable
+    assert [n for n in trainable if torch.equal(method.state_dict()[n], before[n])] == []
+
+
+@every
+def test_interrupted_equals_uninterrupted_bit_for_bit(
+    name: str, dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights(laws.teach(laws.make(name, dims), tmp_path / "whole", 5, dims))
+    real, seen = laws.batch, []
+
+    def interrupting(n: int, *args: int, **kwargs: int) -> object:
+        seen.append(n)
+        if n == 3 and seen.count(3) == 1:
+            raise KeyboardInterrupt  # as a kill would, between two checkpoints
+        return real(n, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(laws, "batch", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        laws.teach(laws.make(name, dims), tmp_path / "part", 5, dims, save_every=2)
+    resumed = weights(laws.teach(laws.make(name, dims, seed=99), tmp_path / "part", 5, dims, save_every=2))
+    assert seen == [0, 1, 2, 3, 2, 3, 4]
+    assert all(torch.equal(whole[n], resumed[n]) for n in whole)
+
+
+@every
+def test_what_lies_under_ignore_changes_no_loss(name: str, dims: int) -> None:
+    method = laws.make(name, dims)
+    b = laws.batch(0, dims=dims)
+    torch.manual_seed(0)
+    some = {n: float(term) for n, term in method(b).items()}
+    cut = copy.deepcopy(b)
+    cut.label[:, -5:] = IGNORE
+    torch.manual_seed(0)
+    fewer = {n: float(term) for n, term in method(cut).items()}
+    assert some != fewer  # less annotation does matter ...
+    nothing = copy.deepcopy(b)
+    nothing.label[:] = IGNORE
+    losses = method(nothing)
+    assert all(torch.isfinite(term) for term in losses.values())
+    assert float(losses["seg"]) == 0  # ... and none teaches nothing about labels
+    losses["seg"].backward()
+    assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in method.parameters())
+
+
+def sgd(method: Method) -> Method:
+    """Plain steps show the gradient itself; momentum, clipping or Adam would hide or amplify rounding."""
+    groups = {n: [p for g in o.param_groups for p in g["params"]] for n, o in method.optimizers(0.1).items()}
+    method.optimizers = lambda lr: {n: torch.optim.SGD(ps, 0.1) for n, ps in groups.items()}  # type: ignore[method-assign]
+    return method
+
+
+def one_rank_of_two(rank: int, name: str, dims: int, labelled: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    laws.teach(sgd(laws.make(name, dims)), folder, 1, dims, labelled, clip=1e9)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("labelled", [4, 1])  # 1: one rank has annotation, the other has none
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_equal_one(name: str, labelled: int, tmp_path: Path) -> None:
+    mp.spawn(one_rank_of_two, (name, 3, labelled, tmp_path), nprocs=2)
+    two = torch.load(tmp_path / "model.pt", weights_only=True)
+    before = weights(laws.make(name))
+    one = weights(laws.teach(sgd(laws.make(name)), tmp_path / "one", 1, 3, labelled, clip=1e9))
+    moved = max(float((one[n] - before[n]).abs().max()) for n in one)
+    assert max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-4 * moved
+
+
+@every
+def test_predict_has_the_shape_of_its_input(name: str, dims: int) -> None:
+    method = laws.make(name, dims).eval()
+    for shape in ((16, 16, 16), (13, 9, 17), (5, 21, 8)):
+        image = torch.randn(2, 1, *shape[-dims:])
+        with torch.no_grad():
+            z = method.predict(image)
+        assert z.shape == (2, 3, *shape[-dims:])
+        assert torch.isfinite(z).all()
+
+
+@every
+def test_state_survives_save_and_load(name: str, dims: int, tmp_path: Path) -> None:
+    method = laws.teach(laws.make(name, dims), tmp_path, 2, dims).eval()
+    other = laws.make(name, dims, seed=5)
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    image = laws.batch(3, dims=dims).image
+    with torch.no_grad():
+        assert torch.equal(method.predict(image), other.eval().predict(image))
+
+
+@every
+def test_asked_to_stop_it_stops_after_a_checkpoint(
+    name: str, dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    real = laws.batch
+
+    def terminated(n: int, *args: int, **kwargs: int) -> object:
+        if n == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(n, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(laws, "batch", terminated)
+    with pytest.raises(Stopped):
+        laws.teach(laws.make(name, dims), tmp_path, 5, dims)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    from contextseg.disk import Problem
+
+    laws.teach(laws.make("supervised"), tmp_path, 1)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Problem, match=r"checkpoint\.pt"):
+        laws.teach(laws.make("supervised"), tmp_path, 2)
