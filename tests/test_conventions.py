@@ -1,0 +1,117 @@
+"""Named conventions: hand arithmetic, and the numbers of MONAI, surface-distance and MedPy where they are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from math import isnan
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from contextseg.metrics import METRICS, evaluate_case
+from contextseg.volume import read_labels
+from test_metrics import blobs, row
+
+Scores = tuple[str, dict[str, float]]
+
+
+def test_flare22_drops_the_last_slice_and_the_corrected_one_does_not():
+    ref, pred = np.zeros((8, 6, 6), int), np.zeros((8, 6, 6), int)
+    ref[2:5, 1:4, 1:4] = 1
+    pred[0:4, 1:4, 1:4] = 1  # slices 2, 3 right; 0, 1 below the reference; 4 missing
+    scores = {
+        convention: evaluate_case(pred, ref, (1, 1, 1), {name: [1]}, convention=convention)[0]["dsc"]
+        for convention in ("flare22", "flare22-corrected")
+        for name in ("Inferior_Vena_Cava",)
+    }
+    assert scores == {"flare22": 1.0, "flare22-corrected": pytest.approx(2 * 2 / (2 + 3))}
+    liver = evaluate_case(pred, ref, (1, 1, 1), {"liver": [1]}, convention="flare22")[0]
+    assert liver["dsc"] == pytest.approx(2 * 2 / (4 + 3))
+
+
+def test_flare22_scores_of_empty_and_bad_masks():
+    none = np.zeros((5, 5, 5))
+    some = none.copy()
+    some[2, 2, :2] = 1
+    both_empty = row(none, none, (1.0, 1.0, 1.0), convention="flare22")
+    assert (both_empty["dsc"], both_empty["nsd"], both_empty["status"]) == (1, 1, "absent")
+    assert row(some, none, (1.0, 1.0, 1.0), convention="flare22")["nsd"] == 0
+    beside = np.roll(some, 1, axis=0)  # DSC 0: no NSD, though every element is within 2 mm
+    assert row(beside, some, (1.0, 1.0, 1.0), convention="flare22")["nsd"] == 0
+    assert row(beside, some, (1.0, 1.0, 1.0), convention="flare22-corrected")["nsd"] == 1
+
+
+def test_cmu_net_is_the_mean_over_slices_and_colab_needs_a_reference():
+    pred, ref = blobs(8)
+    pred[3], ref[4], pred[5], ref[5] = False, False, False, False
+    slices = [row(pred[d], ref[d], (0.7, 1.1), convention="monai") for d in range(len(ref))]
+    only = row(pred, ref, (2.5, 0.7, 1.1), convention="cmu-net")
+    for key in METRICS[:8]:
+        assert only[key] == pytest.approx(np.nanmean([one[key] for one in slices]))
+    assert {"missed", "spurious", "absent"} <= {one["status"] for one in slices}
+    spurious = row(np.ones((3, 3)), np.zeros((3, 3)), (1.0, 1.0), convention="colab")
+    assert spurious["status"] == "spurious"
+    assert isnan(spurious["dsc"])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equal_to_the_peers(seed, peer_scores):
+    dims = 2 + seed % 2
+    spacing = tuple(np.random.default_rng(seed).uniform(0.5, 3, dims).tolist())
+    pred, ref = blobs(seed, (17, 23, 15)[-dims:]) if seed else _real_masks()
+    spacing = spacing if seed else (3.27, 1.95, 1.95)
+    convention, expected = peer_scores(pred, ref, spacing, 1.37)
+    only = row(pred, ref, spacing, tolerance_mm=1.37, convention=convention)
+    assert {key: only[key] for key in expected} == pytest.approx(expected, abs=1e-3)
+
+
+def _real_masks() -> tuple[np.ndarray, np.ndarray]:
+    """A tumour, and its outline moved, grown and cut into bands."""
+    folder = files("contextseg") / "demo_data" / "labelsTr"
+    ref = read_labels(str(min(folder.iterdir(), key=str))).array == 1
+    bands = (np.arange(ref.shape[1]) % 9 > 0)[:, None]
+    return ndimage.binary_dilation(np.roll(ref, (1, 2), (0, 2)), iterations=2) & bands, ref
+
+
+@pytest.fixture(params=["monai", "surface_distance", "medpy"])
+def peer_scores(request: pytest.FixtureRequest) -> Callable[..., Scores]:
+    pytest.importorskip(request.param)
+    return {"monai": _monai, "surface_distance": _surface_distance, "medpy": _medpy}[request.param]
+
+
+def _monai(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> Scores:
+    import torch
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
+
+    p, r = (torch.from_numpy(mask.copy())[None, None] for mask in (pred, ref))
+    options = {"include_background": True, "spacing": spacing}
+    scores = {
+        "hd95_mm": compute_hausdorff_distance(p, r, percentile=95, **options),
+        "hd_mm": compute_hausdorff_distance(p, r, **options),
+        "assd_mm": compute_average_surface_distance(p, r, symmetric=True, **options),
+        "nsd": compute_surface_dice(p, r, [tolerance], **options),
+    }
+    return "monai", {key: float(value) for key, value in scores.items()}
+
+
+def _surface_distance(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> Scores:
+    import surface_distance as peer
+
+    found = peer.compute_surface_distances(ref, pred, spacing)
+    return "deepmind", {
+        "hd95_mm": peer.compute_robust_hausdorff(found, 95),
+        "hd_mm": peer.compute_robust_hausdorff(found, 100),
+        "nsd": peer.compute_surface_dice_at_tolerance(found, tolerance),
+        "dsc": peer.compute_dice_coefficient(ref, pred),
+    }
+
+
+def _medpy(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], _: float) -> Scores:
+    from medpy.metric import binary
+
+    surface = {"hd95_mm": binary.hd95, "hd_mm": binary.hd, "assd_mm": binary.assd}
+    overlap = {"dsc": binary.dc, "iou": binary.jc, "sen": binary.recall, "prc": binary.precision, "rvd": binary.ravd}
+    scores = {key: measure(pred, ref, spacing) for key, measure in surface.items()}
+    return "medpy", scores | {key: measure(pred, ref) for key, measure in overlap.items()}
