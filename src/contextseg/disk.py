@@ -44,6 +44,9 @@ _DISK_ERRORS = {
     errno.EACCES: ("no permission to write here", "choose an output folder that can be written to"),
     errno.EPERM: ("no permission to write here", "choose an output folder that can be written to"),
     errno.ENOTDIR: ("a file stands where a folder is needed", "choose another output folder"),
+    errno.EEXIST: ("a file stands where a folder is needed", "choose another output folder"),
+    errno.EISDIR: ("a folder stands where a file is needed", "choose another output folder"),
+    errno.EFBIG: ("the file would be larger than this disk allows", "choose another disk, or raise the limit"),
 }
 
 
@@ -63,7 +66,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Write to a temporary name beside `path`, which takes the place of `path` when the block ends well.
 
     A reader sees the old content or the new, never half of it; after an error or a kill the old content stands. The
-    temporary name keeps the file's ending. A folder written there replaces a folder. Missing parents are made.
+    temporary name keeps the file's ending. A folder written there replaces a folder, which for an instant is at neither
+    name. Missing parents are made.
 
     Raises `Problem` if the disk is full or cannot be written to.
     """
@@ -73,9 +77,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            if temporary.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
+            if temporary.is_dir() and path.is_dir():
+                old = temporary.with_name(f"{temporary.name}-old")
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old, ignore_errors=True)
+                return
+            if temporary.is_file():
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -100,9 +108,11 @@ def write_json(path: str | Path, content: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises `Problem` where it is missing or is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise Problem(path, "the file does not exist", "check the path") from None
+    except PermissionError:
+        raise Problem(path, "no permission to read it", "change the file's permissions") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Problem(path, f"not valid JSON ({error})", "mend the file in a text editor") from error
 

@@ -308,7 +308,7 @@ def predict_scan(
         mirror_axes=[axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
         swaps=plan.swaps,
         lateral_axis=plan.lateral_axis,
-        batch_size=how.windows,
+        batch_size=how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
         to_class=np.array(plan.values),
         progress=tell,
     )

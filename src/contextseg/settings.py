@@ -21,11 +21,15 @@ UNDECIDED = -2
 
 @dataclass(frozen=True)
 class Prediction:
-    """How finished networks are applied: the windows' step as a share of the patch; test-time mirrors; windows at once."""
+    """How finished networks are applied.
+
+    step     of the sliding window, as a share of the patch.   mirror: average over mirrored inputs too.
+    windows  how many go through a network at once; 0 is what fills a processor: more of small ones.
+    """
 
     step: float = 0.5
     mirror: bool = True
-    windows: int = 1
+    windows: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def _parse(text: str, hint: Any, name: str) -> Any:
         if isinstance(value, bool) or not float(value).is_integer():
             raise wrong
         return int(value)
-    if not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong
     return float(value)
 

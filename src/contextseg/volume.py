@@ -1,8 +1,8 @@
 """Scans in and out: an array, and where each of its voxels lies in the patient. All millimetres live here.
 
-Axes are (D, H, W) with D slowest. `affine` maps a voxel index (d, h, w, 1) to millimetres in the patient, RAS+ (x to the
-right, y to the front, z to the head). An orientation is three letters: where each axis points as its index grows. "SAR",
-the usual one here: slices from foot to head, rows from back to front, columns from left to right.
+Axes are (D, H, W) with D slowest. `affine` maps a voxel index (d, h, w, 1) to millimetres in the patient, RAS+ (x to
+the right, y to the front, z to the head). An orientation is three letters: where each axis points as its index grows.
+"SAR", the usual one here: slices from foot to head, rows from back to front, columns from left to right.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from contextseg.disk import Problem, replacing
+from contextseg.disk import Problem
+from contextseg.formats import ending, load, save
+
+__all__ = ["AXIAL", "Volume", "axis_moves", "ending", "read", "read_labels", "resample", "resample_labels", "write"]
 
 AXIAL = "SAR"
-NIFTI = (".nii.gz", ".nii")
 _OPPOSITE = dict(zip("RASLPI", "LPIRAS"))
 
 
@@ -74,14 +76,17 @@ class Volume:
         """The part inside `box` (three slices with start and stop, step 1), at the same place in the patient."""
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
-        return Volume(self.array[(..., *box)], affine)
+        d, h, w = box
+        return Volume(self.array[..., d, h, w], affine)
 
     def same_grid(self, other: Volume, tolerance_mm: float = 0.1) -> bool:
         """Whether both have the same shape and every voxel lies at the same place to within `tolerance_mm`."""
-        if self.shape != other.shape:
-            return False
+        return self.shape == other.shape and self.apart_mm(other) <= tolerance_mm
+
+    def apart_mm(self, other: Volume) -> float:
+        """How far apart a voxel of this grid and the one with the same index in `other` can lie: at a corner."""
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1.0])).reshape(4, -1)
-        return bool(np.abs((self.affine - other.affine) @ corners).max() <= tolerance_mm)
+        return float(np.linalg.norm((self.affine - other.affine) @ corners, axis=0).max())
 
     def with_array(self, array: np.ndarray) -> Volume:
         """Another array on the same grid."""
@@ -100,17 +105,7 @@ def axis_moves(source: str, target: str) -> tuple[list[int], list[bool]]:
     return [source.index(letter) for letter in letters], [letter not in source for letter in target]
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
-
-
-def ending(path: str | Path) -> str:
-    """A scan file's ending, with both parts of `.nii.gz`; "" for a folder (a DICOM series).
-
-    >>> ending("a.b/scan_0000.nii.gz"), ending("scan.mha")
-    ('.nii.gz', '.mha')
-    """
-    name = Path(path).name
-    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
 def read(*paths: str | Path) -> Volume:
@@ -119,7 +114,7 @@ def read(*paths: str | Path) -> Volume:
     The array keeps the file's number type where there is no scaling. Raises `Problem` for a file that is missing,
     truncated or of no known format, and for channels on different grids.
     """
-    volumes = [_read_one(Path(path)) for path in paths]
+    volumes = [_load(Path(path)) for path in paths]
     for path, volume in zip(paths[1:], volumes[1:]):
         if not volume.same_grid(volumes[0]):
             raise Problem(path, f"its grid differs from that of {paths[0]}", "resample the channels onto one grid")
@@ -133,136 +128,42 @@ def read_labels(path: str | Path) -> Volume:
 
     Raises `Problem` for a file that cannot be read, has several channels, or holds values that are not whole numbers.
     """
-    volume = _read_one(Path(path))
-    if len(volume.array) != 1:
+    volume = _load(Path(path))
+    if len(volume.array) != 1 and not (volume.array == volume.array[:1]).all():  # grey pictures saved as RGB are fine
         raise Problem(path, f"a label map with {len(volume.array)} channels", "store one integer label for each voxel")
     array = volume.array[0]
     if array.dtype.kind == "f":
-        whole = np.nan_to_num(np.rint(array), nan=0.5)
-        if not np.array_equal(whole, array):
-            raise Problem(
-                path, "label values that are not whole numbers", "save the labels as integers, without interpolation"
+        whole = np.rint(array)
+        with np.errstate(invalid="ignore"):
+            off = ~(np.abs(array - whole) <= 0.01)  # a scaled file holds 1.00002 for 1; NaN and infinity are off too
+        if off.any():
+            examples = ", ".join(f"{value:.3g}" for value in np.unique(array[off])[:3])
+            what = (
+                f"{off.sum()} voxel{'s' if off.sum() > 1 else ''} whose label is not a whole number, such as {examples}"
             )
+            raise Problem(path, what, "save the labels as integers; resample them without interpolation")
         array = whole
-    low, high = (array.min(), array.max()) if array.size else (0, 0)
-    fits = -(2**15) <= low and high < 2**15
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if low < -(2**31) or high >= 2**31:
+        raise Problem(path, f"label values from {low} to {high}", "use small whole numbers, one for each class")
+    fits = low >= -(2**15) and high < 2**15
     return volume.with_array(array.astype(np.int16 if fits else np.int32, copy=False))
 
 
-def _read_one(path: Path) -> Volume:
-    if not path.exists():
-        raise Problem(path, "the file does not exist", "check the path, and that the data set is complete")
-    try:
-        return _read_nifti(path) if ending(path) in NIFTI else _read_itk(path)
-    except (EOFError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
-        raise Problem(
-            path, f"cannot be read, it looks truncated or damaged ({reason})", "copy or export the file again"
-        ) from error
-    except Exception as error:  # nibabel and zlib raise classes of their own
-        if type(error).__module__.split(".")[0] not in ("nibabel", "zlib", "isal"):
-            raise
-        raise Problem(path, f"cannot be read, it looks damaged ({error})", "copy or export the file again") from error
-
-
-def _read_nifti(path: Path) -> Volume:
-    import nibabel
-    from isal import igzip
-
-    if ending(path) == ".nii.gz":
-        with igzip.open(path, "rb") as file:
-            image = nibabel.Nifti1Image.from_bytes(file.read())
-    else:
-        image = nibabel.load(path)
-    slope, inter = image.dataobj.slope, image.dataobj.inter
-    plain = (slope, inter) == (1, 0)
-    array = (
-        np.asanyarray(image.dataobj) if plain else image.dataobj.get_unscaled() * np.float32(slope) + np.float32(inter)
-    )
-    if array.ndim == 5 and array.shape[3] == 1:  # a vector image
-        array = array[..., 0, :]
-    if not 2 <= array.ndim <= 4:
-        raise ValueError(f"{array.ndim} dimensions")
-    if array.dtype.fields is not None:
-        raise ValueError("a colour image")
-    array = array.reshape(array.shape + (1,) * (4 - array.ndim))
-    array = array.transpose(3, 2, 1, 0)
-    return Volume(
-        array.astype(array.dtype.newbyteorder("="), copy=False), np.asarray(image.affine, float)[:, [2, 1, 0, 3]]
-    )
-
-
-def _read_itk(path: Path) -> Volume:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    if path.is_dir():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
-        if len(series) != 1:
-            raise Problem(path, f"{len(series)} DICOM series in this folder", "give each scan a folder with one series")
-        image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
-    else:
-        image = sitk.ReadImage(str(path))
-    array = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-    else:
-        array = array[None]
-    dims = image.GetDimension()
-    if dims == 2:
-        array = array[:, None]
-    elif dims == 4 and array.shape[0] == 1:  # the fourth axis is the slowest: channels or time
-        array = array[0]
-    elif dims != 3:
-        raise ValueError(f"{dims} dimensions")
-    use = min(dims, 3)
-    affine = np.eye(4)
-    direction = np.array(image.GetDirection()).reshape(dims, dims)[:use, :use]
-    affine[:use, :use] = direction * np.array(image.GetSpacing())[:use]
-    affine[:use, 3] = image.GetOrigin()[:use]
-    affine = np.diag([-1.0, -1, 1, 1]) @ affine  # ITK counts millimetres to the left and to the back
-    return Volume(array, affine[:, [2, 1, 0, 3]])
+def _load(path: Path) -> Volume:
+    return Volume(*load(path))
 
 
 def write(path: str | Path, volume: Volume) -> None:
-    """Write a label map (D, H, W) or an image (C, D, H, W), atomically; NIfTI by nibabel, any other ending by SimpleITK.
+    """Write a label map (D, H, W) or an image (C, D, H, W), atomically; NIfTI by nibabel, the rest by SimpleITK.
 
-    The number type is kept (bool becomes uint8). Raises `Problem` if the disk is full or cannot be written to.
+    The number type is kept (bool becomes uint8, float16 float32). TIFF and pictures keep the array alone: their affine
+    is lost. Raises `Problem` for an ending that cannot hold the array, and if the disk is full or cannot be written to.
     """
-    array = volume.array.astype(np.uint8) if volume.array.dtype == bool else volume.array
-    if ending(path) not in NIFTI:
-        return _write_itk(Path(path), array, volume.affine)
-    import nibabel
-    from isal import igzip
-
-    data = np.moveaxis(array.T, -1, 3) if array.ndim == 4 and len(array) > 1 else array.reshape(volume.shape).T
-    affine = volume.affine[:, [2, 1, 0, 3]]
-    image = nibabel.Nifti1Image(data, affine, dtype=array.dtype)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    content = image.to_bytes()
-    with replacing(path) as temporary:
-        temporary.write_bytes(igzip.compress(content, 1) if ending(path) == ".nii.gz" else content)
+    save(Path(path), volume.array, volume.affine)
 
 
-def _write_itk(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    import SimpleITK as sitk
-
-    several = array.ndim == 4 and len(array) > 1
-    image = sitk.GetImageFromArray(
-        np.moveaxis(array, 0, -1) if several else array.reshape(array.shape[-3:]), isVector=several
-    )
-    lps = np.diag([-1.0, -1, 1, 1]) @ affine[:, [2, 1, 0, 3]]
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    with replacing(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
-
-
-# --- resampling ---------------------------------------------------------------------------------------------------------
+# --- resampling -----------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)
@@ -279,9 +180,9 @@ def _interpolation(n: int, new: int, order: int) -> np.ndarray:
 def resample(array: np.ndarray, shape: Sequence[int], order: int | Sequence[int] = 3) -> np.ndarray:
     """Resample (..., D, H, W) to the grid `shape` over the same extent, float32.
 
-    `order` is the spline's, one number or one for each axis: 0 nearest, 1 linear, 3 cubic. A spline on a regular grid is
-    separable, so this is three matrix products, equal to `scipy.ndimage.zoom(mode="nearest", grid_mode=True)` to rounding
-    at a tenth of its time (`benchmarks/`). Unlike nnU-Net's, the result is not clipped to the input's range.
+    `order` is the spline's, one number or one for each axis: 0 nearest, 1 linear, 3 cubic. A spline on a regular grid
+    is separable, so this is three matrix products, equal to `scipy.ndimage.zoom(mode="nearest", grid_mode=True)` to
+    rounding at a tenth of its time (`benchmarks/`). Unlike nnU-Net's, the result is not clipped to the input's range.
     """
     orders = [order] * 3 if isinstance(order, int) else list(order)
     out: Any = np.ascontiguousarray(array, dtype=np.float32)
@@ -305,7 +206,8 @@ def resample(array: np.ndarray, shape: Sequence[int], order: int | Sequence[int]
 def resample_labels(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Resample a label map (D, H, W) to `shape`: each value's mask is resampled linearly and the largest wins.
 
-    Each value is handled inside its own box, so that a hundred small organs cost little more than one. The type is kept.
+    Each value is handled inside its own box, so that a hundred small organs cost little more than one. The type is
+    kept.
     """
     if tuple(label.shape) == tuple(shape):
         return label

@@ -1,0 +1,126 @@
+"""What is written survives an error, a full disk and a locked folder; what cannot be read says so."""
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contextseg.disk import Problem, did_you_mean, digest, read_json, replacing, write_json
+from contextseg.volume import Volume, read_labels, write
+from test_volume import counting
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    with replacing(path) as temporary:
+        assert temporary.suffix == ".txt"
+        temporary.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        with replacing(tmp_path / "case") as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [p.name for p in (tmp_path / "case").iterdir()] == ["second"]
+
+    def fail() -> None:
+        with replacing(tmp_path / "case") as temporary:
+            temporary.mkdir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["case"]
+    assert (tmp_path / "case" / "second").read_text() == "second"
+
+
+@pytest.mark.parametrize("end", [".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".tif"])
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, end: str) -> None:
+    path = tmp_path / f"a{end}"
+    old = Volume(np.ones((1, 3, 3), np.uint8), np.eye(4))
+    write(path, old)
+    noise = np.random.default_rng(0).integers(0, 250, (1, 40, 50)).astype(np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the write stops half-way, as on a full disk
+    try:
+        with pytest.raises(Problem) as caught:
+            write(path, Volume(noise, np.eye(4)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.where == str(path)
+    assert np.array_equal(read_labels(path).array, old.array)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_space_and_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(Problem, match="the disk is full"):
+            write_json(tmp_path / "a.json", {})
+    assert not list(tmp_path.iterdir())
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(Problem, match="no permission to write"):
+            write(locked / "a.nii.gz", counting())
+    finally:
+        if root:
+            os.seteuid(0)
+        locked.chmod(0o755)
+
+
+def test_a_file_where_a_folder_is_needed_and_the_reverse(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Problem, match="a file stands where a folder is needed"):
+        write_json(tmp_path / "file" / "a.json", {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Problem, match="a folder stands where a file is needed"):
+        write_json(tmp_path / "folder", {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "Müller"})
+    assert read_json(tmp_path / "a.json") == {"name": "Müller"}
+    (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([1]).encode())  # as some Windows editors save it
+    assert read_json(tmp_path / "b.json") == [1]
+    (tmp_path / "c.json").write_text("{'a': 1}")
+    with pytest.raises(Problem, match="not valid JSON"):
+        read_json(tmp_path / "c.json")
+    with pytest.raises(Problem, match="does not exist"):
+        read_json(tmp_path / "d.json")
+
+
+def test_a_digest_follows_content_not_names(tmp_path: Path) -> None:
+    for name, content in (("a", b"x"), ("b", b"x"), ("c", b"y")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (digest(tmp_path / name) for name in "abc")
+    assert a == b != c
+    assert len(a) == 16
+    assert digest({"p": 1, "q": 2}) == digest({"q": 2, "p": 1}) != digest({"p": 1}, {"q": 2})
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("larinx", ["larynx", "liver"]) == "did you mean larynx?"
+    assert did_you_mean("xyz", ["liver", "brain"]) == "choose from brain, liver"

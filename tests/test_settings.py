@@ -1,0 +1,65 @@
+"""Every setting has one name, one type, and survives JSON."""
+
+from __future__ import annotations
+
+import pytest
+
+from contextseg.data.augment import Augmentation
+from contextseg.disk import Problem
+from contextseg.methods import METHODS
+from contextseg.settings import Settings, names
+from contextseg.train import Training
+
+
+def test_assignments_reach_every_part() -> None:
+    done = Settings("data").set(
+        ["steps=7", "rotation_deg=5", "spacing_mm=4, 4,2", "net=resenc", "step=0.25", "planning.dims=2", "mirror=none"][:-1]
+    )
+    assert done.training == Training(steps=7)
+    assert done.augmentation == Augmentation(rotation_deg=5.0)
+    assert done.planning == {"spacing_mm": (4, 4, 2), "dims": 2}
+    assert done.arguments == {"net": "resenc"}
+    assert done.prediction.step == 0.25
+
+
+def test_a_name_that_two_parts_share_must_say_which() -> None:
+    with pytest.raises(Problem, match=r"augmentation\.mirror or prediction\.mirror"):
+        Settings("data").set(["mirror=false"])
+    done = Settings("data").set(["prediction.mirror=false", "augmentation.mirror=true,true,false"])
+    assert done.prediction.mirror is False
+    assert done.augmentation.mirror == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("stpes=7", "did you mean steps"),
+        ("steps=many", "not a value of type int"),
+        ("steps=1.5", "not a value of type int"),
+        ("lr=fast", "not a value of type float"),
+        ("steps", "write --set name=value"),
+        ("tensorboard=perhaps", "type bool"),
+        ("scale=2,1", "scale"),
+        ("memory_gb=true", "not a value of type float"),
+    ],
+)
+def test_what_cannot_be_is_said(assignment: str, said: str) -> None:
+    with pytest.raises(Problem, match=said):
+        Settings("data").set([assignment])
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(Problem, match="did you mean supervised"):
+        Settings("data", method="supervized").set(["steps=1"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_name_is_listed_once_and_json_is_the_same(method: str) -> None:
+    listed = names(method)
+    assert len(listed) == len(set(listed))
+    assert "training.steps" in listed
+    settings = Settings("data", method).set(["steps=3", "spacing_mm=1,2,3", "noise_sd=0,0.5"])
+    again = Settings.from_json(settings.to_json())
+    assert again.to_json() == settings.to_json()
+    assert again.training == settings.training
+    assert again.augmentation == settings.augmentation
