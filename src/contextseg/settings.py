@@ -97,9 +97,8 @@ def _names(method: str) -> dict[str, dict[str, Any]]:
     hints = get_type_hints(make_plan)
     keyword = [p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY]
     made["planning"] = {name: hints[name] for name in keyword}
-    entry = METHODS[method]
-    hints = get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
-    made["arguments"] = {n: hints.get(n, Any) for n in list(inspect.signature(entry).parameters)[1:]}
+    arguments = list(inspect.signature(METHODS[method]).parameters.values())[1:]
+    made["arguments"] = {p.name: p.annotation for p in arguments}
     return made
 
 

@@ -1,0 +1,179 @@
+"""The curves and box plots of the page: small matplotlib figures as SVG, each legible alone at a phone's width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from contextseg.metrics import MISSED, SPURIOUS
+from contextseg.report.numbers import MEASURES, finite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, INK, PALE = "#0072B2", "#D55E00", "#333333", "#d5d9dd"  # blue and orange of Okabe and Ito
+TERMS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+STYLES = ("-", "--", "-.", ":")  # so that lines are told apart without colour too
+FEW = 5  # a box drawn from fewer points says less than the points
+NOT_TERMS = ("step", "part", "seconds", "lr", "dice")
+_LOOK: Any = {
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8eb",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "contextseg",  # the same chart gives the same bytes
+}
+
+Charts = dict[str, bytes]  # what it shows -> SVG
+
+
+def _chart(draw: Callable[[Axes], None], height_in: float = 2.5) -> bytes:
+    """One figure of 3.6 inches width, as SVG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_LOOK):
+        figure = Figure(figsize=(3.6, height_in), layout="constrained")
+        draw(figure.subplots())
+        file = BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return file.getvalue()
+
+
+# --- box plots --------------------------------------------------------------------------------------------------------
+
+
+def spread_charts(tidied: pd.DataFrame, columns: Sequence[str] = ("dsc", "nsd", "hd95_mm")) -> Charts:
+    """For each measure that is there, one box and all points for every class; a missed or spurious one is a cross."""
+    charts = {}
+    for column in columns:
+        known = tidied[np.isfinite(tidied[column])]
+        if known.empty:
+            continue
+        parts = {name: known[known["class"] == name] for name in dict.fromkeys(known["class"])}
+        values = {name: part[column].to_numpy() for name, part in parts.items()}
+        failed = {name: part["status"].isin((MISSED, SPURIOUS)).to_numpy() for name, part in parts.items()}
+        heading, digits = MEASURES[column]
+        draw = partial(_boxes, values=values, failed=failed, heading=heading, share=digits == 3)
+        charts[f"{heading} of each case, by class"] = _chart(draw, 0.9 + 0.32 * len(parts))
+    return charts
+
+
+def _boxes(
+    axes: Axes, values: Mapping[str, np.ndarray], failed: Mapping[str, np.ndarray], heading: str, share: bool
+) -> None:
+    """Horizontal boxes with the first class on top: quartiles, and whiskers to the last point within 1.5 of the box's
+    length. With fewer than five points, the points and their median alone.
+    """
+    at = np.arange(len(values))[::-1]
+    every = np.concatenate(list(values.values()))
+    crowded = len(every) > 1500  # points as one bitmap: a thousand shapes would fill the page
+    for y, (name, points) in zip(at, values.items()):
+        low, middle, high = np.percentile(points, (25, 50, 75))
+        if len(points) >= FEW:
+            near = points[(points >= low - 1.5 * (high - low)) & (points <= high + 1.5 * (high - low))]
+            axes.hlines(y, near.min(), near.max(), color=INK, linewidth=1.0, zorder=1)
+            axes.barh(y, high - low, 0.55, low, facecolor=PALE, edgecolor=INK, linewidth=1.0, zorder=2)
+        axes.vlines(middle, y - 0.27, y + 0.27, color=ORANGE, linewidth=2.5, zorder=4)
+        shift = y + 0.16 * np.sin(2.4 * np.arange(len(points)))  # spread out, the same way every time
+        size, cross = 18 if len(points) < 20 else 9, failed[name]
+        axes.scatter(points[~cross], shift[~cross], size, BLUE, alpha=0.6, linewidths=0, zorder=3, rasterized=crowded)
+        axes.scatter(points[cross], shift[cross], 20, INK, marker="x", linewidths=1.2, zorder=5)
+    axes.set_yticks(at, [name if len(name) <= 22 else name[:21] + "…" for name in values])
+    axes.set(title=heading, ylim=(-0.6, len(values) - 0.4))
+    axes.grid(False, axis="y")
+    if share:
+        axes.set_xlim(-0.03 if every.min() < 0.5 else 0.47 if every.min() < 0.8 else 0.78, 1.02)
+    elif every.max() > 10 * max(float(np.median(every)), 1.0):  # a missed organ's distance is the image's diagonal
+        axes.set_xscale("symlog", linthresh=1.0)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(-0.1, 1.3 * every.max())
+    else:
+        axes.set_xlim(-0.03 * max(every.max(), 1.0), 1.05 * max(every.max(), 1.0))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def training_charts(rows: Sequence[Mapping[str, Any]]) -> Charts:
+    """Loss, loss terms (of several), Dice and learning rate over the steps of one training; those that were logged."""
+    terms = list(dict.fromkeys(name for row in rows for name in row if name not in NOT_TERMS and _is_number(row[name])))
+    loss = {part: _series(rows, part, terms) for part in ("train", "check")}
+    dice = {part: _series(rows, part, ["dice"]) for part in ("train", "check")}
+    charts = {}
+    if any(len(x) for x, _ in loss.values()):
+        title = "Loss" if len(terms) == 1 else "Loss, sum of its terms"
+        charts["Loss"] = _chart(partial(_curves, title=title, series=loss))
+    each = {name: _series(rows, "train", [name]) for name in terms}
+    if sum(bool(len(x)) for x, _ in each.values()) > 1:
+        charts["Loss terms, training"] = _chart(partial(_curves, title="Loss terms, training", series=each))
+    if any(len(x) for x, _ in dice.values()):
+        charts["Dice on patches"] = _chart(partial(_curves, title="Dice on patches", series=dice))
+    rate = _series(rows, "train", ["lr"])
+    if len(rate[0]):
+        charts["Learning rate"] = _chart(partial(_curves, title="Learning rate", series={"": rate}))
+    return charts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], part: str, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the sum of the named values at each; rows without one, or without a finite sum, are left out."""
+    points = []
+    for row in rows:
+        there = [finite(row[name]) for name in names if name in row]
+        if row.get("part") == part and there and math.isfinite(sum(there)):
+            points.append((finite(row.get("step")), sum(there)))
+    x, y = np.array(points, float).reshape(-1, 2).T
+    return x, y
+
+
+def _curves(axes: Axes, title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Lines over steps; a long one is drawn pale, with its running mean on top; one with few points shows them."""
+    drawn = {name: points for name, points in series.items() if len(points[0])}
+    fixed = {"train": 0, "check": 1}
+    for i, (name, (x, y)) in enumerate(drawn.items()):
+        color, style = TERMS[fixed.get(name, i) % len(TERMS)], STYLES[fixed.get(name, i) % len(STYLES)]
+        marker = "o" if len(x) <= 30 else None
+        if len(x) > 100 and name:
+            axes.plot(x, y, color=color, linewidth=0.7, alpha=0.3)
+            y = _running_mean(y, len(y) // 40)
+        axes.plot(x, y, color=color, linestyle=style, marker=marker, markersize=3, label=name)
+    axes.set(title=title, xlabel="step")
+    if max(float(y.max()) for _, y in drawn.values()) < 0.005 or "rate" in title:
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+    if "Dice" in title:
+        axes.set_ylim(-0.02, 1.02)
+    if any(drawn):
+        axes.legend(handlelength=2.6)
+
+
+def _running_mean(y: np.ndarray, half: int) -> np.ndarray:
+    """The mean of each point and `half` neighbours on either side (fewer at the ends)."""
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    low, high = np.maximum(np.arange(len(y)) - half, 0), np.minimum(np.arange(len(y)) + half + 1, len(y))
+    return (sums[high] - sums[low]) / (high - low)

@@ -1,0 +1,220 @@
+"""Planes drawn: as inline SVG for the page, whose contours can be switched off, and by matplotlib for PNG files."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from contextseg.disk import Problem, replacing
+from contextseg.report.numbers import number, ranked, telling, tidy
+from contextseg.report.planes import Lines, Plane, Regions, planes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REFERENCE = "#45C4FF"  # blue and orange are told apart by every kind of colour vision, and differ in lightness
+PREDICTION = "#FFA826"
+DASHES = (0, (2.6, 1.6))  # dashed over solid: where both run together, both are seen
+RULERS_MM = (100, 50, 20, 10, 5, 2, 1)
+
+
+def ruler_mm(field_mm: float) -> int:
+    """The longest round length that fits a quarter of the field.
+
+    >>> ruler_mm(120), ruler_mm(3)
+    (20, 1)
+    """
+    return next((mm for mm in RULERS_MM if mm <= field_mm / 4), 1)
+
+
+# --- SVG --------------------------------------------------------------------------------------------------------------
+
+
+def svg(plane: Plane, label: str) -> str:
+    """One plane as an inline SVG element; `label` says what it shows, for those who cannot see it."""
+    size = f"{plane.field_mm:.2f}"
+    x, y, width, height = (f"{v:.2f}" for v in plane.box_mm)
+    em = f"--em:{plane.field_mm * 0.05:.2f}px"
+    parts = [
+        f'<svg viewBox="0 0 {size} {size}" style="{em}" role="img" aria-label="{escape(label)}">',
+        f'<image x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none" ',
+        f'href="{_png(plane.grey)}"/>',
+        '<g class="marks">',
+        _path("missed", plane.missed),
+        _path("false", plane.false),
+        *(_path("reference", lines, f"{name}, reference") for name, lines in plane.reference.items()),
+        *(_path("prediction", lines, f"{name}, prediction") for name, lines in plane.prediction.items()),
+        "</g>",
+        _svg_letters(plane),
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+def _path(kind: str, lines: Lines, title: str = "") -> str:
+    if not lines:
+        return ""
+    d = "".join("M" + "L".join(f"{x:.2f},{y:.2f}" for x, y in line[:-1]) + "Z" for line in lines)
+    return f'<path class="{kind}" d="{d}">{f"<title>{escape(title)}</title>" if title else ""}</path>'
+
+
+def _svg_letters(plane: Plane) -> str:
+    """The four orientation letters at the edges, and a ruler at the lower right."""
+    size, em = plane.field_mm, plane.field_mm * 0.05
+    places = [(em * 0.4, size / 2, "start"), (size - em * 0.4, size / 2, "end")]
+    places += [(size / 2, em * 0.8, "middle"), (size / 2, size - em * 0.75, "middle")]
+    texts = [
+        f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}">{letter}</text>'
+        for (x, y, anchor), letter in zip(places, plane.letters)
+    ]
+    length, right, low = ruler_mm(size), size - em * 0.5, size - em * 0.5
+    texts.append(f'<path class="ruler" d="M{right - length:.2f},{low:.2f}H{right:.2f}"/>')
+    beside = f'x="{right:.2f}" y="{low - em * 0.7:.2f}"'
+    texts.append(f'<text {beside} text-anchor="end" font-size="0.8em">{length} mm</text>')
+    return f'<g class="letters">{"".join(texts)}</g>'
+
+
+def _png(grey: np.ndarray) -> str:
+    """A grey picture (H, W) uint8 as a data URI."""
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(grey).save(file, "png", optimize=True)
+    return "data:image/png;base64," + b64encode(file.getvalue()).decode()
+
+
+# --- matplotlib -------------------------------------------------------------------------------------------------------
+
+
+def annotated(regions: Regions, rows: pd.DataFrame) -> Regions:
+    """The regions with a row in this case's part of the table: others were not annotated. All where it has no rows."""
+    known = {*rows["class"], "ignore"}
+    return regions if rows.empty else {name: values for name, values in regions.items() if name in known}
+
+
+def overlay(case: Mapping[str, Any], regions: Regions, focus: str | None = None) -> Figure:
+    """One case in three planes with the contours of reference and prediction, errors shaded: a matplotlib figure.
+
+    `case` has "image" (a path, or one for each channel) and perhaps "reference" and "prediction" (label maps with the
+    file's values); `regions` names the values of each class. The planes go through the centre of `focus`, or of the
+    largest region. Radiological convention: the patient's right is at the left, front and head are at the top.
+
+    Raises `Problem` if a file cannot be read or the grids differ.
+    """
+    found = planes(case, regions, focus)
+    figure = _figure(len(found), 1)
+    figure.suptitle(str(case.get("case", "")), fontsize=11)
+    for axes, plane in zip(figure.axes, found):
+        axes.set_title(plane.name, fontsize=9)
+        _draw(axes, plane)
+    return figure
+
+
+def demo_picture(path: str | Path, table: pd.DataFrame, cases: Sequence[Mapping[str, Any]], regions: Regions) -> None:
+    """A PNG of the best, median and worst case by mean Dice (fewer of fewer cases), a column each, in three planes.
+
+    Written atomically. Raises `Problem` if no case has a score, or a file of these cases cannot be read.
+    """
+    tidied = tidy(table)
+    order = ranked(tidied)
+    files = {str(case["case"]): case for case in cases}
+    chosen = [(role, name) for role, name in reversed(telling(order).items()) if name in files]
+    if not chosen:
+        raise Problem(path, "no case has a score, so there is nothing to show", "evaluate the predictions first")
+    columns = [planes(files[name], annotated(regions, tidied[tidied["case"] == name])) for _, name in chosen]
+    figure = _figure(len(columns), max(map(len, columns)))
+    grid = np.array(figure.axes).reshape(-1, len(columns))
+    for axes in figure.axes:
+        axes.set_axis_off()
+    for column, ((role, name), found) in enumerate(zip(chosen, columns)):
+        heading = f"{role}: Dice {number(float(order[name]), 2)}" if len(order) > 1 else f"Dice {order[name]:.2f}"
+        grid[0, column].set_title(f"{heading}\n{name}", fontsize=9)
+        for axes, plane in zip(grid[:, column], found):
+            axes.set_axis_on()
+            _draw(axes, plane)
+    _save(figure, path)
+
+
+def _figure(columns: int, rows: int) -> Figure:
+    """Square axes, titles above and a legend below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    side, above, below = 2.6, 0.5, 0.35
+    figure = Figure(figsize=(side * columns, side * rows + above + below), dpi=110)
+    FigureCanvasAgg(figure)
+    figure.subplots(rows, columns, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
+    height = side * rows + above + below
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=below / height, top=1 - above / height)
+    keys = [
+        Line2D([], [], color=REFERENCE, linewidth=2, label="reference"),
+        Line2D([], [], color=PREDICTION, linewidth=2, linestyle=DASHES, label="prediction"),
+        Patch(facecolor=PREDICTION, alpha=0.5, label="false positive"),
+        Patch(facecolor=REFERENCE, alpha=0.5, label="missed"),
+    ]
+    figure.legend(
+        handles=keys[: 4 if columns > 1 else 2],
+        loc="lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+        handlelength=1.7,
+        columnspacing=1.2,
+    )
+    return figure
+
+
+def _draw(axes: Axes, plane: Plane) -> None:
+    from matplotlib.patheffects import Normal, Stroke
+
+    x, y, width, height = plane.box_mm
+    size = plane.field_mm
+    axes.set_facecolor("black")
+    axes.imshow(plane.grey, "gray", vmin=0, vmax=255, extent=(x, x + width, y + height, y), interpolation="bilinear")
+    axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
+    _fill(axes, plane.missed, REFERENCE)
+    _fill(axes, plane.false, PREDICTION)
+    _outline(axes, plane.reference.values(), REFERENCE)
+    _outline(axes, plane.prediction.values(), PREDICTION, DASHES)
+    places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
+    anchors = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
+    for (u, v), (across, up), letter in zip(places, anchors, plane.letters):
+        letters = axes.text(u, v, letter, transform=axes.transAxes, ha=across, va=up, color="white", fontsize=8)
+        letters.set_path_effects([Stroke(linewidth=2, foreground="black"), Normal()])
+
+
+def _outline(axes: Axes, lines: Iterable[Lines], color: str, style: Any = "solid") -> None:
+    from matplotlib.collections import LineCollection
+
+    every = [line for part in lines for line in part]
+    axes.add_collection(LineCollection(every, colors=color, linewidths=1.4, linestyles=[style]))
+
+
+def _fill(axes: Axes, lines: Lines, color: str) -> None:
+    """Outlines as one filled shape; the outline of a hole runs the other way round, and stays empty."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Shape
+
+    if lines:
+        shape = Shape.make_compound_path(*(Shape(line, closed=True) for line in lines))
+        axes.add_patch(PathPatch(shape, facecolor=color, alpha=0.4, linewidth=0))
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    """As PNG without transparency, date or version: the same picture gives the same bytes."""
+    from PIL import Image
+
+    file = BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    with replacing(path) as temporary:
+        Image.open(file).convert("RGB").save(temporary, "png", optimize=True)

@@ -1,0 +1,232 @@
+"""From a scan and its label maps to three upright slices with their contours, ready to draw.
+
+Everything is turned to "IPL" first, so that the array's own order is the radiologist's: rows run from head to feet
+(axial: from front to back), columns from the patient's right to the left (sagittal: from front to back).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contextseg.disk import Problem
+from contextseg.volume import Volume, read, read_labels
+
+UPRIGHT = "IPL"
+PLANES = (("axial", 0, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 2, "APSI"))  # name, axis across, letters
+CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
+MARGIN_MM = 40.0  # of the field of view around the region: enough to know the place
+
+Regions = Mapping[str, Sequence[int]]
+Lines = list[np.ndarray]  # closed polylines, each (N, 2): x, y in mm
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One slice in a square field of view; millimetres count from its upper left corner, x to the right, y downwards.
+
+    letters  what lies at the left, right, top and bottom edge: "RLAP" for an axial slice.
+    grey     (H, W) uint8, which covers `box_mm` (x, y, width, height); it may reach beyond the field.
+    """
+
+    name: str
+    letters: str
+    field_mm: float
+    grey: np.ndarray
+    box_mm: tuple[float, float, float, float]
+    reference: dict[str, Lines]
+    prediction: dict[str, Lines]
+    false: Lines
+    missed: Lines
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """An upright image (its first channel) and label maps on one grid, the classes, and values that nobody scores."""
+
+    image: np.ndarray
+    reference: np.ndarray | None
+    prediction: np.ndarray | None
+    spacing_mm: tuple[float, float, float]
+    grey_range: tuple[float, float]
+    classes: Regions
+    ignored: Sequence[int]
+
+    def masks(self, values: Sequence[int]) -> Iterator[np.ndarray]:
+        """Where the reference, then the prediction, has one of `values`; a map that is not there gives none."""
+        for labels in (self.reference, self.prediction):
+            if labels is not None:
+                yield np.isin(labels, list(values))
+
+
+def planes(case: Mapping[str, Any], regions: Regions, focus: str | None = None) -> list[Plane]:
+    """The three planes through the centre of `focus`; None, or a class that is not there: through the largest region.
+
+    The centre is the region's voxel nearest to its centre of mass (in the reference; in the prediction where the
+    reference has none). The field of view is a square that holds the region's box and 40 mm around it, at most the
+    image. "background" in `regions` is no class, and the voxels of "ignore" (and negative ones) are no errors. A plane
+    in which the scan is one voxel thin is left out: a 2-D image has one.
+
+    Raises `Problem` if a file cannot be read or the grids differ.
+    """
+    scan = _load(case, regions)
+    masks = list(scan.masks(_focus_values(scan, focus)))
+    mask = next((m for m in masks if m.any()), None)
+    extent = np.array(scan.image.shape) * scan.spacing_mm
+    if mask is None:
+        centre, middle, fields = tuple(n // 2 for n in scan.image.shape), extent / 2, extent
+    else:
+        low, high = _box(np.logical_or.reduce(masks))
+        centre, middle = _nearest_to_centroid(mask, scan.spacing_mm), (high + low) / 2 * scan.spacing_mm
+        fields = np.minimum((high - low) * scan.spacing_mm + 2 * MARGIN_MM, extent)
+    whole = [plane for plane in PLANES if min(n for i, n in enumerate(scan.image.shape) if i != plane[1]) > 1]
+    return [_cut(scan, plane, centre, fields, middle) for plane in whole or PLANES[:1]]
+
+
+def _load(case: Mapping[str, Any], regions: Regions) -> _Scan:
+    paths = case.get("image")
+    if not paths:
+        raise Problem(str(case.get("case")), "no image is given for this case", "name its file")
+    image = read(*([paths] if isinstance(paths, (str, Path)) else paths)).oriented(UPRIGHT)
+    maps = []
+    for role in ("reference", "prediction"):
+        labels: Volume | None = None
+        if case.get(role):
+            labels = read_labels(case[role]).oriented(UPRIGHT)
+            if not labels.same_grid(image):
+                raise Problem(case[role], "its grid differs from the image's", "write it on the grid of the image")
+        maps.append(None if labels is None else labels.array)
+    classes = {name: tuple(values) for name, values in regions.items() if name not in ("background", "ignore")}
+    first = image.array[0]
+    ignored = tuple(regions.get("ignore", ()))
+    return _Scan(first, maps[0], maps[1], image.spacing_mm, _window(first), classes, ignored)
+
+
+def _focus_values(scan: _Scan, focus: str | None) -> Sequence[int]:
+    """The label values of the class to look at: `focus` where it is there, else the largest."""
+    classes = scan.classes
+    if focus is not None and focus in classes and any(mask.any() for mask in scan.masks(classes[focus])):
+        return classes[focus]
+    best: Sequence[int] = ()
+    for labels in (scan.reference, scan.prediction):
+        if labels is None or not classes:
+            continue
+        present, counts = np.unique(labels, return_counts=True)
+        size = {name: int(counts[np.isin(present, list(values))].sum()) for name, values in classes.items()}
+        largest = max(size, key=lambda name: size[name])  # the first of equals
+        if size[largest]:
+            best = classes[largest]
+            break
+    return best
+
+
+def _box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first voxel and one past the last, on each axis."""
+    hits = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return np.array([h[0] for h in hits]), np.array([h[-1] + 1 for h in hits])
+
+
+def _nearest_to_centroid(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple[int, ...]:
+    points = np.argwhere(mask)
+    away = (((points - points.mean(0)) * spacing_mm) ** 2).sum(1)
+    return tuple(int(i) for i in points[away.argmin()])
+
+
+def _window(image: np.ndarray) -> tuple[float, float]:
+    """The grey range: soft tissue where the values are Hounsfield's (there is air, at -900 or less), else 1st to 99th
+    percentile.
+    """
+    thin = tuple(slice(None, None, max(1, round(n / 128))) for n in image.shape)
+    sample = np.asarray(image[thin], np.float32)
+    sample = sample[np.isfinite(sample)]
+    if not sample.size:
+        return 0.0, 1.0
+    if sample.min() <= -900:
+        return CT_WINDOW
+    low, high = np.percentile(sample, (1, 99))
+    return (float(low), float(high)) if high > low else (float(sample.min()), max(float(sample.max()), low + 1.0))
+
+
+def _cut(
+    scan: _Scan, plane: tuple[str, int, str], centre: Sequence[int], fields: np.ndarray, middle: np.ndarray
+) -> Plane:
+    """One of `PLANES` through the voxel `centre`: a square of the larger of its two `fields` (mm) around `middle`."""
+    title, axis, letters = plane
+    rows, columns = (i for i in range(3) if i != axis)
+    field = float(max(fields[rows], fields[columns]))
+    (top, above), (left, before) = (_part(scan, i, middle[i], field) for i in (rows, columns))
+    dy, dx = scan.spacing_mm[rows], scan.spacing_mm[columns]
+
+    def section(array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, axis, 0)[centre[axis]][top, left]  # a view: take() would copy the whole scan
+
+    def lines(mask: np.ndarray) -> Lines:
+        return [(line + 0.5) * (dx, dy) + (before, above) for line in outlines(mask)]
+
+    low, high = scan.grey_range
+    grey = np.nan_to_num(section(scan.image).astype(np.float32), nan=low)
+    grey = np.clip((grey - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
+    box = (before, above, grey.shape[1] * dx, grey.shape[0] * dy)
+    maps = [None if labels is None else section(labels) for labels in (scan.reference, scan.prediction)]
+    drawn: list[dict[str, Lines]] = []
+    for labels in maps:
+        found = (
+            {} if labels is None else {c: lines(np.isin(labels, list(values))) for c, values in scan.classes.items()}
+        )
+        drawn.append({c: those for c, those in found.items() if those})
+    false, missed = _errors(maps[0], maps[1], scan.classes, scan.ignored)
+    return Plane(title, letters, field, grey, box, drawn[0], drawn[1], lines(false), lines(missed))
+
+
+def _part(scan: _Scan, axis: int, middle: float, field: float) -> tuple[slice, float]:
+    """The voxels along `axis` inside the field around `middle`, and where the first of them starts in the field, mm.
+
+    The field is moved to stay inside the image; an image smaller than the field lies in its middle.
+    """
+    n, mm = scan.image.shape[axis], scan.spacing_mm[axis]
+    room = n * mm - field
+    start = room / 2 if room <= 0 else min(max(middle - field / 2, 0.0), room)
+    first, last = max(int(start // mm), 0), min(int(-(-(start + field) // mm)), n)
+    return slice(first, last), first * mm - start
+
+
+def _errors(
+    reference: np.ndarray | None, prediction: np.ndarray | None, classes: Regions, ignored: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of voxels of a class that the reference does not have there, and of those that lack a class; no voxel in
+    both, none where nobody has said.
+    """
+    if reference is None or prediction is None:
+        return np.zeros((0, 0), bool), np.zeros((0, 0), bool)
+    false, missed = np.zeros(reference.shape, bool), np.zeros(reference.shape, bool)
+    for values in classes.values():
+        truth, found = np.isin(reference, list(values)), np.isin(prediction, list(values))
+        false |= found & ~truth
+        missed |= truth & ~found
+    said = ~np.isin(reference, list(ignored)) & (reference >= 0)
+    return false & said, missed & ~false
+
+
+def outlines(mask: np.ndarray) -> Lines:
+    """The closed outlines of a mask (H, W), each (N, 2) as x, y in pixels; they cross half-way between pixels.
+
+    >>> [(line.min(0).tolist(), line.max(0).tolist()) for line in outlines(np.ones((2, 3), bool))]
+    [([-0.5, -0.5], [2.5, 1.5])]
+    """
+    from contourpy import contour_generator
+
+    if not mask.any():
+        return []
+    found = contour_generator(z=np.pad(mask, 1).astype(np.float64)).lines(0.5)
+    return [_without_straight(np.asarray(line) - 1) for line in found]
+
+
+def _without_straight(line: np.ndarray) -> np.ndarray:
+    """A polyline without the points that lie on the line between their neighbours."""
+    before, after = np.diff(line[:-1], axis=0), np.diff(line[1:], axis=0)
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    return line[np.concatenate([[True], turns, [True]])]
