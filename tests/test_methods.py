@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import laws
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import laws
 from contextseg.batch import IGNORE
 from contextseg.methods import METHODS, Method
 from contextseg.train import Stopped

@@ -34,7 +34,9 @@ def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {f"{node.module}.{alias.name}" if node.module == "contextseg" else node.module for alias in node.names}
+            names |= {
+                f"{node.module}.{alias.name}" if node.module == "contextseg" else node.module for alias in node.names
+            }
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
     return {name.split(".")[1] for name in names if name.startswith("contextseg.")} - {"__version__"}

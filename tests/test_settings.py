@@ -13,7 +13,9 @@ from contextseg.train import Training
 
 def test_assignments_reach_every_part() -> None:
     done = Settings("data").set(
-        ["steps=7", "rotation_deg=5", "spacing_mm=4, 4,2", "net=resenc", "step=0.25", "planning.dims=2", "mirror=none"][:-1]
+        ["steps=7", "rotation_deg=5", "spacing_mm=4, 4,2", "net=resenc", "step=0.25", "planning.dims=2", "mirror=none"][
+            :-1
+        ]
     )
     assert done.training == Training(steps=7)
     assert done.augmentation == Augmentation(rotation_deg=5.0)

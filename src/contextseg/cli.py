@@ -16,6 +16,7 @@ from contextseg.disk import Problem
 
 if TYPE_CHECKING:
     from contextseg.job import Outcome
+    from contextseg.run import Run
     from contextseg.settings import Settings
 
 app = typer.Typer(
@@ -34,9 +35,13 @@ Dataset = Annotated[
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for everything that is made.")]
 Method = Annotated[str, typer.Option(help="How to train; docs/methods.md lists all.")]
 Fold = Annotated[
-    str, typer.Option(help="0 to 4: keep that fifth for validation; all: none; auto: all if there is a labelled test split.")
+    str,
+    typer.Option(
+        help="0 to 4: keep that fifth for validation; all: none; auto: all if there is a labelled test split."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same result (bit for bit on a CPU).")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan to use, made by `contextseg plan` and edited.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as often as needed.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
@@ -61,13 +66,15 @@ def check(dataset: Dataset, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: contextseg plan Dataset001_Sarcoma -o plan.json --set spacing_mm=2,1,1 --set memory_gb=12")
+@app.command(
+    epilog="Example: contextseg plan Dataset001_Sarcoma -o plan.json --set spacing_mm=2,1,1 --set memory_gb=12"
+)
 def plan(
     dataset: Dataset,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")] = Path("plan.json"),
     settings: Set = [],  # noqa: B006  typer copies it
 ) -> None:
-    """Look at the data and write the plan: spacing, patch, network, normalisation. Edit it, then put it into a run's folder."""
+    """Look at the data and write the plan: spacing, patch, network, normalisation. Edit it; give it to run or train."""
     from contextseg.data.cache import fingerprint
     from contextseg.data.layouts import open_dataset
     from contextseg.run import planned
@@ -91,15 +98,14 @@ def train(
     method: Method = "supervised",
     fold: Fold = "auto",
     seed: Seed = 0,
+    plan: PlanFile = None,
     settings: Set = [],  # noqa: B006
 ) -> None:
     """Check, plan, preprocess, train. The same command goes on where it was stopped, whatever stopped it."""
-    from contextseg.job import settled, teach
-    from contextseg.run import Run
+    from contextseg.job import teach
 
     with _ranks():
-        run = Run(output, settled(_settings(dataset, method, fold, seed, settings)), _watch)
-        teach(run)
+        teach(_run(output, _settings(dataset, method, fold, seed, settings), plan))
     _say(f"trained: {output}. Next: contextseg predict {output} --input IMAGES --output PREDICTIONS")
 
 
@@ -110,14 +116,14 @@ def run(
     method: Method = "supervised",
     fold: Fold = "auto",
     seed: Seed = 0,
+    plan: PlanFile = None,
     settings: Set = [],  # noqa: B006
 ) -> None:
     """The whole job: check, plan, preprocess, train, predict, evaluate, report. A finished stage is not done again."""
-    from contextseg.job import main_job, settled
-    from contextseg.run import Run
+    from contextseg.job import main_job
 
     with _ranks():
-        outcome = main_job(Run(output, settled(_settings(dataset, method, fold, seed, settings)), _watch))
+        outcome = main_job(_run(output, _settings(dataset, method, fold, seed, settings), plan))
     _show(outcome)
 
 
@@ -142,7 +148,7 @@ def predict(
     output: Output,
     settings: Set = [],  # noqa: B006
 ) -> None:
-    """Segment scans, each on its own grid. What is there is kept; a scan that cannot be read does not stop the others."""
+    """Segment scans, each on its own grid. One that cannot be read does not stop the others; what is there is kept."""
     from dataclasses import replace
 
     from contextseg.data.layouts import cases_in
@@ -162,7 +168,9 @@ def predict(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, from any tool.")],
     references: Annotated[Path, typer.Argument(help="Folder of reference label maps with the same names.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for metrics.csv and summary.json.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for metrics.csv and summary.json.")
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="A dataset.json with the classes' names; otherwise every value is a class.")
     ] = None,
@@ -214,6 +222,17 @@ def _settings(dataset: Path, method: str, fold: str, seed: int, assignments: lis
         raise Problem(f"--fold {fold}", "not a fold", "give 0 to 4, all, or auto")
     number = words[fold] if fold in words else int(fold)
     return Settings(str(dataset.absolute()), method, number, seed).set(assignments)
+
+
+def _run(output: Path, settings: Settings, plan: Path | None) -> Run:
+    from contextseg.data.plan import Plan
+    from contextseg.job import settled
+    from contextseg.run import Run
+
+    run = Run(output, settled(settings), _watch)
+    if plan:
+        run.use_plan(Plan.load(plan))
+    return run
 
 
 @contextmanager

@@ -42,16 +42,20 @@ def pairs(predictions: str | Path, references: str | Path) -> list[Pair]:
         if not folder.is_dir():
             raise Problem(folder, "there is no such folder", "check the path")
         files = (p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith("."))
-        found.append({p.name.split(".nii")[0].removesuffix(p.suffix): p for p in files if p.suffix not in (".json", ".csv")})
+        found.append(
+            {p.name.split(".nii")[0].removesuffix(p.suffix): p for p in files if p.suffix not in (".json", ".csv")}
+        )
     made, truth = found
     both = [name for name in truth if name in made]
     if not both:
-        raise Problem(predictions, f"no file has the name of one in {references}", "name predictions as their references")
+        raise Problem(
+            predictions, f"no file has the name of one in {references}", "name predictions as their references"
+        )
     return [Pair(name, made[name], truth[name]) for name in both]
 
 
 def regions_of(cases: Sequence[Pair]) -> dict[str, tuple[int, ...]]:
-    """Every value but 0 that occurs in the references, as a class named "label_V", for folders without a label table."""
+    """Every value but 0 in the references, as a class named "label_V": for folders without a label table."""
     values: set[int] = set()
     for case in cases:
         values |= {int(v) for v in np.unique(read_labels(case.reference).array)}
@@ -70,8 +74,8 @@ def evaluate(
 ) -> tuple[DataFrame, dict[str, str]]:
     """Measure every pair: (table, problems by case). `regions` are unions of the files' values; `ignore` never counts.
 
-    The table has the columns of `metrics.evaluate_case` after case, prediction_file and reference_file. A case that cannot
-    be read or does not fit is in `problems`, not in the table. No case gives an empty table.
+    The table has the columns of `metrics.evaluate_case`, and case, prediction_file and reference_file. A case that
+    cannot be read or does not fit is in `problems`, not in the table. No case gives an empty table.
     """
     import pandas as pd
 
@@ -79,7 +83,9 @@ def evaluate(
         try:
             made, truth = read_labels(pair.prediction), read_labels(pair.reference)
             if not made.same_grid(truth):
-                raise Problem(pair.prediction, "its grid differs from the reference's", "predict on the image's own grid")
+                raise Problem(
+                    pair.prediction, "its grid differs from the reference's", "predict on the image's own grid"
+                )
             reference = truth.array if ignore is None else np.where(truth.array == ignore, IGNORE, truth.array)
             rows = evaluate_case(
                 made.array,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from contextseg.data.layouts import Case, open_dataset
 from contextseg.data.plan import Plan
@@ -31,7 +30,7 @@ def demo_settings() -> Settings:
 
 
 def settled(settings: Settings) -> Settings:
-    """The settings with an `UNDECIDED` fold decided: all cases if there is a labelled test split or too few for folds."""
+    """The settings with an `UNDECIDED` fold decided: all cases, if there is a labelled test split or few cases."""
     if settings.fold != UNDECIDED:
         return settings
     data = open_dataset(settings.dataset)
@@ -72,7 +71,9 @@ def main_job(run: Run) -> Outcome:
         failed = predict_cases(cases, [(method, run.plan)], run.settings.prediction, folder, run.dataset.ending, tell)
         if failed:
             name, why = next(iter(failed.items()))
-            raise Problem(name, f"{len(failed)} of {len(cases)} cases could not be predicted: {why}", "mend or remove them")
+            raise Problem(
+                name, f"{len(failed)} of {len(cases)} cases could not be predicted: {why}", "mend or remove them"
+            )
 
     predictions = run.stage("predict", predict)
     done = [pair for case in cases if (pair := pair_of(case, predictions, run.dataset.ending))]
@@ -178,7 +179,7 @@ def report(run: Run, measured: Path, done: Sequence[Pair]) -> None:
 def open_ensemble(folders: Sequence[str | Path]) -> tuple[list[tuple[Method, Plan]], Prediction]:
     """The finished methods of one or several runs with their plans, and how the first run predicts.
 
-    Raises `Problem` for a run that is not finished, or whose plan differs from the first one's in more than intensities.
+    Raises `Problem` for a run that is not finished, or whose plan differs in more than intensities.
     """
     members: list[tuple[Method, Plan]] = []
     runs = [Run.open(folder) for folder in folders]

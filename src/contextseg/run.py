@@ -4,8 +4,8 @@
     plan.json      the plan
     01-check  02-plan  03-preprocess  04-train  ...       each with done.json: seconds and peak memory
 
-A recipe receives the run and uses its three verbs: `train`, `relabel`, `predict`. Loading a model is running its finished
-recipe again, in which nothing is left to do: no object is pickled.
+A recipe receives the run and uses its three verbs: `train`, `relabel`, `predict`. Loading a model is running its
+finished recipe again, in which nothing is left to do: no object is pickled.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Run:
             raise Problem(folder, "there is no run in this folder", "give the --output folder of `contextseg train`")
         return Run(folder, Settings.from_json(read_json(path)["settings"]), watch)
 
-    # --- stages ---------------------------------------------------------------------------------------------------------
+    # --- stages -----------------------------------------------------------------------------------------------------
 
     def stage(self, name: str, work: Callable[[Path, Callable[..., None]], None], together: bool = False) -> Path:
         """Do `work(folder, tell)` unless it is done; the stage's folder. On several ranks the first one works alone,
@@ -113,7 +113,7 @@ class Run:
         done = sorted(self.folder.glob("[0-9][0-9]-*/done.json"))
         return [{"name": path.parent.name, **read_json(path)} for path in done]
 
-    # --- from scans to preprocessed cases -------------------------------------------------------------------------------
+    # --- from scans to preprocessed cases ---------------------------------------------------------------------------
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -147,17 +147,28 @@ class Run:
 
         self.stage("check", work)
 
+    def use_plan(self, plan: Plan) -> None:
+        """Plan with this one, not by the rules. Raises `Problem` if the run has another one already."""
+        path = self.folder / "plan.json"
+        if path.exists():
+            if Plan.load(path) != plan:
+                raise Problem(path, "this run has another plan", "choose another --output folder")
+        elif ranks()[0] == 0:
+            plan.save(path)
+
     def make_plan(self) -> None:
         """The stage "plan": facts of the cases, then `plan.json`; a plan that is there is kept as it is.
 
-        Sizes and spacings are those of all cases but the test split's, so that the folds can be an ensemble; intensities
-        under the labels those of the fold's training cases alone.
+        Sizes and spacings are those of all cases but the test split's, so that the folds can be an ensemble;
+        intensities under the labels are those of the fold's training cases alone.
         """
 
         def work(folder: Path, tell: Callable[..., None]) -> None:
             taught = {case.name for case in self.split[0]}
             facts = fingerprint(self.dataset, self.dataset.train, workers=_workers(), progress=tell)
-            write_json(folder / "fingerprint.json", [{**asdict(f), "roi": len(f.roi[0]) if f.roi else 0} for f in facts])
+            write_json(
+                folder / "fingerprint.json", [{**asdict(f), "roi": len(f.roi[0]) if f.roi else 0} for f in facts]
+            )
             facts = [f if f.name in taught else replace(f, roi=()) for f in facts]  # one geometry for all folds
             if not (self.folder / "plan.json").exists():
                 planned(self.dataset, facts, self.settings.planning).save(self.folder / "plan.json")
@@ -169,7 +180,9 @@ class Run:
 
         def work(folder: Path, tell: Callable[..., None]) -> None:
             cases = [*self.split[0], *self.split[1]]
-            cached = preprocess(self.dataset, cases, self.plan, self.folder / "cache", workers=_workers(), progress=tell)
+            cached = preprocess(
+                self.dataset, cases, self.plan, self.folder / "cache", workers=_workers(), progress=tell
+            )
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}
             write_json(self.folder / "cache" / "cases.json", rows)
 
@@ -185,7 +198,7 @@ class Run:
             found.append(Cached(cache / name, load_record(cache / name / "record.json"), tuple(annotated), labelled))
         return found
 
-    # --- the three verbs ------------------------------------------------------------------------------------------------
+    # --- the three verbs --------------------------------------------------------------------------------------------
 
     def finished(self) -> Method:
         """The method that this run ended with. Raises `Problem` if it is not finished."""
@@ -195,9 +208,10 @@ class Run:
     def fit(self) -> Method:
         """Run the method's recipe; the method to deploy, in evaluation mode."""
         torch.manual_seed(self.settings.seed)
-        entry: Any = METHODS[self.settings.method]
+        entry: Callable[..., Method] = METHODS[self.settings.method]
         if inspect.isclass(entry):
-            return self.train(entry(self.plan, **self.settings.arguments))
+            made: Any = entry(self.plan, **self.settings.arguments)  # type: ignore[call-arg]
+            return self.train(made)
         return entry(self, **self.settings.arguments)
 
     def train(self, method: Method, labels: dict[str, Path] | None = None) -> Method:
@@ -210,7 +224,11 @@ class Run:
                 self.cached(training), self.plan, settings.seed, settings.augmentation, labels or {}, method.unlabelled
             )
             looked_at = [case for case in validation if case.label]
-            check = Sampler(self.cached(looked_at), self.plan, 1 + settings.seed, Augmentation(strength=0)) if looked_at else None
+            check = (
+                Sampler(self.cached(looked_at), self.plan, 1 + settings.seed, Augmentation(strength=0))
+                if looked_at
+                else None
+            )
             train(
                 method,
                 sampler.batch,
@@ -232,7 +250,7 @@ class Run:
     def relabel(self, fill: Fill) -> dict[str, Path]:
         """The stage "relabel": labels with less `IGNORE` for the training cases, name to .npy on the cache's grid.
 
-        `fill(image (1, C, *S), label (1, *S)) -> label`. What an annotator said is never overwritten, whatever it returns.
+        `fill(image (1, C, *S), label (1, *S)) -> label`. What an annotator said is kept, whatever it returns.
         """
 
         def work(folder: Path, tell: Callable[..., None]) -> None:

@@ -14,7 +14,6 @@ from contextseg.disk import Problem, did_you_mean
 from contextseg.methods import METHODS
 from contextseg.train import Training
 
-
 UNDECIDED = -2
 """A fold that the data set decides: all cases where it has a labelled test split, else fold 0."""
 
@@ -78,13 +77,27 @@ class Settings:
             value = _parse(text.strip(), _names(self.method)[part][key], name)
             old = getattr(changed, part)
             new = {**old, key: value} if isinstance(old, dict) else replace(old, **{key: value})
-            changed = replace(changed, **{part: new})
+            changed = replace(changed, **{part: new})  # type: ignore[arg-type]
         return changed
 
 
 def names(method: str) -> list[str]:
     """Every name that `--set` knows for this method, as `part.name`."""
     return [f"{part}.{key}" for part, keys in _names(method).items() for key in keys]
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """The default of every name, as `part.name`."""
+    settings = Settings("", method)
+    signatures = {"planning": inspect.signature(make_plan), "arguments": inspect.signature(METHODS[method])}
+    values = {}
+    for name in names(method):
+        part, key = name.split(".")
+        known = (
+            signatures[part].parameters[key].default if part in signatures else getattr(getattr(settings, part), key)
+        )
+        values[name] = known
+    return values
 
 
 def _names(method: str) -> dict[str, dict[str, Any]]:
@@ -120,7 +133,9 @@ def _find(name: str, method: str) -> tuple[str, str]:
 def _parse(text: str, hint: Any, name: str) -> Any:
     """The value that `text` means for an argument annotated `hint`."""
     kind = str(hint) if not isinstance(hint, type) else hint.__name__
-    wrong = Problem(f"--set {name}={text}", f"not a value of type {kind}", "see docs/cli.md for every name and its type")
+    wrong = Problem(
+        f"--set {name}={text}", f"not a value of type {kind}", "see docs/cli.md for every name and its type"
+    )
     if "None" in kind and text.lower() in ("none", "null"):
         return None
     if kind == "str":

@@ -59,7 +59,7 @@ class Teachable(Protocol):
     """What the loop needs of a method (an abstract `methods.Method` offers it)."""
 
     # fmt: off
-    def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
+    def __call__(self, batch: Batch) -> dict[str, Tensor]: ...  # noqa: D102
     def predict(self, image: Tensor) -> Tensor: ...  # noqa: D102
     def optimizers(self, lr: float) -> dict[str, Optimizer]: ...  # noqa: D102
     def decay(self, done: float) -> float: ...  # noqa: D102
@@ -160,7 +160,10 @@ def _step(state: _State, batch: Batch, training: Training, lr: float, half: bool
             terms = state.method(batch)
         state.scaler.scale(torch.stack([term.float() for term in terms.values()]).sum() * share).backward()
     bilevel = _names_on_any_rank(given, state.optimizers, batch.image.device)
-    for name, optimizer in state.optimizers.items():  # a dict keeps its order; a set would mix the networks of two ranks
+    for (
+        name,
+        optimizer,
+    ) in state.optimizers.items():  # a dict keeps its order; a set would mix the networks of two ranks
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [g * share for g in given[name]] if name in given else [p.grad for p in parameters]
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
@@ -206,7 +209,7 @@ def look(method: Teachable, batch_at: Callable[[int], Batch], batches: int) -> d
 
 @dataclass
 class _State:
-    """All that a step changes; `sums` are those of the loss terms over the `count` steps since the last row of the log."""
+    """All that a step changes; `sums` are those of the loss terms over the `count` steps since the log's last row."""
 
     method: Teachable
     optimizers: dict[str, Optimizer]
@@ -240,7 +243,9 @@ class _State:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(content["optimizers"][name])
         except (RuntimeError, KeyError, EOFError, ValueError) as error:
-            raise Problem(path, f"this checkpoint cannot be used ({error})", "delete the file to start again") from error
+            raise Problem(
+                path, f"this checkpoint cannot be used ({error})", "delete the file to start again"
+            ) from error
         self.scaler.load_state_dict(content["scaler"])
         for name in ("step", "seconds", "sums", "count"):
             setattr(self, name, content[name])
@@ -255,7 +260,9 @@ class _Log:
     def __init__(self, folder: Path, state: _State, training: Training) -> None:
         self.folder, self.state, self.training = folder, state, training
         path = folder / "log.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        rows = (
+            [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        )
         rows = [row for row in rows if row["step"] <= state.step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self.rows, self.file = rows, open(path, "a", encoding="utf-8")  # noqa: SIM115
@@ -283,8 +290,9 @@ class _Log:
         self.rows.append(row)
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        for name, value in values.items() if self.writer else ():
-            self.writer.add_scalar(f"{part}/{name}", value, self.state.step)
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{part}/{name}", value, self.state.step)
 
     def close(self) -> None:
         self.file.close()
@@ -309,7 +317,9 @@ def _tensorboard(folder: Path) -> Any:
 # --- batches ahead, ranks, signals ------------------------------------------------------------------------------------
 
 
-def _ahead(batch_at: Callable[[int], Batch], first: int, stop: int, device: torch.device, depth: int = 4) -> Iterator[Batch]:
+def _ahead(
+    batch_at: Callable[[int], Batch], first: int, stop: int, device: torch.device, depth: int = 4
+) -> Iterator[Batch]:
     """Batches in order; for a GPU several threads draw the next ones meanwhile, for a CPU there is no core to spare."""
     if device.type == "cpu":
         for n in range(first, stop):

@@ -12,10 +12,10 @@ from contextseg.methods.base import Method, build_net, optimizer
 
 
 class Supervised(Method):
-    """Dice and cross-entropy on annotated voxels, with deep supervision (nnU-Net; Isensee et al., Nature Methods 2021).
+    """Dice and cross-entropy on annotated voxels, with deep supervision (nnU-Net; Isensee et al., 2021).
 
-    Unlike nnU-Net, a voxel labelled `IGNORE` never counts, and in a partly annotated case "background" means "background
-    or one of the classes that were not looked for".
+    Unlike nnU-Net, a voxel labelled `IGNORE` never counts, and in a partly annotated case "background" means
+    "background or one of the classes that were not looked for".
     """
 
     def __init__(self, plan: Plan, net: str = "unet", optimizer: str = "sgd") -> None:

@@ -1,0 +1,333 @@
+"""The main job on a small phantom data set: stages, faults, resume, ensembles. And through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from contextseg.data import phantom
+from contextseg.data.augment import Augmentation
+from contextseg.disk import Problem, read_json
+from contextseg.job import main_job, open_ensemble, predict_cases, report_again, settled
+from contextseg.run import Run, predict_scan
+from contextseg.settings import UNDECIDED, Settings
+from contextseg.train import Training
+from contextseg.volume import read, read_labels, write
+
+torch.set_num_threads(1)
+TINY = ["steps=6", "save_every=2", "log_every=2", "patch_vox=16,16,16", "batch_size=2", "base_width=4", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return phantom.write_dataset(tmp_path_factory.mktemp("data") / "Dataset001_phantom", labelled=5, unlabelled=1)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "plain"
+    main_job(Run(folder, Settings(str(data)).set(TINY)))
+    return folder
+
+
+def command(*words: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "contextseg", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, **kwargs)  # type: ignore[call-overload,no-any-return]
+
+
+def sets(assignments: list[str]) -> list[str]:
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
+def model(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(next(folder.glob("*-train/model.pt")), weights_only=True)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- the job --------------------------------------------------------------------------------------------------------
+
+
+def test_the_job_leaves_what_it_promises(data: Path, finished: Path) -> None:
+    names = [stage["name"] for stage in Run.open(finished).stages()]
+    want = ["01-check", "02-plan", "03-preprocess", "04-train", "05-predict", "06-evaluate", "07-report"]
+    assert names == want
+    table = pd.read_csv(finished / "06-evaluate" / "metrics.csv")
+    assert sorted(table["case"]) == ["phantom_006", "phantom_007"]
+    assert {"dsc", "sen", "prc", "hd95_mm", "nsd"} <= set(table.columns)
+    summary = read_json(finished / "06-evaluate" / "summary.json")
+    assert summary["mean"]["1"]["Dice"] == pytest.approx(table["dsc"].mean())
+    for case in ("phantom_006", "phantom_007"):
+        scan = read(data / "imagesTs" / f"{case}_0000.nii.gz")
+        made = read_labels(finished / "05-predict" / f"{case}.nii.gz")
+        assert made.same_grid(scan)
+    page = (finished / "report.html").read_text()
+    assert "phantom_006" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    rows = [json.loads(line) for line in (finished / "04-train" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    costs = {stage["name"]: stage for stage in Run.open(finished).stages()}
+    assert costs["04-train"]["peak_mb"] > 50
+    assert read_json(finished / "run.json")["provenance"]["versions"]["torch"] == torch.__version__
+
+
+def test_a_second_run_does_nothing_again(data: Path, finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    main_job(Run(finished, Settings(str(data)).set(TINY)))
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_other_settings_are_refused_by_name(data: Path, finished: Path) -> None:
+    with pytest.raises(Problem, match=r"training\.steps was 6 and is now 8"):
+        Run(finished, Settings(str(data)).set([*TINY, "steps=8"]))
+
+
+def test_loading_is_running_the_finished_recipe(finished: Path) -> None:
+    [(method, plan)], _ = open_ensemble([finished])
+    assert same(method.state_dict(), model(finished))
+    assert plan == Run.open(finished).plan
+    assert not method.training
+
+
+def test_an_unfinished_run_cannot_be_loaded(data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", Settings(str(data)).set(TINY))
+    run.check()
+    run.make_plan()
+    with pytest.raises(Problem, match="not finished"):
+        open_ensemble([tmp_path / "run"])
+    with pytest.raises(Problem, match="no run in this folder"):
+        open_ensemble([tmp_path])
+
+
+def test_an_edited_plan_is_obeyed(data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, Settings(str(data)).set(TINY))
+    run.check()
+    run.make_plan()
+    content = read_json(tmp_path / "plan.json")
+    content["mirror"] = [True, True, False]
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    run = Run(tmp_path, Settings(str(data)).set(TINY))
+    main_job(run)
+    assert run.plan.mirror == (True, True, False)
+
+
+def test_without_a_test_split_the_first_fold_is_validated(tmp_path: Path) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=5, test=0)
+    settings = settled(Settings(str(data), fold=UNDECIDED).set([*TINY, "check_every=3"]))
+    assert settings.fold == 0
+    outcome = main_job(Run(tmp_path / "run", settings))
+    assert outcome.table is not None
+    assert len(pd.read_csv(outcome.table)) == 1
+    rows = [json.loads(line) for line in (tmp_path / "run/04-train/log.jsonl").read_text().splitlines()]
+    looks = [row for row in rows if row["part"] == "check"]
+    assert [row["step"] for row in looks] == [3, 6]
+    assert all(0 <= row["dice"] <= 1 for row in looks)
+
+
+def test_an_ensemble_is_the_mean_of_its_logits(data: Path, finished: Path, tmp_path: Path) -> None:
+    main_job(Run(tmp_path / "other", Settings(str(data), seed=1).set(TINY)))
+    members, how = open_ensemble([finished, tmp_path / "other"])
+    scan = read(data / "imagesTs" / "phantom_006_0000.nii.gz")
+    one, two = (predict_scan(scan, [m], how).array for m in members)
+    both = predict_scan(scan, members, how).array
+    twice = predict_scan(scan, [members[0], members[0]], how).array
+    assert np.array_equal(twice, one)
+    agree = one == two
+    assert np.array_equal(both[agree], one[agree])
+    assert not np.array_equal(one, two)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_survives_corrupt_scans(data: Path, finished: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    good = data / "imagesTs" / "phantom_006_0000.nii.gz"
+    shutil.copy(good, scans / "good_0000.nii.gz")
+    (scans / "half_0000.nii.gz").write_bytes(good.read_bytes()[:2000])
+    zeros = read(good)
+    write(scans / "zeros_0000.nii.gz", zeros.with_array(np.zeros_like(zeros.array)))
+    holes = zeros.array.copy()
+    holes[0, 0, 0, 0] = np.nan
+    write(scans / "nan_0000.nii.gz", zeros.with_array(holes))
+    done = command("predict", finished, "--input", scans, "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert "half_0000.nii.gz" in done.stderr
+    assert "nan" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "2 of 4 scans segmented" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.nii.gz", "zeros.nii.gz"]
+
+
+def test_label_values_with_gaps_and_unknown_classes_come_back(tmp_path: Path) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=3, test=1, classes=3)
+    for path in sorted(data.glob("labels*/*.nii.gz")):
+        label = read_labels(path)
+        write(path, label.with_array(np.array([0, 7, 200], np.int16)[label.array]))
+    table = read_json(data / "dataset.json")
+    table["labels"] = {"background": 0, "bright": 7, "dark": 200}
+    (data / "dataset.json").write_text(json.dumps(table))
+    (data / "labelsTr" / "phantom_001.json").write_text(json.dumps({"annotated": ["bright"]}))
+    first = read_labels(data / "labelsTr" / "phantom_001.nii.gz")
+    write(data / "labelsTr" / "phantom_001.nii.gz", first.with_array(np.where(first.array == 200, 0, first.array)))
+    run = Run(tmp_path / "run", Settings(str(data)).set([*TINY, "steps=100", "lr=0.1", "base_width=8"]))
+    outcome = main_job(run)
+    values = set(np.unique(read_labels(next(outcome.predictions.glob("*.nii.gz"))).array).tolist())
+    assert values <= {0, 7, 200}
+    assert values & {7, 200}
+    annotated = {c.record.name: c.annotated for c in run.cached(run.split[0])}
+    assert annotated["phantom_001"] == (True, True, False)
+    assert annotated["phantom_000"] == (True, True, True)
+
+
+def test_one_case_and_an_empty_label(tmp_path: Path) -> None:
+    """A single case trains; a test case that is all background counts as correctly absent or as spurious."""
+    data = phantom.write_dataset(tmp_path / "data", labelled=1, test=1)
+    label = read_labels(data / "labelsTs" / "phantom_001.nii.gz")
+    write(data / "labelsTs" / "phantom_001.nii.gz", label.with_array(np.zeros_like(label.array)))
+    outcome = main_job(Run(tmp_path / "run", Settings(str(data)).set(TINY)))
+    assert outcome.table is not None
+    assert set(pd.read_csv(outcome.table)["status"]) <= {"absent", "spurious"}
+    assert outcome.report is not None
+    assert outcome.report.exists()
+
+
+def test_a_class_that_no_training_case_has(tmp_path: Path) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=2, test=1)
+    table = read_json(data / "dataset.json")
+    table["labels"]["ghost"] = 2
+    (data / "dataset.json").write_text(json.dumps(table))
+    outcome = main_job(Run(tmp_path / "run", Settings(str(data)).set(TINY)))
+    assert outcome.table is not None
+    rows = pd.read_csv(outcome.table).set_index("class")
+    assert rows.loc["ghost", "status"] in ("absent", "spurious")
+    findings = read_json(tmp_path / "run" / "01-check" / "findings.json")
+    assert any("ghost" in f["what"] + f["where"] for f in findings)
+
+
+def test_a_broken_data_set_stops_with_one_message(tmp_path: Path) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=2, test=1)
+    path = data / "imagesTr" / "phantom_001_0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:3000])
+    done = command("run", data, "-o", tmp_path / "run", *sets(TINY))
+    assert done.returncode == 1
+    assert "phantom_001_0000.nii.gz" in done.stderr
+    assert "Remedy" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_cannot_be_written_to(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = command("run", data, "-o", tmp_path / "file" / "run", *sets(TINY))
+    assert done.returncode == 1
+    assert "choose another output folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- killed, stopped, resumed ---------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_numbers(data: Path, finished: Path, tmp_path: Path) -> None:
+    """kill -9 after 2, 3, 4, ... seconds, again and again, until it comes through."""
+    folder = tmp_path / "run"
+    line = [sys.executable, "-m", "contextseg", "run", str(data), "-o", str(folder), "--fold", "all", *sets(TINY)]
+    kills = 0
+    for wait in (2.0, 2.7, 3.4, 4.1, 4.8):
+        process = subprocess.Popen(
+            line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        time.sleep(wait)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(line, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0
+    assert kills
+    assert same(model(folder), model(finished))
+    columns = ["case", "class", "dsc", "hd95_mm", "nsd"]
+    ours, theirs = (pd.read_csv(f / "06-evaluate" / "metrics.csv")[columns] for f in (folder, finished))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_torchrun_two_ranks(data: Path, finished: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "contextseg"]
+    words = ["run", str(data), "-o", str(tmp_path / "run"), "--fold", "all", *sets(TINY)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*line, *words], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two, one = model(tmp_path / "run"), model(finished)
+    assert max(float((two[n] - one[n]).abs().max()) for n in one) < 1e-3
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_of_several_stages_resumes_and_never_overwrites_an_annotator(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextseg import methods
+    from contextseg.batch import IGNORE
+    from contextseg.methods import Method, Supervised
+
+    def twice(run: Run, threshold: float = 0.5) -> Method:
+        teacher = run.train(Supervised(run.plan))
+
+        def confident(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            p, k = teacher.predict(image).softmax(1).max(1)
+            return torch.where(p > threshold, k, IGNORE)
+
+        return run.train(Supervised(run.plan), labels=run.relabel(confident))
+
+    monkeypatch.setitem(methods.METHODS, "twice", twice)
+    settings = replace(
+        Settings(str(data), method="twice").set(TINY), training=Training(steps=2), augmentation=Augmentation(strength=0)
+    )
+    run = Run(tmp_path, settings)
+    first = main_job(run).folder
+    names = [stage["name"] for stage in run.stages()]
+    assert names[3:6] == ["04-train", "05-relabel", "06-train"]
+    for case in run.cached(run.split[0]):
+        made = np.load(first / "05-relabel" / f"{case.record.name}.npy")
+        if case.label is not None:
+            assert np.array_equal(made, case.label)
+        else:
+            assert (made != IGNORE).any()
+    [(method, _)], _ = open_ensemble([tmp_path])
+    again = torch.load(tmp_path / "06-train" / "model.pt", weights_only=True)
+    assert same(method.state_dict(), again)
+
+
+def test_predictions_that_are_there_are_kept(data: Path, finished: Path, tmp_path: Path) -> None:
+    members, how = open_ensemble([finished])
+    cases = list(Run.open(finished).dataset.test)
+    (tmp_path / "phantom_006.nii.gz").write_text("mine")
+    assert predict_cases(cases, members, how, tmp_path) == {}
+    assert (tmp_path / "phantom_006.nii.gz").read_text() == "mine"
+    assert (tmp_path / "phantom_007.nii.gz").exists()
+
+
+def test_the_report_is_drawn_again(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "report.html").unlink()
+    assert report_again(copy) == copy / "report.html"
+    assert (copy / "report.html").exists()
+    shutil.rmtree(copy / "06-evaluate")
+    with pytest.raises(Problem, match="nothing was evaluated"):
+        report_again(copy)
