@@ -123,6 +123,23 @@ def test_the_look_counts_voxels_by_class() -> None:
     assert method.training
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_message_and_the_old_checkpoint_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(Line(), ones, tmp_path, Training(steps=2), batch_size=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(path: Path, content: object) -> None:
+        with open("/dev/full", "wb") as file:
+            file.write(content)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(Problem, match="the disk is full"):
+        train(Line(), ones, tmp_path, Training(steps=4), batch_size=1)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
 def test_unknown_devices_are_named() -> None:
     with pytest.raises(Problem, match="device=tpu9"):
         pick_device("tpu9")

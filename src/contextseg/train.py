@@ -143,8 +143,7 @@ def train(
                 raise Stopped(f"stopped at step {state.step} of {training.steps}; the same command goes on from there")
     if log:
         log.close()
-        with replacing(folder / "model.pt") as temporary:
-            torch.save(method.state_dict(), temporary)
+        _save(folder / "model.pt", method.state_dict())
 
 
 def _step(state: _State, batch: Batch, training: Training, lr: float, half: bool, share: float) -> dict[str, Tensor]:
@@ -231,8 +230,7 @@ class _State:
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        _save(path, content)
 
     def load(self, path: Path, device: torch.device) -> None:
         if not path.exists():
@@ -252,6 +250,14 @@ class _State:
         torch.set_rng_state(content["rng"].cpu())
         if device.type == "cuda":
             torch.cuda.set_rng_state_all([s.cpu() for s in content["rng_cuda"]])
+
+
+def _save(path: Path, content: Any) -> None:
+    """torch.save, atomically. Through memory: on a full disk torch's own writer hides the reason."""
+    made = io.BytesIO()
+    torch.save(content, made)
+    with replacing(path) as temporary:
+        temporary.write_bytes(made.getbuffer())
 
 
 class _Log:
