@@ -19,8 +19,9 @@ import torch
 
 from contextseg.data import phantom
 from contextseg.data.augment import Augmentation
+from contextseg.data.layouts import open_dataset
 from contextseg.disk import Problem, read_json
-from contextseg.job import main_job, open_ensemble, predict_cases, report_again, settled
+from contextseg.job import main_job, open_ensemble, predict_cases, references, report_again, settled
 from contextseg.run import Run, predict_scan
 from contextseg.settings import UNDECIDED, Settings
 from contextseg.train import Training
@@ -194,6 +195,18 @@ def test_label_values_with_gaps_and_unknown_classes_come_back(tmp_path: Path) ->
     annotated = {c.record.name: c.annotated for c in run.cached(run.split[0])}
     assert annotated["phantom_001"] == (True, True, False)
     assert annotated["phantom_000"] == (True, True, True)
+
+
+def test_a_region_is_scored_where_all_its_classes_were_looked_for(tmp_path: Path) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=1, test=2, classes=3)
+    table = read_json(data / "dataset.json")
+    table["labels"] = {"background": 0, "both": [1, 2], "dark": 2}
+    table["regions_class_order"] = [1, 2]
+    (data / "dataset.json").write_text(json.dumps(table))
+    (data / "labelsTs" / "phantom_001.json").write_text(json.dumps({"annotated": ["dark"]}))
+    opened = open_dataset(data)
+    found = {pair.case: pair.annotated for pair in references(opened, opened.test, tmp_path)}
+    assert found == {"phantom_001": ("dark",), "phantom_002": None}
 
 
 def test_one_case_and_an_empty_label(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from contextseg.data.layouts import Case, open_dataset
+from contextseg.data.layouts import Case, Dataset, open_dataset
 from contextseg.data.plan import Plan
 from contextseg.disk import Problem, read_json
 from contextseg.experiments import Pair, evaluate, save_table
@@ -77,7 +77,7 @@ def main_job(run: Run) -> Outcome:
             )
 
     predictions = run.stage("predict", predict)
-    done = [pair for case in cases if (pair := pair_of(case, predictions, run.dataset.ending))]
+    done = references(run.dataset, cases, predictions)
     if not done:
         return Outcome(run.folder, predictions)
     by_value = {name: [run.plan.values[k] for k in union] for name, union in run.plan.regions.items()}
@@ -93,11 +93,19 @@ def main_job(run: Run) -> Outcome:
     return Outcome(run.folder, predictions, measured / "metrics.csv", run.folder / REPORT, run.folder / PICTURE)
 
 
-def pair_of(case: Case, predictions: Path, ending: str) -> Pair | None:
-    """A case's prediction and reference; None if it has no reference."""
-    if case.label is None:
-        return None
-    return Pair(case.name, predictions / f"{case.name}{ending}", case.label, case.images, case.annotated)
+def references(data: Dataset, cases: Sequence[Case], predictions: Path) -> list[Pair]:
+    """The predictions of those cases that have a reference; a region was looked for if all its classes were."""
+    made = []
+    for case in cases:
+        if case.label is None:
+            continue
+        looked_for = None
+        if case.annotated is not None:
+            known = {k for k, name in enumerate(data.classes) if name in case.annotated}
+            looked_for = tuple(name for name, union in data.regions.items() if known.issuperset(union))
+        prediction = predictions / f"{case.name}{data.ending}"
+        made.append(Pair(case.name, prediction, case.label, case.images, looked_for))
+    return made
 
 
 def predict_cases(
@@ -133,8 +141,7 @@ def report_again(folder: str | Path) -> Path:
     if not tables or not predictions:
         raise Problem(folder, "nothing was evaluated in this run", "finish it with `contextseg run`")
     cases = run.dataset.test or run.split[1]
-    done = [pair for case in cases if (pair := pair_of(case, predictions[-1], run.dataset.ending))]
-    report(run, tables[-1].parent, done)
+    report(run, tables[-1].parent, references(run.dataset, cases, predictions[-1]))
     return run.folder / REPORT
 
 

@@ -236,7 +236,7 @@ class _State:
         if not path.exists():
             return
         try:
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)  # each part goes where it belongs
             self.method.load_state_dict(content["method"])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(content["optimizers"][name])
@@ -245,11 +245,11 @@ class _State:
                 path, f"this checkpoint cannot be used ({error})", "delete the file to start again"
             ) from error
         self.scaler.load_state_dict(content["scaler"])
-        for name in ("step", "seconds", "sums", "count"):
-            setattr(self, name, content[name])
-        torch.set_rng_state(content["rng"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state_all([s.cpu() for s in content["rng_cuda"]])
+        self.step, self.seconds, self.count = content["step"], content["seconds"], content["count"]
+        self.sums = {name: total.to(device) for name, total in content["sums"].items()}
+        torch.set_rng_state(content["rng"])
+        if device.type == "cuda" and len(content["rng_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(content["rng_cuda"])
 
 
 def _save(path: Path, content: Any) -> None:
