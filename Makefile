@@ -31,13 +31,15 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/generate.py
 
-# The peers live in an environment of their own: nnU-Net brings in packages that do not import beside a CPU build of torch.
+# The peers live in an environment of their own. nnU-Net and its parts ask for torchvision and timm, which what is measured
+# does not need, and which do not import beside a CPU build of torch: they come without their dependencies.
 bench:
 	$(MAKE) VENV=.venv-bench .venv-bench/.bench
-	.venv-bench/bin/python benchmarks/run.py
+	.venv-bench/bin/python benchmarks/run.py $(if $(QUICK),--quick)
 
-.venv-bench/.bench: .venv-bench/.ready
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+.venv-bench/.bench: .venv-bench/.ready benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c benchmarks/requirements.txt -e '.[bench]'
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
 	@touch $@
 
 clean:

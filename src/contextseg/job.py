@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,8 +149,6 @@ def report_again(folder: str | Path) -> Path:
 
 def report(run: Run, measured: Path, done: Sequence[Pair]) -> None:
     """Draw `report.html` and `cases.png` of a run, from its table, logs and predictions."""
-    import json
-
     import pandas as pd
 
     from contextseg.report import demo_picture, write_report
@@ -180,7 +180,7 @@ def report(run: Run, measured: Path, done: Sequence[Pair]) -> None:
         stages=run.stages(),
         provenance={**facts, "plan": read_json(run.folder / "plan.json")},
         regions=regions,
-        note=notice.read_text() if notice.exists() else "",
+        note=re.sub(r"[#*`]+ ?", "", notice.read_text(encoding="utf-8")) if notice.exists() else "",
     )
 
 

@@ -228,7 +228,7 @@ def resample_labels(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         inside = tuple(box)
         best[inside] = np.where(np.isnan(best[inside]), _linear_part(common, shape, inside), best[inside])
         share = _linear_part(where, shape, inside)
-        take = share > best[inside]
+        take = share >= best[inside]  # a tie goes to the rarer value: the other way organs shrink
         out[inside][take] = value
         best[inside][take] = share[take]
     return out

@@ -1,0 +1,169 @@
+"""Every benchmark, one after the other, into RESULTS.md: nothing in that file is typed by hand.
+
+Each script offers `rows(quick)`: (claim, input, ours, the peer's, the peer's name), in seconds, or in MB where the
+claim ends so. It runs in a process of its own, on one thread; if it fails, the rows that it gave and those of the
+others stand, and the file says what failed.
+
+    python benchmarks/run.py              all of them, at full size, into benchmarks/RESULTS.md
+    python benchmarks/run.py --quick      small inputs, to see that all work; printed, not written
+    python benchmarks/run.py training     only some, printed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = ("logits", "training", "augment", "preprocessing", "distances")
+RESULTS = Path(__file__).with_name("RESULTS.md")
+OURS = ("contextseg", "torch", "numpy", "scipy", "edt", "connected-components-3d")
+PEERS = ("nnunetv2", "batchgeneratorsv2", "dynamic-network-architectures", "monai", "surface-distance", "medpy")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+METHOD = (
+    "Both sides had the same input in one run, in turn, round by round, or (logits, preprocessing) each in a process "
+    "of its own. Numbers are medians: seconds of CPU time on one thread (wall time where the input names a GPU), or MB "
+    "of peak memory above that of the imports. The ratio is the peer's over ours: above 1, ours is faster or smaller."
+)
+Row = tuple[str, str, float, float, str]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the benchmarks and write benchmarks/RESULTS.md.")
+    parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"only these, printed: {', '.join(SCRIPTS)}")
+    parser.add_argument("--quick", action="store_true", help="small inputs; printed, not written")
+    parser.add_argument("--output", type=Path, help="write to this file in any case")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        return child(asked.scripts[0], asked.quick, asked.child)
+    if unknown := set(asked.scripts) - set(SCRIPTS):
+        parser.error(f"no such script: {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
+    rows, failures = [], {}
+    for name in asked.scripts or SCRIPTS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        found, why = run(name, asked.quick)
+        rows += found
+        if why:
+            failures[name] = why
+    page = markdown(rows, failures, facts(), asked.quick)
+    output = asked.output or (None if asked.quick or asked.scripts else RESULTS)
+    if output:
+        output.write_text(page, encoding="utf-8")
+    print(page)
+    return 1 if failures else 0
+
+
+# --- one script, in a process of its own ------------------------------------------------------------------------------
+
+
+def run(name: str, quick: bool) -> tuple[list[Row], str]:
+    """The rows of a script as far as it got, and why there are no more: "" if it finished."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.jsonl"
+        command = [sys.executable, __file__, name, "--child", str(out), *(["--quick"] if quick else [])]
+        status = subprocess.run(command, env=os.environ | dict.fromkeys(THREADS, "1"), check=False).returncode
+        lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    rows = [(claim, given, ours, theirs, peer) for claim, given, ours, theirs, peer in lines if claim]
+    whys = [why for claim, why, *_ in lines if not claim]
+    if status and not whys:
+        whys = [f"its process ended with status {status}"]
+    return rows, "; ".join(whys) or ("" if rows else "no rows: its peers are not installed")
+
+
+def child(name: str, quick: bool, out: Path) -> int:
+    """Write each row as it comes, so that what follows cannot lose it; a failure is a row without a claim."""
+    with open(out, "w", encoding="utf-8", buffering=1) as file:
+        try:
+            for row in import_module(name).rows(quick):
+                file.write(json.dumps(row) + "\n")
+        except Exception as error:
+            traceback.print_exc()
+            told = isinstance(error, subprocess.CalledProcessError)  # its text holds a long command
+            why = (
+                f"a process of it ended with status {error.returncode}" if told else f"{type(error).__name__}: {error}"
+            )
+            file.write(json.dumps(["", why, 0, 0, ""]) + "\n")
+            return 1
+    return 0
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def facts() -> dict[str, str]:
+    """What the numbers were made with."""
+    import torch  # so that the machine's line names the GPU
+
+    from contextseg.provenance import machine
+
+    return {
+        "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Machine": machine(),
+        "Threads": "one on each side" + (", but for rows on the GPU" if torch.cuda.is_available() else ""),
+        "Versions": _versions(("python", *OURS)),
+        "Peers": _versions(PEERS),
+    }
+
+
+def _versions(names: Iterable[str]) -> str:
+    out = []
+    for name in names:
+        try:
+            found = ".".join(map(str, sys.version_info[:3])) if name == "python" else version(name)
+        except PackageNotFoundError:
+            found = "not installed"
+        out.append(f"{name} {found}")
+    return ", ".join(out)
+
+
+def markdown(rows: Sequence[Row], failures: Mapping[str, str], facts: Mapping[str, Any], quick: bool = False) -> str:
+    """The page: facts, how it was measured, one line for each row, and what failed."""
+    note = ["**Quick run: small inputs, which say that all works and nothing about speed.**", ""] if quick else []
+    table = ["| claim | input | ours | peer | ratio | which peer |", "|---|---|--:|--:|--:|---|"]
+    for claim, given, ours, theirs, peer in rows:
+        unit = "MB" if claim.endswith("MB") else "s"
+        ratio = f"**{_ratio(theirs / ours)}**" if ours > 0 and theirs > 0 else "–"
+        cells = [claim.removesuffix(", s"), given, _number(ours, unit), _number(theirs, unit), ratio, peer]
+        table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    failed = [f"- {name}: {' '.join(why.split())}" for name, why in failures.items()]
+    return "\n".join(
+        [
+            "# Benchmarks",
+            "",
+            "Written by `make bench` (`benchmarks/run.py`); not edited by hand.",
+            "",
+            *note,
+            *[f"- {name}: {value}" for name, value in facts.items()],
+            "",
+            METHOD,
+            "",
+            *table,
+            *(["", "## Failed or left out", "", *failed] if failed else []),
+            "",
+        ]
+    )
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "s" and value < 1:
+        value, unit = 1000 * value, "ms"
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
