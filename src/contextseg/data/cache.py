@@ -8,28 +8,33 @@ every fold. The folder's name holds a digest of the files' bytes and of what was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 
 from contextseg.data.layouts import Case, Dataset, to_classes
-from contextseg.data.plan import Channel, Facts, Plan
-from contextseg.data.prepare import Record, body_mask, extent, normalise, prepare
-from contextseg.disk import Problem, digest, read_json, replacing, write_json
-from contextseg.volume import AXIAL, read, read_labels
+from contextseg.data.plan import Channel, Facts, Plan, is_ct
+from contextseg.data.prepare import Record, body_box, check_channels, prepare, rescaled
+from contextseg.disk import Problem, digest, read_json, write_json, writing
+from contextseg.volume import AXIAL, Volume, read, read_labels
 
-VERSION = 1
+VERSION = 2
 Progress = Callable[[int, int], None]
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
 class Cached:
-    """One preprocessed case on disk."""
+    """One preprocessed case on disk. Raises `Problem` where one of its files is missing or damaged."""
 
     folder: Path
     record: Record
@@ -39,26 +44,53 @@ class Cached:
     @cached_property
     def image(self) -> np.ndarray:
         """(C, *S) int16, memory-mapped; `patch` gives float32."""
-        return np.load(self.folder / "image.npy", mmap_mode="r")
+        return load_array(self.folder / "image.npy", _REMEDY)
 
     @cached_property
     def label(self) -> np.ndarray | None:
         """(*S) int16 class indices with IGNORE, memory-mapped; None for an unlabelled case."""
-        return np.load(self.folder / "label.npy", mmap_mode="r") if self.labelled else None
+        return load_array(self.folder / "label.npy", _REMEDY) if self.labelled else None
 
     @cached_property
-    def voxels(self) -> dict[str, np.ndarray]:
-        """Places to centre patches on, (N, 3) int16 each: "body", and one for each class present, by its index."""
-        with np.load(self.folder / "voxels.npz") as file:
-            return dict(file)
+    def classes(self) -> tuple[int, ...]:
+        """The classes that the label holds, without the background; () for an unlabelled case."""
+        return tuple(sorted(int(name) for name in self._voxels(None) if name != "body"))
+
+    def voxels(self, which: int | str) -> np.ndarray:
+        """Places to centre patches on, (N, 3) int16: of one of `classes`, or of the "body"."""
+        return self._voxels(str(which))
+
+    def _voxels(self, name: str | None) -> Any:
+        path = self.folder / "voxels.npz"
+        try:
+            with np.load(path) as file:  # one array of it is read, in a fifth of a millisecond, and none is kept
+                return file.files if name is None else file[name]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(path, _REMEDY) from error
 
     def patch(self, box: tuple[slice, ...], channels: Sequence[Channel]) -> np.ndarray:
         """The normalised image inside `box`, (C, *box) float32."""
-        steps = np.array([(high - low) / 65535 for low, high in zip(self.record.low, self.record.high)], np.float32)
-        lows = np.array(self.record.low, np.float32)
-        wide = (slice(None), None, None, None)
-        raw = self.image[(slice(None), *box)].astype(np.float32)
-        return normalise((raw + 32768) * steps[wide] + lows[wide], channels, self.record)
+        steps = [_step(low, high) for low, high in zip(self.record.low, self.record.high)]
+        zeros = [low + 32768 * step for low, step in zip(self.record.low, steps)]
+        return rescaled(self.image[(slice(None), *box)], steps, zeros, channels, self.record)
+
+
+_REMEDY = "delete the run's folder of the stage `preprocess`; when it is done again, what is damaged is made new"
+
+
+def load_array(path: Path, remedy: str) -> np.ndarray:
+    """A .npy file, memory-mapped. Raises `Problem` with that remedy if it is missing, cut short or no .npy file."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, remedy) from error
+
+
+def _damaged(path: Path, remedy: str) -> Problem:
+    return Problem(path, f"this preprocessed file is {'damaged' if path.exists() else 'missing'}", remedy)
+
+
+# --- making it ------------------------------------------------------------------------------------------------------
 
 
 def preprocess(
@@ -72,9 +104,9 @@ def preprocess(
 ) -> list[Cached]:
     """Preprocess `cases` into `folder`, several at a time; what is there already is not done again.
 
-    Raises `Problem` for the first case that cannot be read, after the others are done and kept.
+    Several processes may do so at once. Raises `Problem` for the first case that cannot be read, after the others are
+    done and kept.
     """
-    done: list[Cached | Problem] = []
 
     def one(case: Case) -> Cached | Problem:
         try:
@@ -82,15 +114,25 @@ def preprocess(
         except Problem as problem:
             return problem
 
-    with ThreadPoolExecutor(workers) as pool:
-        for result in pool.map(one, cases):
-            done.append(result)
-            if progress:
-                progress(len(done), len(cases))
-    for result in done:
-        if isinstance(result, Problem):
-            raise result
+    done = list(_each(one, cases, workers, progress))
+    failed = [(case.name, result) for case, result in zip(cases, done) if isinstance(result, Problem)]
+    if failed:
+        first = failed[0][1]
+        names = ", ".join(name for name, _ in failed[1:6]) + (" ..." if len(failed) > 6 else "")
+        more = f" ({len(failed) - 1} more cannot be used: {names})" if len(failed) > 1 else ""
+        raise Problem(first.where, first.what + more, first.remedy)
     return [result for result in done if isinstance(result, Cached)]
+
+
+def _each(
+    work: Callable[[Case], Done], cases: Sequence[Case], workers: int, progress: Progress | None
+) -> Iterator[Done]:
+    """`work` for each case, several at a time; after an error or Ctrl-C only what is in hand is finished."""
+    with ThreadPoolExecutor(workers) as pool:
+        for i, result in enumerate(pool.map(work, cases)):
+            if progress:
+                progress(i + 1, len(cases))
+            yield result
 
 
 def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> Cached:
@@ -98,57 +140,105 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
         VERSION,
         plan.orientation,
         plan.spacing_mm,
-        plan.channels[0].kind == "ct",
+        [plan.ct, len(plan.channels)],
         list(dataset.values),
         dataset.ignore,
     ]
     files = [file for path in (*case.images, case.label) if path for file in _files(path)]
     place = folder / f"{case.name}-{digest(asked, *files)}"
-    if not (place / "record.json").exists():
-        scan = read(*case.images)
-        label = None
-        if case.label:
-            on_disk = read_labels(case.label)
-            if not on_disk.same_grid(scan):
-                raise Problem(case.label, "its grid differs from the image's", "run `contextseg check` on the data set")
-            label = to_classes(dataset, on_disk.array, case.label)
-        image, label, body, record = prepare(scan, plan, case.name, label)
-        with replacing(place) as temporary:
-            temporary.mkdir()
-            scaled = [_to_int16(c, low, high) for c, low, high in zip(image, record.low, record.high)]
-            np.save(temporary / "image.npy", np.stack(scaled))
-            if label is not None:
-                np.save(temporary / "label.npy", label.astype(np.int16))
-            np.savez(temporary / "voxels.npz", **_places(body, label, case.name))
-            write_json(temporary / "record.json", asdict(record))
     annotated = tuple(
         case.annotated is None or i == 0 or name in case.annotated for i, name in enumerate(dataset.classes)
     )
+    if not _whole(place, case.label is not None):
+        scan, label = _read(dataset, case)
+        _save(place, *prepare(scan, plan, case.name, label))
     return Cached(place, load_record(place / "record.json"), annotated, case.label is not None)
+
+
+def _read(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray | None]:
+    """A case's scan and its label in class indices, both checked. Raises `Problem` that names the file."""
+    scan = read(*case.images)
+    check_channels(scan.array, dataset.channels, case.images)
+    if case.label is None:
+        return scan, None
+    on_disk = read_labels(case.label)
+    if not on_disk.same_grid(scan):
+        raise Problem(case.label, "its grid differs from the image's", "run `contextseg check` on the data set")
+    return scan, to_classes(dataset, on_disk.array, case.label)
+
+
+def _whole(place: Path, labelled: bool) -> bool:
+    """Whether a case is there, with all of its files at their full length."""
+    try:
+        case = Cached(place, load_record(place / "record.json"), (), labelled)
+        return bool(case.image.size and case.voxels("body").size and (case.label is None or case.label.size))
+    except Problem:
+        return False
+
+
+def _save(place: Path, image: np.ndarray, label: np.ndarray | None, body: np.ndarray, record: Record) -> None:
+    """Write a case beside `place`, then move it there, unless another process was faster."""
+    ints = np.stack([_to_int16(channel, low, high) for channel, low, high in zip(image, record.low, record.high)])
+    temporary, old = (place.with_name(f".{uuid4().hex[:8]}-{place.name}{end}") for end in ("", "-old"))
+    with writing(place):
+        try:
+            temporary.mkdir(parents=True)
+            _save_array(temporary / "image.npy", ints)
+            if label is not None:
+                _save_array(temporary / "label.npy", label.astype(np.int16))
+            places: dict[str, Any] = places_of(body, label, record.name)
+            np.savez(temporary / "voxels.npz", **places)
+            write_json(temporary / "record.json", asdict(record))
+            if place.exists() and not _whole(place, label is not None):
+                place.rename(old)
+            temporary.rename(place)
+        except OSError:
+            if not _whole(place, label is not None):
+                raise
+        finally:
+            for folder in (temporary, old):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut can leave a file of zeros at its full length
 
 
 def load_record(path: Path) -> Record:
     """Read a record. Raises `Problem` if it is missing or damaged."""
-    content: dict[str, Any] = read_json(path)
-    for name in ("affine", "box"):
-        content[name] = tuple(tuple(row) for row in content[name])
-    return Record(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+    try:
+        content: dict[str, Any] = read_json(path)
+        for name in ("affine", "box"):
+            content[name] = tuple(tuple(row) for row in content[name])
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return Record(**tuples)
+    except (Problem, OSError, TypeError, KeyError) as error:
+        raise _damaged(path, _REMEDY) from error
 
 
 def _files(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
 
 
+def _step(low: float, high: float) -> float:
+    """The intensity from one int16 to the next, where [low, high] is spread over all of them."""
+    return (high - low) / 65535 or 1.0
+
+
 def _to_int16(channel: np.ndarray, low: float, high: float) -> np.ndarray:
-    """[low, high] onto all of int16; a spline's overshoot beyond the scan's own extremes is clipped."""
-    scaled = (np.clip(channel, low, high) - low) * (65535 / max(high - low, 1e-30)) - 32768
+    scaled = (channel - np.float32(low)) * np.float32(1 / _step(low, high)) - np.float32(32768)
     return np.rint(scaled).clip(-32768, 32767).astype(np.int16)
 
 
-def _places(body: np.ndarray, label: np.ndarray | None, name: str, most: int = 10_000) -> dict[str, np.ndarray]:
+def places_of(
+    body: np.ndarray | None, label: np.ndarray | None, name: str, most: int = 10_000
+) -> dict[str, np.ndarray]:
     """Up to `most` voxels of the body and of each class, drawn by a seed that is the case's name."""
     rng = np.random.default_rng(int(digest(name), 16))
-    masks = {"body": body if body.any() else np.ones_like(body)}
+    masks = {} if body is None else {"body": body if body.any() else np.ones_like(body)}
     if label is not None:
         masks |= {str(k): label == k for k in np.unique(label) if k > 0}
     out = {}
@@ -169,25 +259,17 @@ def fingerprint(
     """The facts of each case, read once. Raises `Problem` for a case that cannot be read."""
 
     def one(case: Case) -> Facts:
-        scan = read(*case.images)
+        scan, label = _read(dataset, case)
         turned = scan.oriented(AXIAL)
-        ct = dataset.channels[0].strip().lower() == "ct"
-        box = [extent(body_mask(np.asarray(turned.array, np.float32), ct), axis) for axis in range(3)]
-        roi: tuple[tuple[float, ...], ...] = ()
-        if case.label:
-            label = to_classes(dataset, read_labels(case.label).array, case.label)
-            flat = np.flatnonzero(label > 0) if label.shape == scan.shape else np.zeros(0, int)
-            if len(flat) > sample:
-                flat = np.random.default_rng(int(digest(case.name), 16)).choice(flat, sample, replace=False)
-            if len(flat):
-                roi = tuple(tuple(channel.ravel()[flat].astype(float).tolist()) for channel in scan.array)
-        d, h, w = (b - a for a, b in box)
+        axial_label = None if label is None else scan.with_array(label).oriented(AXIAL).array
+        _, box = body_box(turned, is_ct(dataset.channels[0]), axial_label)
+        roi: tuple[np.ndarray, ...] = ()
+        flat = np.flatnonzero(label > 0) if label is not None else np.zeros(0, int)
+        if len(flat) > sample:
+            flat = np.random.default_rng(int(digest(case.name), 16)).choice(flat, sample, replace=False)
+        if len(flat):
+            roi = tuple(channel.ravel()[flat].astype(np.float32) for channel in scan.array)
+        d, h, w = (stop - start for start, stop in box)
         return Facts(case.name, (d, h, w), turned.spacing_mm, scan.orientation, roi)
 
-    facts = []
-    with ThreadPoolExecutor(workers) as pool:
-        for fact in pool.map(one, cases):
-            facts.append(fact)
-            if progress:
-                progress(len(facts), len(cases))
-    return facts
+    return list(_each(one, cases, workers, progress))

@@ -1,7 +1,7 @@
 """Synthetic patients whose truth is known: for tests, for documentation, and to try an idea in seconds.
 
-A body in air holds organs (class 1, bright balls; class 2, where asked for, dark ones) and look-alikes: rods as bright as
-class 1 that are background.
+A body in air holds organs (class 1, a bright ball; class 2, where asked for, a dark one) and look-alikes: rods as
+bright as class 1 that are background.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def patient(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One patient: image (*S) float32, about 0 in air and 1 in the body, and its true label (*S) int16.
 
-    `classes` counts the background, 2 or 3. The same seed gives the same patient.
+    `classes` counts the background, 2 or 3; two balls may touch, but neither holds the other's centre. The same seed
+    gives the same patient.
 
     >>> image, label = patient(0, (16, 16))
     >>> image.shape, sorted(set(label.ravel().tolist()))
@@ -31,9 +32,14 @@ def patient(
     body = (((grid - (size - 1) / 2) / (0.47 * size)) ** 2).sum(-1) < 1
     image = body.astype(np.float32)
     label = np.zeros(shape, np.int16)
+    balls: list[tuple[np.ndarray, float]] = []
     for k in range(1, classes):
-        centre = size * rng.uniform(0.35, 0.65, len(shape))
-        ball = ((grid - centre) ** 2).sum(-1) < (size.min() * rng.uniform(0.13, 0.2)) ** 2
+        while True:
+            centre, radius = size * rng.uniform(0.35, 0.65, len(shape)), size.min() * rng.uniform(0.13, 0.2)
+            if all(np.linalg.norm(centre - c) > max(radius, r) for c, r in balls):
+                break
+        balls.append((centre, radius))
+        ball = ((grid - centre) ** 2).sum(-1) < radius**2
         image[ball] = 2.5 if k == 1 else -0.5
         label[ball] = k
     for _ in range(look_alikes):

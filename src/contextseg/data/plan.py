@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from contextseg.data.topology import largest_patch, topology, training_gb
 from contextseg.disk import Problem, read_json, write_json
-from contextseg.volume import AXIAL
+from contextseg.volume import AXIAL, axis_moves
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,16 @@ class Facts:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     orientation: str
-    roi: tuple[tuple[float, ...], ...]
+    roi: tuple[Sequence[float] | np.ndarray, ...]
 
 
 @dataclass(frozen=True)
 class Channel:
     """How one channel is normalised.
 
-    kind "ct": clip to [low, high], subtract mean, divide by sd, numbers of the training set; "zscore": by mean and sd of
-    each case inside its body; "none": as it is; "rescale": to 0..1 between the case's extremes.
+    kind "ct": clip to [low, high], subtract mean, divide by sd, numbers of the training set; "zscore": by mean and sd
+    of each case inside its body; "none": as it is; "rescale": [low, high] to 0..1, or where these are equal the case's
+    own extremes.
     """
 
     name: str
@@ -83,6 +85,11 @@ class Plan:
         return len(self.patch_vox)
 
     @property
+    def ct(self) -> bool:
+        """Whether the scans are in Hounsfield units; the first channel says so."""
+        return is_ct(self.channels[0].name)
+
+    @property
     def lateral_axis(self) -> int:
         """The index into (D, H, W) of the left-right axis."""
         return next(i for i, letter in enumerate(self.orientation) if letter in "RL")
@@ -98,18 +105,49 @@ class Plan:
 
     @staticmethod
     def load(path: str | Path) -> Plan:
-        """Read a plan. Raises `Problem` where the file is missing, is no JSON, or lacks a field."""
+        """Read a plan. Raises `Problem` where the file is missing, is no JSON, lacks a field, or contradicts itself."""
         content = read_json(path)
         try:
             content["channels"] = tuple(Channel(**channel) for channel in content["channels"])
             content["regions"] = {name: tuple(union) for name, union in content["regions"].items()}
-            return Plan(**{name: _frozen(value) for name, value in content.items()})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise Problem(path, f"not a plan ({error})", "make it again with `contextseg plan`") from error
+            plan = Plan(**{name: _frozen(value) for name, value in content.items()})
+            wrong = _contradiction(plan)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise Problem(path, f"not a plan ({what})", "make it again with `contextseg plan`") from error
+        if wrong:
+            raise Problem(path, wrong, "correct it in the file, or make it again with `contextseg plan`")
+        return plan
 
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def _contradiction(plan: Plan) -> str:
+    """What cannot be in a plan that somebody edited; "" if nothing."""
+    axis_moves(AXIAL, plan.orientation)
+    levels, classes = (plan.widths, plan.strides, plan.kernels), range(len(plan.classes))
+    named = {k for group in (*plan.regions.values(), *plan.swaps) for k in group}
+    facts = {
+        "spacing_mm has three positive numbers": len(plan.spacing_mm) == 3 and min(plan.spacing_mm) > 0,
+        "patch_vox has two or three positive whole numbers": plan.dims in (2, 3) and _counts(plan.patch_vox),
+        "batch_size is a positive whole number": _counts([plan.batch_size]),
+        "mirror has three entries": len(plan.mirror) == 3,
+        "each class has one value": len(plan.classes) == len(plan.values) > 0,
+        "regions and swaps name classes by their index": named <= set(classes),
+        "there is a channel": len(plan.channels) > 0,
+        "widths, strides and kernels have as many levels": len({len(part) for part in levels}) == 1
+        and _counts(plan.widths),
+        "strides and kernels have as many axes as patch_vox": all(
+            len(axes) == plan.dims and _counts(axes) for axes in (*plan.strides, *plan.kernels)
+        ),
+    }
+    return next((f"not so: {fact}" for fact, holds in facts.items() if not holds), "")
+
+
+def _counts(numbers: Iterable[Any]) -> bool:
+    return all(isinstance(n, int) and n > 0 for n in numbers)
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------
@@ -135,59 +173,74 @@ def make_plan(
     """The plan for a data set, from the facts of its *training* cases.
 
     `memory_gb` is what one training step may take (activations, gradients, weights; float16 on a GPU takes about half).
-    Whatever is given (`spacing_mm` in the order D, H, W; `patch_vox`; `batch_size`) is kept and the rest follows from it.
-    Raises `Problem` if there is no case, or the budget is too small for the smallest patch.
+    What is given (`spacing_mm` in the order D, H, W; `patch_vox`; `batch_size`) is kept; the rest follows from it.
+    Raises `Problem` if there is no case, an argument makes no sense, or the budget is too small for the smallest patch.
     """
+    given = {"spacing_mm": spacing_mm, "patch_vox": patch_vox, "batch_size": batch_size, "memory_gb": memory_gb}
+    _check_given(dataset, dims, {**given, "base_width": base_width, "max_levels": max_levels})
     if not facts:
         raise Problem(dataset, "there is no case to plan with", "put scans into the training folder")
-    if dims not in (2, 3):
-        raise Problem(dataset, f"dims = {dims}", "choose 2 or 3")
-    orientation = _slices_first(facts) if dims == 2 else AXIAL
-    order = [AXIAL.index(letter) for letter in orientation]
-    spacings = np.array([[f.spacing_mm[i] for i in order] for f in facts])
-    shapes = np.array([[f.shape[i] for i in order] for f in facts])
-    spacing = np.array(spacing_mm, float) if spacing_mm is not None else target_spacing(spacings, shapes)
-    median_shape = np.median(np.rint(shapes * spacings / spacing), axis=0).astype(int).clip(1)
+    orientation, spacing, median_shape = _common_grid(facts, dims, spacing_mm)
     use = slice(3 - dims, 3)
-    max_width = max_width or (320 if dims == 3 else 512)
+    widest = max_width or (320 if dims == 3 else 512)
 
-    def level_plan(patch: Sequence[int]) -> dict[str, tuple]:
+    def levels(patch: Sequence[int]) -> dict[str, tuple]:
         strides, kernels = topology(patch, spacing[use], max_levels)
-        widths = tuple(min(base_width * 2**i, max_width) for i in range(len(strides)))
+        widths = tuple(min(base_width * 2**i, widest) for i in range(len(strides)))
         return {"widths": widths, "strides": strides, "kernels": kernels}
 
-    def cost_gb(patch: Sequence[int], batch: int) -> float:
-        return training_gb(patch, batch, len(classes), **level_plan(patch))
+    def fits(patch: Sequence[int], batch: int) -> bool:
+        return training_gb(patch, batch, len(classes), **levels(patch)) <= memory_gb
 
     batch = batch_size or 2
-    if patch_vox is None:
-        patch = largest_patch(median_shape[use], spacing[use], lambda p: cost_gb(p, batch) <= memory_gb)
-        if patch is None:
-            raise Problem(dataset, f"no patch fits into {memory_gb} GB", "raise memory_gb, or lower base_width")
-    else:
-        patch = tuple(int(n) for n in patch_vox)
-        if len(patch) != dims:
-            raise Problem(dataset, f"patch_vox = {patch} for a {dims}-D network", f"give {dims} numbers")
+    patch: Any = tuple(int(n) for n in patch_vox) if patch_vox else None
+    patch = patch or largest_patch(median_shape[use], spacing[use], lambda p: fits(p, batch))
+    if patch is None:
+        raise Problem(dataset, f"no patch fits into {memory_gb} GB", "raise memory_gb, or lower base_width")
     if batch_size is None:  # nnU-Net's cap: a batch holds at most 5 % of the data set's voxels
-        cap = max(2, int(0.05 * len(facts) * np.prod(median_shape) / np.prod(patch)))
-        while batch < min(cap, 64) and cost_gb(patch, batch + 1) <= memory_gb:
+        cap = int(0.05 * len(facts) * np.prod(median_shape) / np.prod(patch))
+        while batch < min(cap, 64) and fits(patch, batch + 1):
             batch += 1
     swaps, mirrors = lateral(classes)
-    kinds = tuple(_channel(name, [f.roi[i] for f in facts if f.roi]) for i, name in enumerate(channels))
     return Plan(
         dataset=dataset,
         classes=tuple(classes),
         values=tuple(values),
         regions=dict(regions),
-        channels=kinds,
+        channels=tuple(_channel(name, [f.roi[i] for f in facts if f.roi]) for i, name in enumerate(channels)),
         orientation=orientation,
         spacing_mm=_three(float(s) for s in spacing),
         patch_vox=patch,
         batch_size=batch,
         mirror=_three(mirrors or letter not in "RL" for letter in orientation),
         swaps=swaps,
-        **level_plan(patch),
+        **levels(patch),
     )
+
+
+def _check_given(dataset: str, dims: int, given: Mapping[str, Any]) -> None:
+    """Raise `Problem` for an argument of `make_plan` that makes no sense."""
+    if dims not in (2, 3):
+        raise Problem(dataset, f"dims = {dims}", "choose 2 or 3")
+    for name, value in given.items():
+        count = {"spacing_mm": 3, "patch_vox": dims}.get(name, 1)
+        numbers = [value] if count == 1 else value
+        if value is not None and (len(numbers) != count or min(numbers) <= 0):
+            remedy = f"give {count} positive numbers for a {dims}-D network" if count > 1 else "give a positive number"
+            raise Problem(dataset, f"{name} = {value}", remedy)
+
+
+def _common_grid(
+    facts: Sequence[Facts], dims: int, spacing_mm: Sequence[float] | None
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """The orientation of all arrays, their spacing, and the median case's shape there."""
+    orientation = _slices_first(facts) if dims == 2 else AXIAL
+    order = [AXIAL.index(letter) for letter in orientation]
+    spacings = np.array([[f.spacing_mm[i] for i in order] for f in facts])
+    shapes = np.array([[f.shape[i] for i in order] for f in facts])
+    spacing = np.array(spacing_mm, float) if spacing_mm is not None else target_spacing(spacings, shapes)
+    median_shape = np.median(np.rint(shapes * spacings / spacing), axis=0).astype(int).clip(1)
+    return orientation, spacing, median_shape
 
 
 def _three(values: Iterable[Any]) -> tuple[Any, Any, Any]:
@@ -216,127 +269,61 @@ def _slices_first(facts: Sequence[Facts]) -> str:
     return AXIAL[coarse] + AXIAL.replace(AXIAL[coarse], "")
 
 
-def topology(
-    patch: Sequence[int], spacing_mm: Sequence[float], max_levels: int = 7, smallest: int = 4
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """(strides, kernels) of each level: halve an axis while `smallest` voxels remain and its spacing is not the coarse one.
-
-    An axis is skipped, and its kernel is 1, while its voxels are more than twice as long as the finest.
-
-    >>> topology((32, 32, 32), (4, 4, 4))[0]
-    ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
-    """
-    size, spacing = np.array(patch), np.array(spacing_mm, float)
-    strides: list[tuple[int, ...]] = [(1,) * len(size)]
-    kernels: list[tuple[int, ...]] = [_kernel(spacing)]
-    while len(strides) < max_levels:
-        wanted = (spacing / spacing[size >= 2 * smallest].min() < 2) if (size >= 2 * smallest).any() else size < 0
-        halved = np.where(wanted & (size >= 2 * smallest), 2, 1)
-        if (halved == 1).all():
-            break
-        size, spacing = size // halved, spacing * halved
-        strides.append(tuple(int(s) for s in halved))
-        kernels.append(_kernel(spacing))
-    return tuple(strides), tuple(kernels)
-
-
-def _kernel(spacing: np.ndarray) -> tuple[int, ...]:
-    return tuple(3 if s <= 2 * spacing.min() else 1 for s in spacing)
-
-
-def training_gb(
-    patch: Sequence[int],
-    batch: int,
-    classes: int,
-    widths: Sequence[int],
-    strides: Sequence[Sequence[int]],
-    kernels: Sequence[Sequence[int]],
-) -> float:
-    """Gibibytes that one float32 training step of a plain U-Net takes, near enough to plan by.
-
-    Each conv block keeps its input for the weights' gradient, the normalised map and the activation; gradients of the two
-    largest maps live at once; weights are held four times (value, gradient, momentum, workspace).
-    """
-    size, maps, weights = np.array(patch, float), 0.0, 0.0
-    before = 1
-    for width, stride, kernel in zip(widths, strides, kernels):
-        size = np.ceil(size / stride)
-        maps += size.prod() * width * (3 * 4 + 1)  # four convs a level, there and back, and the skip
-        weights += np.prod(kernel) * (before * width + 4 * width * width)
-        before = width
-    top = float(np.prod(patch))
-    return float(4 * (batch * (maps + top * (2 * widths[0] + 4 * classes)) + 4 * weights) / 2**30)
-
-
-def largest_patch(
-    median_shape: np.ndarray, spacing_mm: np.ndarray, fits: Any, smallest: int = 16
-) -> tuple[int, ...] | None:
-    """The largest patch, at most the median case, that `fits`: equal extents in mm where the case allows.
-
-    Grown from small to large; each side is a multiple of what its halvings need. None if not even the smallest fits.
-    """
-    best = None
-    for extent in np.geomspace(smallest * spacing_mm.min(), 2 * (median_shape * spacing_mm).max(), 200):
-        side = np.minimum(np.rint(extent / spacing_mm), median_shape).astype(int).clip(1)
-        patch = tuple(_rounded(side, spacing_mm, median_shape))
-        if patch != best and (best is None or np.prod(patch) > np.prod(best)):
-            if not fits(patch):
-                break
-            best = patch
-    return best
-
-
-def _rounded(side: np.ndarray, spacing_mm: np.ndarray, median_shape: np.ndarray) -> list[int]:
-    """Each side rounded to a multiple of the network's total stride along it."""
-    strides, _ = topology(tuple(side), spacing_mm)
-    total = np.prod(np.array(strides), axis=0)
-    down = np.maximum(side // total, 1) * total
-    up = -(-side // total) * total
-    return [int(u if u <= s + t // 4 else d) for u, d, s, t in zip(up, down, side, total)]
-
-
 # --- left and right, intensities ------------------------------------------------------------------------------------
 
-_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
+_SIDES = [("left", "right"), ("l", "r"), ("lt", "rt"), ("lh", "rh")]
+_OPPOSITE = dict(_SIDES) | {b: a for a, b in _SIDES}
 _NOT_PAIRED = re.compile(r"atri|ventric|heart|lobe", re.IGNORECASE)
 
 
 def lateral(classes: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], bool]:
     """Which class indices change places in a left-right mirror, and whether such a mirror may be used at all.
 
-    It may not where a class has a side but no partner, or where the two sides are not mirror images (heart, lung lobes).
+    It may not where a class has a side but no partner, or where the sides are not mirror images (heart, lung lobes).
+    A name is taken apart at spaces, signs and capitals: "kidney_left", "Left-Kidney", "KidneyL" have a side, "bright"
+    has none, and neither has a lone "L".
 
     >>> lateral(["background", "right_parotid", "left_parotid", "mandible"])
     (((1, 2),), True)
     >>> lateral(["background", "left_kidney"])
     ((), False)
     """
-    words = [re.split(r"[\s_\-./]+", name.lower()) for name in classes]
+    words = [_words(name) for name in classes]
     pairs: set[tuple[int, int]] = set()
     allowed = True
     for i, parts in enumerate(words):
-        sided = [j for j, word in enumerate(parts) if word in _SIDES and len(parts) > 1]
-        if not sided:
-            continue
-        partner = [_SIDES[word] if j in sided else word for j, word in enumerate(parts)]
-        if partner in words and not _NOT_PAIRED.search(classes[i]):
-            a, b = sorted((i, words.index(partner)))
-            pairs.add((a, b))
-        else:
+        partners = [[*parts[:j], _OPPOSITE[w], *parts[j + 1 :]] for j, w in enumerate(parts) if w in _OPPOSITE]
+        known = [words.index(partner) for partner in partners if partner in words]
+        if known and not _NOT_PAIRED.search(classes[i]):
+            pairs.add((min(i, known[0]), max(i, known[0])))
+        elif partners and parts not in (["l"], ["r"]):
             allowed = False
     return tuple(sorted(pairs)), allowed
 
 
-def _channel(name: str, samples: Sequence[Sequence[float]]) -> Channel:
+def _words(name: str) -> list[str]:
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return [word for word in re.split(r"[\W_]+", spaced.lower()) if word]
+
+
+def is_ct(channel: str) -> bool:
+    """Whether a channel of that name holds Hounsfield units; nnU-Net's word for them is "CT"."""
+    return channel.strip().lower() == "ct"
+
+
+def _channel(name: str, samples: Sequence[Sequence[float] | np.ndarray]) -> Channel:
     """nnU-Net's rule: the channel's name says how it is normalised; CT by the ROI voxels of the training cases."""
     lower = name.strip().lower()
     if lower in ("nonorm", "none"):
         return Channel(name, "none")
-    if lower in ("rescale_to_0_1", "rgb_to_0_1"):
+    if lower == "rescale_to_0_1":
         return Channel(name, "rescale")
+    if lower == "rgb_to_0_1":
+        return Channel(name, "rescale", 0.0, 255.0)
     values = np.concatenate([np.asarray(s, float) for s in samples]) if samples else np.zeros(0)
-    if lower != "ct" or not len(values):
+    if not is_ct(name) or not len(values):
         return Channel(name, "zscore")
     low, high = np.percentile(values, (0.5, 99.5))
     inside = np.clip(values, low, high)
-    return Channel(name, "ct", float(low), float(high), float(inside.mean()), float(max(inside.std(), 1e-8)))
+    sd = float(inside.std())
+    return Channel(name, "ct", float(low), float(high), float(inside.mean()), sd if sd > 1e-6 else 1.0)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from contextseg.data.plan import Channel, Plan
 from contextseg.disk import Problem
-from contextseg.volume import Volume, resample, resample_labels
+from contextseg.volume import Volume, axis_moves, resample, resample_labels
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""(start, stop) along D, H and W."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Record:
     affine: tuple[tuple[float, ...], ...]
     grid: tuple[int, int, int]
     target: str
-    box: tuple[tuple[int, int], ...]
+    box: Box
     mean: tuple[float, ...]
     sd: tuple[float, ...]
     low: tuple[float, ...]
@@ -39,71 +44,96 @@ class Record:
         return b - a, d - c, f - e
 
 
-def body_mask(image: np.ndarray, ct: bool) -> np.ndarray:
-    """(C, D, H, W) to (D, H, W) bool: the patient, without air, table and noise; all of it if nothing stands out.
+_AIR_HU = -500  # between air and the lungs' walls; lungs are filled as holes
+_BLOCKS = 128  # along each axis, of which a body mask is made
+_PART = 0.02  # of the largest part; a second leg is more, ghosts and screws in the air are less
 
-    CT: what is denser than -500 HU. MR: above half of Otsu's threshold, or, where the background was set to one value (a
-    stripped brain), all that differs from it. Then the largest connected part with its holes filled, slice by slice.
+
+def body_mask(scan: Volume, ct: bool) -> np.ndarray:
+    """The patient in an image (C, D, H, W), without air, table and noise: (D, H, W) bool; all if nothing stands out.
+
+    CT: what is denser than -500 HU and not as thin as a table top (which may touch the patient). MR: what is brighter
+    than a tenth of the 98th percentile (as BET begins; Smith, HBM 2002) or, where a quarter of the image was set to one
+    value (a stripped brain), what differs from it. The first channel decides. Then all large parts, with the holes in
+    their axial slices filled. Some air does no harm; what is cut off is never segmented.
+
+    Worked out on about 128 blocks along each axis, which averages noise and takes a fifth of the time.
     """
     import cc3d
     from scipy import ndimage
 
-    first = image[0]
-    darkest = first.min()
-    if not np.isfinite(darkest) or darkest == first.max():
+    first = scan.array[0]
+    if first.min() == first.max():
         return np.ones(first.shape, bool)
-    if ct:
-        mask = first > -500
-    elif (first == darkest).mean() > 0.25:
-        mask = (image != image.min(axis=(1, 2, 3), keepdims=True)).any(0)
-    else:
-        mask = first > darkest + 0.5 * (_otsu(first) - darkest)
-    if not mask.any():
+    size = tuple(max(1, n // _BLOCKS) for n in first.shape)
+    mask = _stands_out(np.asarray(scan.array), ct, size)
+    axial = next(i for i, letter in enumerate(scan.orientation) if letter in "SI")
+    core = _eroded(mask, axial) if ct else mask
+    core = core if core.any() else mask
+    if not core.any():
         return np.ones(first.shape, bool)
     parts = cc3d.connected_components(mask, connectivity=6)
-    mask = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
+    sizes = np.bincount(parts.ravel(), weights=core.ravel())
+    large = (sizes >= _PART * sizes.max()) & (sizes > 0)
+    body = (ndimage.binary_dilation(core, iterations=4, mask=mask) if ct else mask) & large[parts]
+    body = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, axial, 0)], axial)
+    for axis, n in enumerate(size):
+        body = body.repeat(n, axis) if n > 1 else body
+    d, h, w = first.shape
+    return body[:d, :h, :w]
 
 
-def _otsu(image: np.ndarray) -> float:
-    """The threshold that parts the histogram with the largest variance between the halves (Otsu 1979)."""
-    counts, edges = np.histogram(image, 256)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    total = np.cumsum(counts * centres)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (total[-1] * below / below[-1] - total) ** 2 / (below * (below[-1] - below))
-    return float(centres[np.nanargmax(np.where(np.isfinite(between), between, -1))])
+def _stands_out(image: np.ndarray, ct: bool, size: tuple[int, ...]) -> np.ndarray:
+    """Which blocks of `size` voxels are brighter than air, or differ from a constant background."""
+    first = image[0]
+    if ct:
+        return _block_means(first, size) > _AIR_HU
+    corners = image[:, [0, 0, 0, 0, -1, -1, -1, -1], [0, 0, -1, -1] * 2, [0, -1] * 4]
+    constant = np.sort(corners, axis=1)[:, 4].reshape(-1, 1, 1, 1)  # what most corners are
+    if (first == constant[0]).mean() > 0.25:
+        return _block_means((image != constant).any(0), size) > 0
+    means = _block_means(first, size)
+    darkest = min(0.0, float(means.min()))  # air; in a crop without air the darkest tissue is none
+    return means > darkest + 0.1 * (np.percentile(means, 98) - darkest)
+
+
+def _block_means(x: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    out: Any = np.asarray(x, np.float32)
+    for axis, n in enumerate(size):
+        if n > 1:
+            starts = np.arange(0, out.shape[axis], n)
+            counts = np.diff([*starts, out.shape[axis]]).astype(np.float32)
+            out = np.add.reduceat(out, starts, axis) / counts.reshape([-1 if i == axis else 1 for i in range(3)])
+    return out
+
+
+def _eroded(mask: np.ndarray, axial: int) -> np.ndarray:
+    """Without the outermost block of each axial slice, but for where the image ends."""
+    from scipy import ndimage
+
+    cross = ndimage.generate_binary_structure(3, 1)
+    cross = cross & (np.arange(3).reshape([-1 if i == axial else 1 for i in range(3)]) == 1)
+    return ndimage.binary_erosion(mask, cross, border_value=1)
 
 
 def prepare(
     scan: Volume, plan: Plan, name: str = "", label: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, Record]:
-    """Orient, crop to the body, resample: (image (C, *S) float32 in its own units, label (*S) or None, body (*S), record).
+    """Orient, crop to the body, resample: image (C, *S) float32 in own units, label (*S) or None, body (*S), record.
 
     `label` holds class indices on the scan's grid; its box is never cropped away. The image is not normalised yet.
     Raises `Problem` if the number of channels differs from the plan's, or an intensity is not finite.
     """
-    if len(scan.array) != len(plan.channels):
-        what = f"{len(scan.array)} channels; this data set has {len(plan.channels)}"
-        raise Problem(name, what, f"give the channels {', '.join(c.name for c in plan.channels)}, in this order")
     turned = scan.oriented(plan.orientation)
     image = np.ascontiguousarray(turned.array, dtype=np.float32)
-    if not np.isfinite(image).all():
-        raise Problem(
-            name,
-            f"{(~np.isfinite(image)).sum()} intensities are NaN or infinite",
-            "replace them, or leave the case out",
-        )
-    body = body_mask(image, plan.channels[0].kind == "ct")
-    keep = body
+    check_channels(image, [channel.name for channel in plan.channels], [name])
     if label is not None:
         label = scan.with_array(label).oriented(plan.orientation).array
-        keep = body | (label > 0)
-    box = tuple(extent(keep, axis) for axis in range(3))
+    body, box = body_box(turned.with_array(image), plan.ct, label)
     inside = tuple(slice(a, b) for a, b in box)
     image, body = image[(slice(None), *inside)], body[inside]
-    values = [channel[body] for channel in image]
+    values = [channel[body].astype(np.float64) for channel in image]
+    low, high = ([float(x) for x in end(axis=(1, 2, 3))] for end in (image.min, image.max))
     record = Record(
         name=name,
         orientation=scan.orientation,
@@ -111,45 +141,87 @@ def prepare(
         grid=scan.shape,
         target=plan.orientation,
         box=box,
-        mean=tuple(float(v.mean(dtype=np.float64)) for v in values),
-        sd=tuple(float(max(v.std(dtype=np.float64), 1e-8)) for v in values),
-        low=tuple(float(c.min()) for c in image),
-        high=tuple(float(c.max()) for c in image),
+        mean=tuple(float(v.mean()) for v in values),
+        sd=tuple(_spread(v, b - a) for v, a, b in zip(values, low, high)),
+        low=tuple(low),
+        high=tuple(high),
     )
     spacing = turned.spacing_mm
     shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, plan.spacing_mm))
-    image = resample(image, shape, plan.orders)
+    if shape != body.shape:
+        image = resample(image, shape, plan.orders)
+        for channel, a, b in zip(image, low, high):
+            np.clip(channel, a, b, out=channel)  # where the spline overshoots
     body = resample(body, shape, 1) > 0.5
     if label is not None:
         label = resample_labels(np.ascontiguousarray(label[inside]), shape)
     return image, label, body, record
 
 
-def extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
+def _spread(values: np.ndarray, span: float) -> float:
+    """The standard deviation; where nothing varies, a number that is safe to divide by."""
+    sd = float(values.std())
+    return sd if sd > 1e-6 * span else span or 1.0
+
+
+def check_channels(image: np.ndarray, names: Sequence[str], files: Sequence[str | Path]) -> None:
+    """Raise `Problem` if an image (C, D, H, W) has other channels than `names`, or NaN or infinity in one.
+
+    `files` are named in it: one for each channel, or one that holds them all.
+    """
+    if len(image) != len(names):
+        what = f"{len(image)} channel{'s' if len(image) != 1 else ''}; this data set has {len(names)}"
+        raise Problem(files[0], what, f"give the channels {', '.join(names)}, in this order")
+    for i, channel in enumerate(image):
+        bad = 0 if channel.dtype.kind in "iub" else channel.size - int(np.isfinite(channel).sum())
+        if bad:
+            where = files[i] if len(files) == len(image) else files[0]
+            what = f"{bad} intensit{'ies are' if bad > 1 else 'y is'} NaN or infinite"
+            raise Problem(where, what, "replace them, or leave the case out")
+
+
+def body_box(turned: Volume, ct: bool, label: np.ndarray | None) -> tuple[np.ndarray, Box]:
+    """The body (D, H, W) bool of an image, and the box that holds it and all that is labelled."""
+    body = body_mask(turned, ct)
+    keep = body if label is None else body | (label > 0)
+    return body, (_extent(keep, 0), _extent(keep, 1), _extent(keep, 2))
+
+
+def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
     """(start, stop) of the True voxels of a mask along one axis. The mask must not be empty."""
     hit = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
     return int(hit[0]), int(hit[-1]) + 1
 
 
 def normalise(image: np.ndarray, channels: Sequence[Channel], record: Record) -> np.ndarray:
-    """(C, *S) float32 in the scan's units to what a network sees; the rules are the plan's."""
-    out = np.empty(image.shape, np.float32)
-    for i, channel in enumerate(channels):
+    """(C, *S) in the scan's units to what a network sees, float32; the rules are the plan's."""
+    return rescaled(image, [1.0] * len(channels), [0.0] * len(channels), channels, record)
+
+
+def rescaled(
+    stored: np.ndarray, steps: Sequence[float], zeros: Sequence[float], channels: Sequence[Channel], record: Record
+) -> np.ndarray:
+    """`normalise` of `stored * step + zero` for each channel (C, *S), in one pass."""
+    out = np.empty(stored.shape, np.float32)
+    for i, (channel, step, zero) in enumerate(zip(channels, steps, zeros)):
+        mean, sd = _mean_sd(channel, record, i)
+        np.add(stored[i], np.float32((zero - mean) / step), out=out[i], dtype=np.float32)
+        out[i] *= np.float32(step / sd)
         if channel.kind == "ct":
-            np.clip(image[i], channel.low, channel.high, out=out[i])
-            mean, sd = channel.mean, channel.sd
-        elif channel.kind == "zscore":
-            mean, sd = record.mean[i], record.sd[i]
-            out[i] = image[i]
-        elif channel.kind == "rescale":
-            mean, sd = record.low[i], max(record.high[i] - record.low[i], 1e-8)
-            out[i] = image[i]
-        else:
-            mean, sd = 0.0, 1.0
-            out[i] = image[i]
-        out[i] -= np.float32(mean)
-        out[i] *= np.float32(1 / sd)
+            np.clip(out[i], (channel.low - mean) / sd, (channel.high - mean) / sd, out=out[i])
     return out
+
+
+def _mean_sd(channel: Channel, record: Record, i: int) -> tuple[float, float]:
+    """What is subtracted from channel `i`, and what it is then divided by."""
+    if channel.kind == "ct":
+        return channel.mean, channel.sd
+    if channel.kind == "zscore":
+        return record.mean[i], record.sd[i]
+    if channel.kind == "rescale":
+        low, high = (channel.low, channel.high) if channel.high > channel.low else (record.low[i], record.high[i])
+        return low, (high - low) or 1.0
+    return 0.0, 1.0
 
 
 def undo(label: np.ndarray, record: Record, outside: int = 0) -> Volume:
@@ -157,10 +229,8 @@ def undo(label: np.ndarray, record: Record, outside: int = 0) -> Volume:
 
     Voxels outside the body's box get `outside`.
     """
-    affine = np.array(record.affine)
-    source = Volume(np.broadcast_to(np.int8(0), record.grid), affine)
-    turned = source.oriented(record.target)
-    full = np.full(turned.shape, outside, label.dtype)
+    order, flips = axis_moves(record.orientation, record.target)  # letters, not affines: at 45 degrees those waver
+    full = np.full([record.grid[i] for i in order], outside, label.dtype)
     full[tuple(slice(a, b) for a, b in record.box)] = label
-    back = turned.with_array(full).oriented(record.orientation)
-    return Volume(np.ascontiguousarray(back.array), affine)
+    full = np.flip(full, tuple(axis for axis, flip in enumerate(flips) if flip))
+    return Volume(np.ascontiguousarray(full.transpose(np.argsort(order))), np.array(record.affine))

@@ -16,7 +16,7 @@ import torch
 
 from contextseg.batch import IGNORE, Batch
 from contextseg.data.augment import Augmentation, Draw, apply, draw, source_vox, swap_annotated
-from contextseg.data.cache import Cached
+from contextseg.data.cache import Cached, load_array, places_of
 from contextseg.data.plan import Plan
 from contextseg.disk import Problem
 
@@ -25,11 +25,13 @@ from contextseg.disk import Problem
 class Sampler:
     """Draws batches from preprocessed cases.
 
-    Half of the patches, every second item, are centred on a voxel of a random class of a labelled case; the others lie
-    anywhere in the body. `labels` replaces the labels of some cases (name to .npy, made by a relabel stage); `unlabelled`
-    is how many items of each batch, the last ones, come from cases without a label.
+    Of the items with a label every second one is centred on a voxel of its case's ROI, each class as often as another
+    however small it is; the others lie anywhere in the body. `labels` replaces the labels of some cases (name to .npy,
+    made by a relabel stage); `unlabelled` is how many items of each batch, the last ones, come from cases without a
+    label. A patch that is larger than its case has 0 in the image and `IGNORE` in the label around it.
 
-    Raises `Problem` if there is no labelled case, or none without a label where some were asked for.
+    Raises `Problem` if there is no labelled case, or no unlabelled one, or no room for both, where they are asked for;
+    and for a negative seed.
     """
 
     cases: Sequence[Cached]
@@ -40,12 +42,16 @@ class Sampler:
     unlabelled: int = 0
 
     def __post_init__(self) -> None:
-        if not self._pool(True):
-            raise Problem(
-                "training cases", "none has a label", "label at least one case, or check the label file names"
-            )
-        if self.unlabelled and not self._pool(False):
+        if self.seed < 0:
+            raise Problem(f"seed={self.seed}", "a seed is not negative", "give 0 or more")
+        if not self._labelled:
+            remedy = "label at least one case, or check the label file names"
+            raise Problem("training cases", "none has a label", remedy)
+        if self.unlabelled and not self._unlabelled:
             raise Problem("training cases", "all have labels", "use a method that needs no unlabelled cases")
+        if self.unlabelled >= self.plan.batch_size:
+            what = f"{self.unlabelled} of the {self.plan.batch_size} items of a batch are unlabelled, none is labelled"
+            raise Problem("batch_size", what, f"raise it to {2 * self.unlabelled}")
 
     def batch(self, n: int, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> Batch:
         """The items of batch `n` that belong to `rank` of `world`, augmented, on `device`. May be empty."""
@@ -76,45 +82,85 @@ class Sampler:
         d, h, w = (a and b for a, b in zip(self.augmentation.mirror, self.plan.mirror))
         return replace(self.augmentation, mirror=(d, h, w))
 
-    def _pool(self, labelled: bool) -> list[int]:
-        """The indices of the cases that have a label, or that have none."""
-        return [
-            i for i, case in enumerate(self.cases) if (case.labelled or case.record.name in self.labels) == labelled
-        ]
+    @cached_property
+    def _labelled(self) -> list[int]:
+        return [i for i, case in enumerate(self.cases) if case.labelled or case.record.name in self.labels]
+
+    @cached_property
+    def _unlabelled(self) -> list[int]:
+        return sorted(set(range(len(self.cases))) - set(self._labelled))
+
+    @cached_property
+    def _with_roi(self) -> list[int]:
+        """The labelled cases that hold a class; what a replaced label holds is not known before it is read."""
+        cases = self.cases
+        return [i for i in self._labelled if cases[i].record.name in self.labels or cases[i].classes] or self._labelled
 
     def _item(self, n: int, i: int) -> _Item:
-        plan = self.plan
+        plan, taught = self.plan, self.plan.batch_size - self.unlabelled
+        on_roi = i < taught and (n * taught + i) % 2 == 1
         rng = np.random.default_rng((self.seed, n, i))
-        pool = self._pool(i < plan.batch_size - self.unlabelled)
+        pool = self._with_roi if on_roi else self._labelled if i < taught else self._unlabelled
         index = pool[rng.integers(len(pool))]
-        case = self.cases[index]
+        case, label = self.cases[index], self._label(index)
         change = draw(self._allowed, rng, plan.patch_vox, len(plan.channels), plan.spacing_mm[-plan.dims :])
-        centre = self._centre(case, rng, on_roi=(n * plan.batch_size + i) % 2 == 1)
-        size = source_vox(change, plan.patch_vox)
-        patch = plan.patch_vox
-        if plan.dims == 2:
-            size, patch = (1, *size), (1, *patch)
+        centre = self._centre(index, rng, on_roi)
+        slice_of = (1,) * (3 - plan.dims)
+        size, patch = slice_of + source_vox(change, plan.patch_vox), slice_of + plan.patch_vox
         grid = case.image.shape[1:]
-        start = [_start(c, p, s, g) for c, p, s, g in zip(centre, patch, size, grid)]
+        start = [_start(*place) for place in zip(centre, patch, size, grid)]
         box = tuple(slice(max(a, 0), min(a + s, g)) for a, s, g in zip(start, size, grid))
-        pad = [(max(-a, 0), max(a + s - g, 0)) for a, s, g in zip(start, size, grid)]
-        image = np.pad(case.patch(box, plan.channels), [(0, 0), *pad])
-        labels = self._labels(case)
-        here = np.full(image.shape[1:], IGNORE, np.int16) if labels is None else labels[box]
-        label = np.pad(here, pad, constant_values=IGNORE) if labels is not None else here
-        if plan.dims == 2:
-            image, label = image[:, 0], label[0]
-        return _Item(index, change, np.ascontiguousarray(image), np.ascontiguousarray(label))
+        before = [s.start - a for s, a in zip(box, start)]
+        image = _padded(case.patch(box, plan.channels), before, size, 0)
+        here = np.full(size, IGNORE, np.int16) if label is None else _padded(np.array(label[box]), before, size, IGNORE)
+        if slice_of:
+            image, here = image[:, 0], here[0]
+        return _Item(index, change, image, here)
 
-    def _labels(self, case: Cached) -> np.ndarray | None:
-        replaced = self.labels.get(case.record.name)
-        return case.label if replaced is None else np.load(replaced, mmap_mode="r")
+    def _label(self, index: int) -> np.ndarray | None:
+        case = self.cases[index]
+        path = self.labels.get(case.record.name)
+        if path is None:
+            return case.label
+        remedy = f"delete the folder {path.parent}; its stage is then done again"
+        label, grid = load_array(path, remedy), case.image.shape[1:]
+        if label.shape != grid:
+            raise Problem(path, f"a label of {label.shape} voxels for an image of {grid}", remedy)
+        return label
 
-    def _centre(self, case: Cached, rng: np.random.Generator, on_roi: bool) -> np.ndarray:
-        classes = sorted(key for key in case.voxels if key != "body")
-        key = classes[rng.integers(len(classes))] if on_roi and classes else "body"
-        places = case.voxels[key]
+    def _centre(self, index: int, rng: np.random.Generator, on_roi: bool) -> np.ndarray:
+        """A voxel of a random class of that case, or of its body."""
+        case = self.cases[index]
+        replaced = self._replaced_roi(index) if on_roi and case.record.name in self.labels else None
+        classes = [] if not on_roi else case.classes if replaced is None else list(replaced)
+        if not classes:
+            places = case.voxels("body")
+        else:
+            k = classes[int(rng.integers(len(classes)))]
+            places = case.voxels(k) if replaced is None else replaced[k]
         return places[rng.integers(len(places))]
+
+    def _replaced_roi(self, index: int) -> dict[int, np.ndarray]:
+        """Places of each of the plan's classes in a replaced label, which is searched once, when first needed."""
+        if index not in self._found:
+            places = places_of(None, self._label(index), self.cases[index].record.name)
+            ours = range(1, len(self.plan.classes))  # beyond them are context classes
+            self._found[index] = {int(k): found for k, found in places.items() if int(k) in ours}
+        return self._found[index]
+
+    @cached_property
+    def _found(self) -> dict[int, dict[int, np.ndarray]]:
+        return {}
+
+
+def _padded(part: np.ndarray, before: Sequence[int], size: Sequence[int], fill: int) -> np.ndarray:
+    """`part` (..., D, H, W) in an array of `size`, with `fill` around it."""
+    if part.shape[-3:] == tuple(size):
+        return part
+    out = np.full((*part.shape[:-3], *size), fill, part.dtype)
+    d, h, w = (slice(a, a + n) for a, n in zip(before, part.shape[-3:]))
+    out[..., d, h, w] = part
+    return out
 
 
 @dataclass(frozen=True)
@@ -126,6 +172,9 @@ class _Item:
 
 
 def _start(centre: int, patch: int, size: int, grid: int) -> int:
-    """Where the source box starts: the patch is centred, but kept inside the grid; the box around it may stick out."""
-    start = min(max(int(centre) - patch // 2, 0), max(grid - patch, 0)) if grid >= patch else (grid - patch) // 2
-    return start - (size - patch) // 2
+    """Where the box to read starts along one axis: around a patch that is centred, but kept inside the grid.
+
+    The box may stick out. A patch larger than the grid has it in its middle, as when predicting.
+    """
+    inside = min(max(int(centre) - patch // 2, 0), grid - patch) if grid >= patch else -((patch - grid) // 2)
+    return inside - (size - patch) // 2
