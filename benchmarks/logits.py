@@ -93,7 +93,7 @@ def _task(name: str, folder: str, size: list[int], shape: list[int]) -> None:
 def _peak_mb() -> float:
     """Peak resident memory of this process. Not by getrusage on Linux, where the parent's peak survives the exec."""
     if sys.platform == "linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 

@@ -73,7 +73,7 @@ def run(name: str, quick: bool) -> tuple[list[Row], str]:
         out = Path(folder) / "rows.jsonl"
         command = [sys.executable, __file__, name, "--child", str(out), *(["--quick"] if quick else [])]
         status = subprocess.run(command, env=os.environ | dict.fromkeys(THREADS, "1"), check=False).returncode
-        lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+        lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
     rows = [(claim, given, ours, theirs, peer) for claim, given, ours, theirs, peer in lines if claim]
     whys = [why for claim, why, *_ in lines if not claim]
     if status and not whys:

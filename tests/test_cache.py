@@ -233,7 +233,7 @@ def test_a_damaged_file_is_noticed_and_made_new(name: str, damage: str, data: Da
 
 def test_a_record_that_lacks_a_field_is_damaged(data: Dataset, tmp_path: Path) -> None:
     path = done(data, tmp_path)[0].folder / "record.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     del content["box"]
     path.write_text(json.dumps(content))
     with pytest.raises(Problem, match=r"record\.json: this preprocessed file is damaged"):

@@ -26,7 +26,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         fail()
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
@@ -45,7 +45,7 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert [p.name for p in tmp_path.iterdir()] == ["case"]
-    assert (tmp_path / "case" / "second").read_text() == "second"
+    assert (tmp_path / "case" / "second").read_text(encoding="utf-8") == "second"
 
 
 @pytest.mark.parametrize("end", [".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".tif"])

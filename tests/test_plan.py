@@ -61,7 +61,7 @@ def test_what_a_person_writes_into_the_file_is_what_is_loaded(tmp_path: Path) ->
     path = tmp_path / "plan.json"
     plan = planned(facts())
     plan.save(path)
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["patch_vox"] = [64, 48, 40]
     content["channels"][0]["kind"] = "rescale"
     path.write_text(json.dumps(content))
@@ -106,7 +106,7 @@ def test_no_plan_and_half_a_plan(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="does not exist"):
         Plan.load(path)
     planned(facts()).save(path)
-    path.write_text(path.read_text()[:200])
+    path.write_text(path.read_text(encoding="utf-8")[:200])
     with pytest.raises(Problem, match="not valid JSON"):
         Plan.load(path)
     path.write_text("[1, 2]")

@@ -346,7 +346,7 @@ from pathlib import Path
 from contextseg.predict import segment
 torch.set_num_threads(1)
 def peak_mb():
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    line = next(x for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 centres = torch.arange(64.).view(1, 64, 1, 1, 1) / 2 - 16
 image = np.broadcast_to(np.linspace(-15, 15, 32, dtype=np.float32), (1, 64, 32, 32))

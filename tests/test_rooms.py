@@ -18,6 +18,7 @@ FLOORS = (
     {"run"},
     {"experiments", "report"},
     {"job"},
+    {"compare"},
     {"cli", "web", "nnunet"},
     {"__main__"},
 )
@@ -32,7 +33,7 @@ def room(path: Path) -> str:
 def imported(path: Path) -> set[str]:
     """The rooms that a file imports, at its top or inside its functions."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {
                 f"{node.module}.{alias.name}" if node.module == "contextseg" else node.module for alias in node.names
@@ -60,7 +61,7 @@ def test_the_ground_floor_has_no_cycle() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_sizes_are_held(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
@@ -81,5 +82,7 @@ def test_sizes_are_held(path: Path) -> None:
 )
 def test_heavy_imports_wait(module: str, without: set[str]) -> None:
     code = f"import sys, {module}; print(*sorted({without!r} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    ).stdout.split()
     assert found == []

@@ -46,7 +46,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(*words: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "contextseg", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, **kwargs)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(line, capture_output=True, encoding="utf-8", env=environment, timeout=300, **kwargs)  # type: ignore[call-overload,no-any-return]
 
 
 def sets(assignments: list[str]) -> list[str]:
@@ -77,10 +77,10 @@ def test_the_job_leaves_what_it_promises(data: Path, finished: Path) -> None:
         scan = read(data / "imagesTs" / f"{case}_0000.nii.gz")
         made = read_labels(finished / "05-predict" / f"{case}.nii.gz")
         assert made.same_grid(scan)
-    page = (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text(encoding="utf-8")
     assert "phantom_006" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    rows = [json.loads(line) for line in (finished / "04-train" / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (finished / "04-train" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
     costs = {stage["name"]: stage for stage in Run.open(finished).stages()}
     assert costs["04-train"]["peak_mb"] > 50
@@ -134,7 +134,7 @@ def test_without_a_test_split_the_first_fold_is_validated(tmp_path: Path) -> Non
     outcome = main_job(Run(tmp_path / "run", settings))
     assert outcome.table is not None
     assert len(pd.read_csv(outcome.table)) == 1
-    rows = [json.loads(line) for line in (tmp_path / "run/04-train/log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run/04-train/log.jsonl").read_text(encoding="utf-8").splitlines()]
     looks = [row for row in rows if row["part"] == "check"]
     assert [row["step"] for row in looks] == [3, 6]
     assert all(0 <= row["dice"] <= 1 for row in looks)
@@ -282,7 +282,7 @@ def test_torchrun_two_ranks(data: Path, finished: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "contextseg"]
     words = ["run", str(data), "-o", str(tmp_path / "run"), "--fold", "all", *sets(TINY)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*line, *words], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([*line, *words], capture_output=True, encoding="utf-8", env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     two, one = model(tmp_path / "run"), model(finished)
     assert max(float((two[n] - one[n]).abs().max()) for n in one) < 1e-3
@@ -331,7 +331,7 @@ def test_predictions_that_are_there_are_kept(data: Path, finished: Path, tmp_pat
     cases = list(Run.open(finished).dataset.test)
     (tmp_path / "phantom_006.nii.gz").write_text("mine")
     assert predict_cases(cases, members, how, tmp_path) == {}
-    assert (tmp_path / "phantom_006.nii.gz").read_text() == "mine"
+    assert (tmp_path / "phantom_006.nii.gz").read_text(encoding="utf-8") == "mine"
     assert (tmp_path / "phantom_007.nii.gz").exists()
 
 

@@ -59,10 +59,10 @@ def test_steps_are_what_a_hand_calculation_gives(tmp_path: Path) -> None:
         w -= rate * max(gradient, -4.0)
     assert method.seen == pytest.approx(want)
     assert method.rates == pytest.approx(rates)
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [(w - 3) ** 2 for w in want]
     assert [row["square"] for row in rows] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
-    assert (tmp_path / "log.csv").read_text().splitlines()[0] == "step,part,seconds,lr,square"
+    assert (tmp_path / "log.csv").read_text(encoding="utf-8").splitlines()[0] == "step,part,seconds,lr,square"
 
 
 def test_the_log_of_a_resumed_run_is_the_log_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_log_of_a_resumed_run_is_the_log_of_an_uninterrupted_one(tmp_path: P
     whole, part = (
         [
             {k: v for k, v in json.loads(line).items() if k != "seconds"}
-            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+            for line in (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
         ]
         for name in ("whole", "part")
     )
@@ -170,5 +170,5 @@ def test_mixed_precision_learns_on_a_gpu(tmp_path: Path) -> None:
 
     method = laws.make("supervised")
     train(method, at, tmp_path, Training(steps=60, lr=0.1, device="cuda"), batch_size=4)
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows[-1]["seg"] < rows[0]["seg"]

@@ -163,7 +163,7 @@ def report(run: Run, measured: Path, done: Sequence[Pair]) -> None:
         for pair in done
     ]
     logs = {
-        log.parent.name: [json.loads(line) for line in log.read_text().splitlines()]
+        log.parent.name: [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         for log in sorted(run.folder.glob("*-train*/log.jsonl"))
     }
     facts = read_json(run.folder / "run.json")

@@ -29,7 +29,11 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line.split(":")[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         cpu = models[0] if models else cpu
     line = f"{cpu}, {os.cpu_count()} cores"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -63,7 +67,7 @@ class PeakMemory:
     def peak_mb(self) -> float:
         """Megabytes (2^20 bytes) of main memory."""
         try:
-            lines = Path("/proc/self/status").read_text().splitlines()
+            lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
         except (OSError, StopIteration):
             import resource

@@ -267,7 +267,9 @@ class _Log:
         self.folder, self.state, self.training = folder, state, training
         path = folder / "log.jsonl"
         rows = (
-            [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            if path.exists()
+            else []
         )
         rows = [row for row in rows if row["step"] <= state.step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
