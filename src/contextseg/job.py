@@ -26,7 +26,7 @@ def demo_settings() -> Settings:
     """The embedded sarcoma scans at 4 mm and a small network: minutes on two cores."""
     return Settings(
         dataset=str(DEMO_DATA),
-        training=Training(steps=350, lr=1e-3, save_every=25, log_every=10),
+        training=Training(steps=300, lr=1e-3, save_every=25, log_every=10),
         planning={"spacing_mm": (4.0, 4.0, 4.0), "patch_vox": (32, 32, 32), "batch_size": 4, "base_width": 16},
         arguments={"optimizer": "adamw"},
     )

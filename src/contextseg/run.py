@@ -122,8 +122,12 @@ class Run:
 
     @cached_property
     def split(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-        """(training cases, validation cases)."""
-        return folds(self.dataset, self.settings.fold)
+        """(training cases, validation cases); of the first, only `Settings.labelled` still have labels.
+
+        The folds are those of all labels, so that fewer labels are validated on the same cases.
+        """
+        training, validation = folds(self.dataset, self.settings.fold)
+        return _hide_labels(training, self.settings.labelled), validation
 
     @cached_property
     def plan(self) -> Plan:
@@ -164,8 +168,9 @@ class Run:
         """
 
         def work(folder: Path, tell: Callable[..., None]) -> None:
-            taught = {case.name for case in self.split[0]}
-            facts = fingerprint(self.dataset, self.dataset.train, workers=_workers(), progress=tell)
+            taught = {case.name: case for case in self.split[0]}
+            cases = [taught.get(case.name, case) for case in self.dataset.train]
+            facts = fingerprint(self.dataset, cases, workers=_workers(), progress=tell)
             write_json(
                 folder / "fingerprint.json", [{**asdict(f), "roi": len(f.roi[0]) if f.roi else 0} for f in facts]
             )
@@ -176,7 +181,7 @@ class Run:
         self.stage("plan", work)
 
     def preprocess(self) -> None:
-        """The stage "preprocess": every training and validation case into the folder "cache"."""
+        """The stage "preprocess": every training and validation case into the folder "cache", which runs may share."""
 
         def work(folder: Path, tell: Callable[..., None]) -> None:
             cases = [*self.split[0], *self.split[1]]
@@ -184,14 +189,14 @@ class Run:
                 self.dataset, cases, self.plan, self.folder / "cache", workers=_workers(), progress=tell
             )
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}
-            write_json(self.folder / "cache" / "cases.json", rows)
+            write_json(folder / "cases.json", rows)
 
         self.stage("preprocess", work)
 
     def cached(self, cases: Sequence[Case]) -> list[Cached]:
         """Those cases, preprocessed. Raises `Problem` if the stage "preprocess" is not done."""
         cache = self.folder / "cache"
-        rows = read_json(cache / "cases.json")
+        rows = read_json(self.folder / "03-preprocess" / "cases.json")
         found = []
         for case in cases:
             name, annotated, labelled = rows[case.name]
@@ -278,6 +283,17 @@ def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, An
     """The plan for a data set from the facts of its training cases; `arguments` are those of `make_plan`."""
     data = dataset
     return make_plan(data.name, data.classes, data.values, data.regions, data.channels, facts, **arguments)
+
+
+def _hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Case, ...]:
+    """The cases, those not in `keep` (None: all are) as if nobody had labelled them."""
+    if keep is None:
+        return tuple(cases)
+    strange = sorted(set(keep) - {case.name for case in cases if case.label})
+    if strange:
+        what = f"no labelled training cases: {', '.join(strange[:5])}"
+        raise Problem("labelled", what, "name cases that have labels and are not validated on")
+    return tuple(case if case.name in keep else replace(case, label=None, annotated=None) for case in cases)
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

@@ -37,6 +37,7 @@ class Settings:
 
     fold       which fifth of the labelled training cases is kept for validation; -1 for none.
     planning   arguments of `data.plan.make_plan` other than the defaults.   arguments: those of the method.
+    labelled   the training cases that keep their labels; the others count as unlabelled, in planning too. None: all do.
     """
 
     dataset: str
@@ -48,6 +49,7 @@ class Settings:
     prediction: Prediction = field(default_factory=Prediction)
     planning: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+    labelled: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
@@ -58,6 +60,7 @@ class Settings:
         """The settings that `to_json` gave."""
         parts = {"training": Training, "augmentation": Augmentation, "prediction": Prediction}
         made = {name: _build(parts[name], value) if name in parts else value for name, value in content.items()}
+        made["labelled"] = None if made.get("labelled") is None else tuple(made["labelled"])
         return Settings(**made)
 
     def set(self, assignments: Iterable[str]) -> Settings:
