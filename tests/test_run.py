@@ -209,6 +209,32 @@ def test_a_region_is_scored_where_all_its_classes_were_looked_for(tmp_path: Path
     assert found == {"phantom_001": ("dark",), "phantom_002": None}
 
 
+def test_nnunet_regions_and_ignore_label(tmp_path: Path) -> None:
+    """Regions are scored as unions; ignored voxels neither teach nor count."""
+    data = phantom.write_dataset(tmp_path / "data", labelled=2, test=1, classes=3)
+    table = read_json(data / "dataset.json")
+    table["labels"] = {"background": 0, "both": [1, 2], "dark": 2, "ignore": 3}
+    table["regions_class_order"] = [1, 2]
+    (data / "dataset.json").write_text(json.dumps(table))
+    for path in sorted(data.glob("labels*/*.nii.gz")):
+        label = read_labels(path)
+        label.array[:, :, 12:] = 3
+        write(path, label)
+    run = Run(tmp_path / "run", Settings(str(data)).set(TINY))
+    outcome = main_job(run)
+    assert outcome.table is not None
+    rows = pd.read_csv(outcome.table).set_index("class")
+    truth = read_labels(data / "labelsTs" / "phantom_002.nii.gz").array
+    made = read_labels(outcome.predictions / "phantom_002.nii.gz").array
+    for name, union in (("both", (1, 2)), ("dark", (2,))):
+        p, y = np.isin(made, union) & (truth != 3), np.isin(truth, union)
+        assert rows.loc[name, ["tp", "fp", "fn"]].tolist() == [(p & y).sum(), (p & ~y).sum(), (~p & y).sum()]
+    assert set(np.unique(made)) <= {0, 1, 2}
+    [case, *_] = run.cached(run.split[0])
+    assert case.label is not None
+    assert (np.asarray(case.label) == -1).any()
+
+
 def test_one_case_and_an_empty_label(tmp_path: Path) -> None:
     """A single case trains; a test case that is all background counts as correctly absent or as spurious."""
     data = phantom.write_dataset(tmp_path / "data", labelled=1, test=1)
