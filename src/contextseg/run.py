@@ -196,7 +196,7 @@ class Run:
     def cached(self, cases: Sequence[Case]) -> list[Cached]:
         """Those cases, preprocessed. Raises `Problem` if the stage "preprocess" is not done."""
         cache = self.folder / "cache"
-        rows = read_json(self.folder / "03-preprocess" / "cases.json")
+        rows = read_json(next(self.folder.glob("*-preprocess/cases.json"), self.folder / "cases.json"))
         found = []
         for case in cases:
             name, annotated, labelled = rows[case.name]
