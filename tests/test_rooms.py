@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "contextseg"
 FLOORS = (
-    {"__init__", "disk", "formats", "volume", "batch", "provenance"},
+    {"__init__", "console", "disk", "formats", "volume", "batch", "provenance"},
     {"data", "nets", "losses", "metrics"},
     {"train", "predict", "methods"},
     {"settings"},
@@ -54,7 +54,7 @@ def test_imports_go_down_only(path: Path) -> None:
 
 
 def test_the_ground_floor_has_no_cycle() -> None:
-    order = ["disk", "provenance", "batch", "formats", "volume"]
+    order = ["console", "disk", "provenance", "batch", "formats", "volume"]
     for i, name in enumerate(order):
         assert imported(SOURCE / f"{name}.py") <= set(order[:i])
 
@@ -73,7 +73,10 @@ def test_sizes_are_held(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("contextseg.cli", {"torch", "numpy", "scipy", "nibabel", "SimpleITK", "pandas", "matplotlib"}),
+        (
+            "contextseg.cli",
+            {"rich.progress", "torch", "numpy", "scipy", "nibabel", "SimpleITK", "pandas", "matplotlib"},
+        ),
         ("contextseg.report", {"torch"}),
         ("contextseg.metrics", {"torch", "scipy", "pandas"}),
         ("contextseg.data.check", {"torch"}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from contextseg import __version__
+from contextseg.console import say, watch
 from contextseg.disk import Problem
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def check(dataset: Dataset, as_json: Json = False) -> None:
     from contextseg.data.check import check as find
     from contextseg.data.check import to_json, to_text
 
-    with _watch("check") as tell:
+    with watch("check") as tell:
         findings = find(dataset, progress=tell)
     typer.echo(to_json(findings) if as_json else to_text(findings))
     if any(finding.level == "error" for finding in findings):
@@ -82,7 +83,7 @@ def plan(
 
     asked = Settings(str(dataset)).set(settings)
     data = open_dataset(dataset)
-    with _watch("plan") as tell:
+    with watch("plan") as tell:
         made = planned(data, fingerprint(data, data.train, progress=tell), asked.planning)
     made.save(output)
     typer.echo(f"patch {_times(made.patch_vox)} at {_times(made.spacing_mm)} mm, batch {made.batch_size}: {output}")
@@ -106,7 +107,7 @@ def train(
 
     with _ranks():
         teach(_run(output, _settings(dataset, method, fold, seed, settings), plan))
-    _say(f"trained: {output}. Next: contextseg predict {output} --input IMAGES --output PREDICTIONS")
+    say(f"trained: {output}. Next: contextseg predict {output} --input IMAGES --output PREDICTIONS")
 
 
 @app.command(epilog="Example: contextseg run Dataset001_Sarcoma -o runs/plain --set steps=20000")
@@ -133,8 +134,8 @@ def demo(output: Output = Path("demo"), settings: Set = []) -> None:  # noqa: B0
     from contextseg.job import demo_settings, main_job
     from contextseg.run import Run
 
-    _say("Soft-tissue sarcoma, T1 MR, 12 scans to train and 4 to test (Vallières et al. 2015, CC BY 3.0)")
-    outcome = main_job(Run(output, demo_settings().set(settings), _watch))
+    say("Soft-tissue sarcoma, T1 MR, 12 scans to train and 4 to test (Vallières et al. 2015, CC BY 3.0)")
+    outcome = main_job(Run(output, demo_settings().set(settings), watch))
     _show(outcome, picture=True)
 
 
@@ -158,9 +159,9 @@ def predict(
     cases = cases_in(images)
     members, how = open_ensemble(runs)
     how = replace(Settings("", prediction=how).set(settings).prediction)
-    with _watch("predict") as tell:
+    with watch("predict") as tell:
         failed = predict_cases(cases, members, how, output, tell=tell)
-    _say(f"{len(cases) - len(failed)} of {len(cases)} scans segmented: {output}")
+    say(f"{len(cases) - len(failed)} of {len(cases)} scans segmented: {output}")
     _failures(failed)
 
 
@@ -176,31 +177,89 @@ def evaluate(
     ] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the normalised surface distance.")] = 2.0,
     convention: Annotated[str, typer.Option(help="Whose definitions; docs/measuring.md lists them.")] = "default",
+    compare_conventions: Annotated[
+        bool, typer.Option("--compare-conventions", help="How much of a difference is convention: all of them.")
+    ] = False,
 ) -> None:
     """Compare two folders of label maps: Dice, sensitivity, precision, HD95 and NSD in mm, per case and class."""
+    from contextseg import experiments
     from contextseg.data.layouts import open_dataset
-    from contextseg.experiments import evaluate as measure
-    from contextseg.experiments import pairs, regions_of, save_table
+    from contextseg.experiments.tables import conventions_markdown
     from contextseg.report import summary_markdown
 
-    found = pairs(predictions, references)
+    found = experiments.pairs(predictions, references)
     data = open_dataset(labels.parent if labels.is_file() else labels) if labels else None
-    regions = {n: [data.values[k] for k in u] for n, u in data.regions.items()} if data else regions_of(found)
-    with _watch("evaluate") as tell:
-        table, failed = measure(
-            found,
-            regions,
-            ignore=data.ignore if data else None,
-            tolerance_mm=tolerance_mm,
-            convention=convention,
-            progress=tell,
+    regions = (
+        {n: [data.values[k] for k in u] for n, u in data.regions.items()} if data else experiments.regions_of(found)
+    )
+    ignore = data.ignore if data else None
+    if compare_conventions:
+        with watch("evaluate") as tell:
+            frame, failed = experiments.compare_conventions(
+                found, regions, ignore=ignore, tolerance_mm=tolerance_mm, progress=tell
+            )
+        typer.echo(conventions_markdown(frame))
+        _failures(failed)
+        return
+    with watch("evaluate") as tell:
+        table, failed = experiments.evaluate(
+            found, regions, ignore=ignore, tolerance_mm=tolerance_mm, convention=convention, progress=tell
         )
     if len(table):
         typer.echo(summary_markdown(table))
         if output:
-            save_table(table, output)
-            _say(f"per case: {output / 'metrics.csv'}")
+            experiments.save_table(table, output)
+            say(f"per case: {output / 'metrics.csv'}")
     _failures(failed)
+
+
+@app.command(
+    epilog="Example: contextseg compare Dataset001_Sarcoma -o compared --methods plain=supervised "
+    "--methods residual=supervised:net=resenc --seeds 0,1,2 --budgets 5,10,all --set steps=20000"
+)
+def compare(
+    dataset: Dataset,
+    output: Output,
+    methods: Annotated[
+        list[str], typer.Option(metavar="NAME=METHOD:SETTING=VALUE,...", help="What to compare, as often as needed.")
+    ],
+    seeds: Annotated[str, typer.Option(help="Seeds, each a run.")] = "0,1,2",
+    budgets: Annotated[str, typer.Option(help="Labelled patients to learn from, such as 5,10,all; nested.")] = "",
+    folds: Annotated[str, typer.Option(help="Folds to validate on, such as 0,1, or all; default: as for run.")] = "",
+    settings: Set = [],  # noqa: B006
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    cluster: Annotated[
+        str, typer.Option(help="slurm, or local: run by submitit (pip install contextseg[cluster]).")
+    ] = "",
+    cluster_set: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="submitit's parameters.")] = [],  # noqa: B006
+    other: Annotated[
+        list[str], typer.Option(metavar="NAME=PATH", help="Another tool's predictions or summary.json, as a row.")
+    ] = [],  # noqa: B006
+    test: Annotated[
+        bool, typer.Option(help="Score the test split: once for each run, logged. Off while choosing.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="What will run, and about how long.")] = False,
+) -> None:
+    """Train, predict and score a grid of runs, and test the differences. The same command goes on where it stopped."""
+    from contextseg.compare import asked, forecast, named
+    from contextseg.compare import compare as compare_all
+
+    grid = asked(dataset.absolute(), output, methods, seeds, budgets, folds, settings)
+    if dry_run:
+        typer.echo(forecast(grid, test=test, watch=watch))
+        return
+    made = compare_all(
+        grid,
+        jobs=jobs,
+        cluster=cluster or None,
+        options=named("--cluster-set", cluster_set),
+        others=named("--other", other),
+        test=test,
+        watch=watch,
+    )
+    for split, page in made.pages.items():
+        typer.echo(f"\n{split}\n\n{page.read_text(encoding='utf-8')}")
+    typer.echo(f"every case  {made.table}")
 
 
 @app.command(epilog="Example: contextseg report runs/plain")
@@ -229,7 +288,7 @@ def _run(output: Path, settings: Settings, plan: Path | None) -> Run:
     from contextseg.job import settled
     from contextseg.run import Run
 
-    run = Run(output, settled(settings), _watch)
+    run = Run(output, settled(settings), watch)
     if plan:
         run.use_plan(Plan.load(plan))
     return run
@@ -253,51 +312,8 @@ def _ranks() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@contextmanager
-def _watch(title: str, done: bool = False) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal; elsewhere a line when a stage starts, every ten seconds, and when it ends."""
-    import time
-
-    if int(os.environ.get("RANK", 0)):
-        yield lambda *_: None
-        return
-    if done:
-        _say(f"{title}: done before")
-        yield lambda *_: None
-        return
-    started = said = time.monotonic()
-    if not sys.stderr.isatty():
-        _say(f"{title} ...")
-
-        def line(i: int, of: int, values: dict[str, float] | None = None) -> None:
-            nonlocal said
-            if time.monotonic() - said > 10:
-                said = time.monotonic()
-                _say(f"{title} {i}/{of} {_values(values)}")
-
-        yield line
-    else:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = ("{task.description:14}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[values]}"), transient=True) as bar:
-            task = bar.add_task(title, total=None, values="")
-            yield lambda i, of, values=None: bar.update(task, completed=i, total=of, values=_values(values))
-    _say(f"{title}: {time.monotonic() - started:.1f} s")
-
-
-def _values(values: dict[str, float] | None) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in (values or {}).items())
-
-
 def _times(numbers: Any) -> str:
     return " x ".join(f"{n:g}" for n in numbers)
-
-
-def _say(text: str) -> None:
-    """To the person, not into a pipe."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        typer.echo(text, err=True)
 
 
 def _show(outcome: Outcome, picture: bool = False) -> None:
@@ -305,13 +321,13 @@ def _show(outcome: Outcome, picture: bool = False) -> None:
     if int(os.environ.get("RANK", 0)):
         return
     if outcome.table is None or outcome.report is None:
-        _say(f"predictions: {outcome.predictions} (no reference to compare them with)")
+        say(f"predictions: {outcome.predictions} (no reference to compare them with)")
         return
     import pandas as pd
 
     from contextseg.report import summary_markdown
 
-    typer.echo("\n" + summary_markdown(pd.read_csv(outcome.table)) + "\n")
+    typer.echo("\n" + summary_markdown(pd.read_csv(outcome.table, dtype={"case": str, "class": str})) + "\n")
     typer.echo(f"table        {outcome.table}")
     typer.echo(f"predictions  {outcome.predictions}")
     if outcome.picture:

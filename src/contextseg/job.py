@@ -168,7 +168,7 @@ def report(run: Run, measured: Path, done: Sequence[Pair]) -> None:
     }
     facts = read_json(run.folder / "run.json")
     notice = Path(run.settings.dataset) / "LICENSE.md"
-    table = pd.read_csv(measured / "metrics.csv")
+    table = pd.read_csv(measured / "metrics.csv", dtype={"case": str, "class": str})
     regions = {name: [run.plan.values[k] for k in union] for name, union in run.plan.regions.items()}
     demo_picture(run.folder / PICTURE, table, cases, regions)
     write_report(

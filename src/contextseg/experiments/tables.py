@@ -66,7 +66,8 @@ class Results:
         for line in self.means[self.means["class"] == klass].to_dict("records"):
             key = tuple(str(line[name]) for name in self.by)
             row = found.setdefault(key, {"key": key, "metrics": {}, **{str(n): v for n, v in line.items()}})
-            row["metrics"][line["metric"]] = {**line, "bold": self._best(klass, line)}
+            if line["metric"] in self.metrics:
+                row["metrics"][line["metric"]] = {**line, "bold": self._best(klass, line)}
         return [found[key] for key in sorted(found, key=lambda key: _budget(key[1:]))]
 
     def tests(self, klass: str) -> int:
