@@ -288,7 +288,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(data: Path, finished
     folder = tmp_path / "run"
     line = [sys.executable, "-m", "contextseg", "run", str(data), "-o", str(folder), "--fold", "all", *sets(TINY)]
     kills = 0
-    for wait in (2.0, 2.7, 3.4, 4.1, 4.8):
+    for wait in (0.5, 2.0, 2.7, 3.4, 4.1, 4.8):
         process = subprocess.Popen(
             line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
