@@ -208,6 +208,18 @@ def test_a_mean_over_fewer_cases_says_so(tmp_path):
     assert report(tmp_path, table).tables[0][1][3] == "3.0 ± 1.4 median 3.0 n = 2"
 
 
+def test_false_positives_near_and_far_are_counted_where_the_table_does(tmp_path, demo):
+    cases = demo[1][:1]
+    name = cases[0]["case"]
+    counted = report(tmp_path, pd.DataFrame([row(name, fp_near=12, fp_far=345)]), cases=cases)
+    assert [cell.strip() for cell in counted.tables[1][0][-2:]] == ["FP near", "FP far"]
+    assert counted.tables[1][1][-2:] == ["12", "345"]
+    assert "false-positive voxels: 12 near, 345 far" in counted.text
+    without = report(tmp_path, pd.DataFrame([row(name)]), cases=cases)
+    assert "FP near" not in without.text
+    assert "false-positive voxels" not in without.text
+
+
 def test_tolerances_that_differ_are_named(tmp_path):
     table = pd.DataFrame([row("a", "liver", nsd=0.9, tolerance_mm=5.0), row("a", "aorta", nsd=0.8, tolerance_mm=2.0)])
     classes = report(tmp_path, table).tables[0]

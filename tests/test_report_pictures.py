@@ -139,6 +139,37 @@ def test_errors_are_what_only_one_of_them_has(tmp_path):
     assert corners(axial.false)[0][0] > corners(axial.missed)[1][0]  # the patient's left is at the right
 
 
+def test_false_positives_beyond_10_mm_are_far(tmp_path):
+    """Columns are 1 mm: with the reference's last at 9, 10 to 19 are near (10 mm inclusive), and 20 to 25 far."""
+    reference, prediction = box((8, 12), (10, 18), (2, 10)), box((8, 12), (10, 18), (2, 26))
+    axial = planes(scan(tmp_path, image=noise(), reference=reference, prediction=prediction), {"tumour": (1,)})[0]
+    corner = 4 / 8
+    assert math.isclose(area(axial.false), (10 * 8 - corner) * 2)
+    assert math.isclose(area(axial.far), (6 * 8 - corner) * 2)
+    assert 'class="far"' in svg(axial, "")
+
+
+@pytest.mark.parametrize(("slices", "far"), [(3, False), (4, True)])
+def test_near_counts_across_slices(tmp_path, slices, far):
+    """A slice is 3 mm: what lies 3 slices above a part of the reference is near, 4 slices are 12 mm."""
+    reference, prediction = box((7, 14), (10, 18), (2, 10)), box((7, 14), (10, 18), (2, 10))
+    prediction[10, 10:18, 30:34] = 1
+    reference[[10 - slices, 10 + slices], 10:18, 30:34] = 1  # both, so that the plane goes through the tenth slice
+    axial = planes(scan(tmp_path, image=noise(), reference=reference, prediction=prediction), {"tumour": (1,)})[0]
+    assert bool(axial.far) is far
+    assert bool(axial.false) is not far
+
+
+def test_far_is_from_the_same_class(tmp_path):
+    reference, prediction = box((8, 12), (10, 18), (2, 10)), box((8, 12), (10, 18), (2, 10))
+    prediction[8:12, 10:18, 10:14] = 2  # beside the tumour, and nowhere in the reference
+    axial = planes(
+        scan(tmp_path, image=noise(), reference=reference, prediction=prediction), {"tumour": (1,), "cyst": (2,)}
+    )[0]
+    assert axial.far
+    assert not axial.false
+
+
 def test_nobody_said_is_no_error(tmp_path):
     reference = box((4, 10), (10, 18), (12, 22))
     prediction = box((4, 10), (10, 18), (10, 22))

@@ -259,7 +259,7 @@ def compare(
     )
     for split, page in made.pages.items():
         typer.echo(f"\n{split}\n\n{page.read_text(encoding='utf-8')}")
-    typer.echo(f"every case  {made.table}")
+    typer.echo(f"every case  {made.table}\nreport      {made.report}")
 
 
 @app.command(epilog="Example: contextseg report runs/plain")

@@ -7,6 +7,7 @@ runs/RUN/                  a run each; cache/ is theirs together
 test_evaluations.jsonl     each time that the test split was scored
 table.csv                  a row for each run, case and class
 validation.* and test.*    the comparison tables: .md, .tex, .csv, and -pairs.csv with the paired tests
+report.html                the same to look at, with charts and the worst cases
 """
 
 from __future__ import annotations
@@ -43,11 +44,15 @@ _FIRST = ["run", "method", "budget", "seed", "fold", "split", "source", "case", 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where a comparison left its results; `pages` are the Markdown tables, of "validation" and "test"."""
+    """Where a comparison left its results; `pages` are the Markdown tables, of "validation" and "test".
+
+    `report` is the page to look at, with the tables, charts and worst cases of all splits.
+    """
 
     folder: Path
     table: Path
     pages: dict[str, Path]
+    report: Path
 
 
 def compare(
@@ -256,12 +261,14 @@ def _import(
 def _save(grid: Grid, data: Dataset, made: Sequence[Cell], rows: Sequence[DataFrame]) -> Comparison:
     import pandas as pd
 
+    from contextseg.report import Compared, write_comparison
+
     table = pd.concat(rows, ignore_index=True)
     table = table[[*_FIRST, *(name for name in table if name not in _FIRST)]]
     path = grid.folder / "table.csv"
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False)
-    pages = {}
+    pages, compared = {}, {}
     notes = {
         VALIDATION: "For choosing: what is chosen by these numbers has yet to be tested.",
         TEST: _note(grid, table),
@@ -272,9 +279,14 @@ def _save(grid: Grid, data: Dataset, made: Sequence[Cell], rows: Sequence[DataFr
             over = ("seed", "fold") if split == TEST else ("seed",)
             labels = f"Labels: patients whose labels were used ({BUDGETS})." if part["budget"].nunique() > 1 else ""
             note = f"{labels} {notes[split]}".strip()
-            save(results(part, data=data.name, split=title, over=over, note=note), grid.folder, split)
+            found = results(part, data=data.name, split=title, over=over, note=note)
+            save(found, grid.folder, split)
+            compared[split] = Compared(found.means, found.pairs, found.metrics, found.caption, found.marked)
             pages[split] = grid.folder / f"{split}.md"
-    return Comparison(grid.folder, path, pages)
+    facts = read_json(grid.folder / "comparison.json")
+    page, title = grid.folder / "report.html", f"{data.name}: {table['method'].nunique()} methods compared"
+    write_comparison(page, title=title, table=table, compared=compared, provenance=facts)
+    return Comparison(grid.folder, path, pages, page)
 
 
 def _note(grid: Grid, table: DataFrame) -> str:

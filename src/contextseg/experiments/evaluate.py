@@ -71,10 +71,13 @@ def evaluate(
     ignore: int | None = None,
     tolerance_mm: float = 2.0,
     convention: str = "default",
+    near_mm: float | None = 10.0,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> tuple[DataFrame, dict[str, str]]:
     """Measure every pair: (table, problems by case). `regions` are unions of the files' values; `ignore` never counts.
+
+    False positives count as near within `near_mm` of the reference, far beyond it; None does not tell them apart.
 
     The table has the columns of `metrics.evaluate_case`, and case, prediction_file and reference_file. A case that
     cannot be read or does not fit is in `problems`, not in the table. No case gives an empty table.
@@ -91,6 +94,7 @@ def evaluate(
             tolerance_mm=tolerance_mm,
             convention=convention,
             annotated=pair.annotated,
+            near_mm=near_mm,
         )
         files = {"prediction_file": str(pair.prediction), "reference_file": str(pair.reference)}
         return [{"case": pair.case, **row, **files} for row in rows]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, INK, PALE = "#0072B2", "#D55E00", "#333333", "#d5d9dd"  # blue and orange of Okabe and Ito
 TERMS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 STYLES = ("-", "--", "-.", ":")  # so that lines are told apart without colour too
+MINUS = " − "  # between the two names of a pair
 FEW = 5  # a box drawn from fewer points says less than the points
 NOT_TERMS = ("step", "part", "seconds", "lr", "dice")
 _LOOK: Any = {
@@ -76,8 +77,7 @@ def spread_charts(tidied: pd.DataFrame, columns: Sequence[str] = ("dsc", "nsd", 
         values = {name: part[column].to_numpy() for name, part in parts.items()}
         failed = {name: part["status"].isin((MISSED, SPURIOUS)).to_numpy() for name, part in parts.items()}
         heading, digits = MEASURES[column]
-        draw = partial(_boxes, values=values, failed=failed, heading=heading, share=digits == 3)
-        charts[f"{heading} of each case, by class"] = _chart(draw, 0.9 + 0.32 * len(parts))
+        charts[f"{heading} of each case, by class"] = box_chart(values, failed, heading, digits == 3)
     return charts
 
 
@@ -101,8 +101,8 @@ def _boxes(
         size, cross = 18 if len(points) < 20 else 9, failed[name]
         axes.scatter(points[~cross], shift[~cross], size, BLUE, alpha=0.6, linewidths=0, zorder=3, rasterized=crowded)
         axes.scatter(points[cross], shift[cross], 20, INK, marker="x", linewidths=1.2, zorder=5)
-    axes.set_yticks(at, [name if len(name) <= 22 else name[:21] + "…" for name in values])
-    axes.set(title=heading, ylim=(-0.6, len(values) - 0.4))
+    axes.set_yticks(at, [_short(name) for name in values])
+    axes.set(title=_plain(heading), ylim=(-0.6, len(values) - 0.4))
     axes.grid(False, axis="y")
     if share:
         axes.set_xlim(-0.03 if every.min() < 0.5 else 0.47 if every.min() < 0.8 else 0.78, 1.02)
@@ -112,6 +112,61 @@ def _boxes(
         axes.set_xlim(-0.1, 1.3 * every.max())
     else:
         axes.set_xlim(-0.03 * max(every.max(), 1.0), 1.05 * max(every.max(), 1.0))
+
+
+def box_chart(values: Mapping[str, np.ndarray], failed: Mapping[str, np.ndarray], heading: str, share: bool) -> bytes:
+    """One chart of `_boxes`: what is compared -> one value for each case, and which of them failed."""
+    draw = partial(_boxes, values=values, failed=failed, heading=heading, share=share)
+    return _chart(draw, 0.9 + 0.32 * len(values))
+
+
+def paired_chart(
+    differences: Mapping[str, np.ndarray],
+    means: Mapping[str, tuple[float, float, float]],
+    heading: str,
+    higher_is_better: bool,
+) -> bytes:
+    """The differences of each pair, patient by patient: points, their mean (thick line) and its interval (bar).
+
+    `means`: pair -> mean, low, high; an interval that is nan is not drawn. Zero, no difference, is a dashed line.
+    """
+    return _chart(partial(_paired, differences, means, heading, higher_is_better), 1.2 + 0.5 * len(differences))
+
+
+def _paired(
+    differences: Mapping[str, np.ndarray],
+    means: Mapping[str, tuple[float, float, float]],
+    heading: str,
+    higher: bool,
+    axes: Axes,
+) -> None:
+    at = np.arange(len(differences))[::-1]
+    farthest = 0.0
+    for y, (name, points) in zip(at, differences.items()):
+        mean, low, high = means[name]
+        if math.isfinite(low):
+            axes.barh(y, high - low, 0.5, low, facecolor=PALE, edgecolor=INK, linewidth=1.0, zorder=2)
+        axes.vlines(mean, y - 0.3, y + 0.3, color=ORANGE, linewidth=2.5, zorder=4)
+        shift = y + 0.16 * np.sin(2.4 * np.arange(len(points)))
+        axes.scatter(points, shift, 18 if len(points) < 20 else 9, BLUE, alpha=0.6, linewidths=0, zorder=3)
+        farthest = max([farthest, *np.abs(points), abs(low), abs(high)], key=lambda v: v if math.isfinite(v) else 0.0)
+    axes.axvline(0, color=INK, linestyle="--", linewidth=1.0, zorder=1.5)
+    axes.set_yticks(at, ["\n− ".join(map(_short, name.split(MINUS))) for name in differences])
+    axes.locator_params(axis="x", nbins=5)
+    edge = 1.08 * farthest or 1.0
+    axes.set(title=_plain(heading), ylim=(-0.6, len(at) - 0.4), xlim=(-edge, edge))
+    axes.set_xlabel("first is better →" if higher else "← first is better")
+    axes.grid(False, axis="y")
+
+
+def _short(name: str) -> str:
+    """At most 22 characters, with both ends: a label budget stands at the end."""
+    return _plain(name if len(name) <= 22 else f"{name[:13]}…{name[-8:]}")
+
+
+def _plain(text: str) -> str:
+    """Text that is not read as a formula."""
+    return text.replace("$", r"\$")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

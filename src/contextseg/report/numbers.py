@@ -18,6 +18,7 @@ MEASURES = {  # column of the table: (heading, digits)
     "prc": ("Precision", 3),
 }
 VOLUMES = {"ref_ml": ("Ref., ml", 1), "pred_ml": ("Pred., ml", 1)}
+VOXELS = {"fp_near": ("FP near", 0), "fp_far": ("FP far", 0)}
 _ZERO_WHERE_EMPTY = {MISSED: ("dsc", "nsd", "sen", "prc"), SPURIOUS: ("dsc", "nsd", "prc")}
 
 
@@ -47,7 +48,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     A missed or spurious structure whose overlap was left empty counts as 0. Columns that are not there become nan, a
     missing status "both". An empty table stays empty.
     """
-    numeric = [*MEASURES, *VOLUMES, "tolerance_mm"]
+    numeric = [*MEASURES, *VOLUMES, *VOXELS, "tolerance_mm"]
     out = table.reindex(columns=list(dict.fromkeys([*table.columns, "case", "class", "status", *numeric])))
     out[numeric] = out[numeric].apply(pd.to_numeric, errors="coerce").astype(float)
     out[["case", "class"]] = out[["case", "class"]].astype(str)

@@ -18,10 +18,11 @@ from contextseg import __version__
 from contextseg.disk import Problem, write_text
 from contextseg.report import numbers
 from contextseg.report.charts import Charts, spread_charts, training_charts
-from contextseg.report.numbers import MEASURES, VOLUMES, Line, number, plural
+from contextseg.report.numbers import MEASURES, VOLUMES, VOXELS, Line, number, plural
 from contextseg.report.pictures import annotated, svg
-from contextseg.report.planes import Regions, planes
+from contextseg.report.planes import NEAR_MM, Regions, planes
 
+COLUMNS = {**MEASURES, **VOLUMES, **VOXELS}
 ALL_PICTURES = 8  # with more cases than this, only the worst, the median and the best are shown
 STATUS = {"both": "found", "absent": "correctly absent"}  # the rest are called what they are
 # Nothing may be loaded from anywhere, whatever a case is called.
@@ -62,15 +63,14 @@ def write_report(
         "Training": _training(logs),
         "Spread over cases": _spread(tidied),
         "Time and memory": _costs(stages),
-        "Data and notes": "".join(f"<p>{escape(part.strip())}</p>" for part in note.split("\n\n") if part.strip()),
-        "Provenance": f"<details><summary>Versions, settings, data, machine</summary>{_tree(provenance)}</details>"
-        if provenance
-        else _sentence("No provenance was recorded."),
+        "Data and notes": paragraphs(note),
+        "Provenance": provenance_html(provenance),
     }
-    write_text(path, _page(title, {name: body for name, body in sections.items() if body}))
+    write_text(path, page_html(title, {name: body for name, body in sections.items() if body}))
 
 
-def _page(title: str, sections: Mapping[str, str]) -> str:
+def page_html(title: str, sections: Mapping[str, str]) -> str:
+    """The whole file: heading -> HTML, with a link to each."""
     here = Path(__file__)
     ids = {name: name.lower().replace(" ", "-") for name in sections}
     links = "".join(f'<a href="#{ids[name]}">{name}</a>' for name in sections)
@@ -100,7 +100,20 @@ def _page(title: str, sections: Mapping[str, str]) -> str:
 """
 
 
-def _sentence(text: str) -> str:
+def provenance_html(facts: Mapping[str, Any]) -> str:
+    """Nested facts, folded up; a sentence where there are none."""
+    if not facts:
+        return sentence("No provenance was recorded.")
+    return f"<details><summary>Versions, settings, data, machine</summary>{_tree(facts)}</details>"
+
+
+def paragraphs(text: str) -> str:
+    """Plain text, whose empty lines start new paragraphs."""
+    return "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
+
+
+def sentence(text: str) -> str:
+    """Plain text, set as what explains the things beside it."""
     return f'<p class="soft">{escape(text)}</p>'
 
 
@@ -109,11 +122,11 @@ def _sentence(text: str) -> str:
 
 def _results(tidied: pd.DataFrame) -> str:
     if tidied.empty:
-        return _sentence("No case could be scored: there is no prediction with a reference to compare it to.")
+        return sentence("No case could be scored: there is no prediction with a reference to compare it to.")
     lines, columns = numbers.lines(tidied), numbers.shown(tidied)
     if not columns:
         counted = f"{plural(tidied['case'].nunique(), 'case')}: no class is in any reference or prediction"
-        return _sentence(f"{counted}, so there is nothing to average; all are correctly absent.")
+        return sentence(f"{counted}, so there is nothing to average; all are correctly absent.")
     return _cards(tidied, lines, columns) + _class_table(lines, columns)
 
 
@@ -156,14 +169,14 @@ def _class_table(lines: list[Line], columns: list[str]) -> str:
     explained += " All classes: over cases, of each case’s mean over its classes." if foot else ""
     explained += f" NSD at {_tolerance(every.tolerances_mm)}." if every.tolerances_mm else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table>"
-    return f'<div class="scroll">{table}</div>{_sentence(explained)}'
+    return f'<div class="scroll">{table}</div>{sentence(explained)}'
 
 
 def _class_row(line: Line, columns: list[str], tolerances_differ: bool) -> str:
     scored = line.spreads["dsc"].n
     ended = {"missed": line.missed, "spurious": line.spurious, "absent": line.absent}
     ends = [f"{count} {end}" for end, count in ended.items() if count]
-    cells = [_row_name(line.name), f"<td>{scored}<small>{'<br>'.join(ends)}</small></td>"]
+    cells = [row_name(line.name), f"<td>{scored}<small>{'<br>'.join(ends)}</small></td>"]
     for column in columns:
         spread, digits = line.spreads[column], MEASURES[column][1]
         below = [f"median {number(spread.median, digits)}"] if spread.n else []
@@ -177,33 +190,33 @@ def _cases(tidied: pd.DataFrame, cases: Sequence[Mapping[str, Any]], shown: Mapp
     """One row for each case and class, the worst cases first; `shown`: case -> the id of its picture."""
     known = set(tidied["case"])
     unscored = [str(case["case"]) for case in cases if str(case["case"]) not in known]
-    after = _sentence(f"Without a score: {', '.join(unscored)}.") if unscored else ""
+    after = sentence(f"Without a score: {', '.join(unscored)}.") if unscored else ""
     if tidied.empty:
-        return after or _sentence("There are no cases.")
+        return after or sentence("There are no cases.")
     place = {name: i for i, name in enumerate(numbers.ranked(tidied).index)}
     rank = tidied["case"].map(lambda name: place.get(name, len(place)))
     ordered = tidied.assign(rank=rank).sort_values(["rank", "case", "dsc"], kind="stable")
     several = tidied["class"].nunique() > 1
-    columns = ["dsc", *(c for c in [*MEASURES, *VOLUMES] if c != "dsc" and tidied[c].notna().any())]
+    columns = ["dsc", *(c for c in COLUMNS if c != "dsc" and tidied[c].notna().any())]
     heads = [("Case", True), *([("Class", True)] if several else [])]
-    heads += [({**MEASURES, **VOLUMES}[c][0], False) for c in columns]
+    heads += [(COLUMNS[c][0], False) for c in columns]
     heads.insert(len(heads) - len(columns) + 1, ("Status", True))  # beside Dice
     head = "".join(
         f'<th scope="col" aria-sort="none"{" class=text" * text}><button type="button">{name}</button></th>'
         for name, text in heads
     )
     body = "".join(_case_row(row, columns, several, shown) for row in ordered.to_dict("records"))
-    intro = _sentence("Worst cases first. A heading sorts; a case with a picture links to it.")
+    intro = sentence("Worst cases first. A heading sorts; a case with a picture links to it.")
     made = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'{intro}<div class="scroll long">{made}</div>{after}'
 
 
 def _case_row(row: Mapping[Any, Any], columns: list[str], several: bool, shown: Mapping[str, str]) -> str:
-    cells = [_row_name(row["case"], shown.get(row["case"], ""))]
+    cells = [row_name(row["case"], shown.get(row["case"], ""))]
     cells += [f'<td class="text">{escape(row["class"])}</td>'] if several else []
     kind, status = escape(row["status"]), escape(STATUS.get(row["status"], row["status"]))
     for column in columns:
-        value, digits = float(row[column]), {**MEASURES, **VOLUMES}[column][1]
+        value, digits = float(row[column]), COLUMNS[column][1]
         bar = f' class="bar" style="--share:{value:.0%}"' if column == "dsc" and value == value else ""
         sort = "" if math.isfinite(value) else ' data-v=""' if math.isnan(value) else ' data-v="Infinity"'
         cells.append(f"<td{sort}{bar}>{number(value, digits)}</td>")
@@ -211,7 +224,7 @@ def _case_row(row: Mapping[Any, Any], columns: list[str], several: bool, shown: 
     return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
 
-def _row_name(name: str, ident: str = "") -> str:
+def row_name(name: str, ident: str = "") -> str:
     """The first cell of a row, with a link to `ident` where there is one."""
     tag, link = ("a", f' href="#{ident}"') if ident else ("span", "")
     return f'<th scope="row"><{tag} class="name"{link}>{escape(name)}</{tag}></th>'
@@ -228,12 +241,12 @@ def _pictures(tidied: pd.DataFrame, cases: Sequence[Mapping[str, Any]], regions:
     chosen = [name for name in map(str, order.index) if name in files]
     intro = ""
     if len(chosen) > ALL_PICTURES:
-        intro = _sentence(f"The worst, the median and the best of {len(chosen)} cases, by mean Dice.")
+        intro = sentence(f"The worst, the median and the best of {len(chosen)} cases, by mean Dice.")
         chosen = [name for name in chosen if name in roles]
     elif not chosen:
         chosen = list(files)[:3]
     if not chosen:
-        return {}, _sentence("There are no images to show.")
+        return {}, sentence("There are no images to show.")
     ids = {name: f"case-{i}" for i, name in enumerate(chosen, 1)}
     figures = [
         _picture(files[name], ids[name], roles.get(name, "") if len(order) > 1 else "", tidied, regions)
@@ -241,10 +254,12 @@ def _pictures(tidied: pd.DataFrame, cases: Sequence[Mapping[str, Any]], regions:
     ]
     key = (
         '<p class="key"><span class="reference">reference</span><span class="prediction">prediction</span>'
-        '<span class="false">false positive</span><span class="missed">missed</span>'
+        f'<span class="false">false positive, near</span><span class="far">far (over {NEAR_MM:g} mm off)</span>'
+        '<span class="missed">missed</span>'
         '<label><input type="checkbox" id="marks" checked> show contours</label></p>'
     )
-    letters = _sentence(
+    letters = sentence(
+        f"Near: within {NEAR_MM:g} mm of the reference of the same class, also across slices; the others are far. "
         "The patient’s right (R) is at the left of the axial and coronal planes, the front (A) at the left of the "
         "sagittal. Grey values: soft tissue, −160 to 240 HU, in CT; else the 1st to 99th percentile."
     )
@@ -261,28 +276,30 @@ def _picture(case: Mapping[str, Any], ident: str, role: str, tidied: pd.DataFram
     facts = [mean if len(counted) else "no score"]
     if len(counted) > 1:
         facts.append(f"through {focus}, its lowest: {number(float(counted['dsc'].min()), 3)}")
+    near, far = (rows[column].sum(min_count=1) for column in VOXELS)
+    facts += [f"false-positive voxels: {near:.0f} near, {far:.0f} far"] if near == near and far == far else []
     facts += ["no reference"] if not case.get("reference") else []
     try:
         drawn = planes(case, annotated(regions, rows), focus)
         body = "".join(svg(plane, f"{name}, {plane.name} plane, {', '.join(facts)}") for plane in drawn)
         body = f'<div class="planes">{body}</div>'
     except Problem as problem:
-        body = _sentence(f"No picture of this case. {problem}")
+        body = sentence(f"No picture of this case. {problem}")
     heading = f"{escape(name)}{f' · {role}' if role else ''}"
     caption = f'<h3>{heading}</h3><span class="soft">{escape("; ".join(facts))}</span>'
     return f'<figure class="case" id="{ident}"><figcaption>{caption}</figcaption>{body}</figure>'
 
 
 def _spread(tidied: pd.DataFrame) -> str:
-    drawn = _charts(spread_charts(tidied))
+    drawn = charts_html(spread_charts(tidied))
     explained = (
         "Points: cases (a cross: missed or spurious). Thick line: their median. Box, from five cases on: the "
         "quartiles; its whiskers reach the last case within one and a half box lengths."
     )
-    return drawn + _sentence(explained) if drawn else _sentence("There are no scores to draw.")
+    return drawn + sentence(explained) if drawn else sentence("There are no scores to draw.")
 
 
-def _charts(charts: Charts) -> str:
+def charts_html(charts: Charts) -> str:
     """Charts beside each other, as many as fit."""
     made = "".join(
         f'<figure><img alt="{escape(what)}" src="data:image/svg+xml;base64,{b64encode(image).decode()}"></figure>'
@@ -294,18 +311,18 @@ def _charts(charts: Charts) -> str:
 def _training(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     parts = []
     for stage, rows in logs.items():
-        drawn = _charts(training_charts(rows))
+        drawn = charts_html(training_charts(rows))
         if drawn:
             steps, seconds = (max(numbers.finite(row.get(key, 0)) for row in rows) for key in ("step", "seconds"))
-            took = _sentence(f"{number(steps, 0)} steps in {numbers.duration(seconds)}.")
+            took = sentence(f"{number(steps, 0)} steps in {numbers.duration(seconds)}.")
             parts.append(f"<h3>{escape(stage)}</h3>{took}{drawn}")
-    return "\n".join(parts) or _sentence("No training was logged.")
+    return "\n".join(parts) or sentence("No training was logged.")
 
 
 def _costs(stages: Sequence[Mapping[str, Any]]) -> str:
     """A bar and a number for the time and the peak memory of each stage."""
     if not stages:
-        return _sentence("No stage was timed.")
+        return sentence("No stage was timed.")
     kinds = {"seconds": ("Time", numbers.duration), "peak_mb": ("Peak memory", numbers.memory)}
     kinds |= {"peak_gpu_mb": ("Peak GPU memory", numbers.memory)} if any("peak_gpu_mb" in s for s in stages) else {}
     notes = any(stage.get("note") for stage in stages)
@@ -321,10 +338,10 @@ def _costs(stages: Sequence[Mapping[str, Any]]) -> str:
             for key, those in values.items()
         )
         cells += f'<td class="text note">{escape(str(stage.get("note") or ""))}</td>' if notes else ""
-        body += f"<tr>{_row_name(str(stage.get('name', '')))}{cells}</tr>"
+        body += f"<tr>{row_name(str(stage.get('name', '')))}{cells}</tr>"
     total = numbers.duration(sum(v for v in values["seconds"] if v == v))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return _sentence(f"{total} in all.") + f'<div class="scroll">{table}</div>'
+    return sentence(f"{total} in all.") + f'<div class="scroll">{table}</div>'
 
 
 def _tree(value: Any) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from contextseg.disk import Problem, replacing
 from contextseg.report.numbers import number, ranked, telling, tidy
-from contextseg.report.planes import Lines, Plane, Regions, planes
+from contextseg.report.planes import NEAR_MM, Lines, Plane, Regions, planes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "#45C4FF"  # blue and orange are told apart by every kind of colour vision, and differ in lightness
 PREDICTION = "#FFA826"
+FAR = "#FF4B33"  # outlined in white besides, so that it is told from the near ones without colour
 DASHES = (0, (2.6, 1.6))  # dashed over solid: where both run together, both are seen
 RULERS_MM = (100, 50, 20, 10, 5, 2, 1)
 
@@ -50,6 +51,7 @@ def svg(plane: Plane, label: str) -> str:
         '<g class="marks">',
         _path("missed", plane.missed),
         _path("false", plane.false),
+        _path("far", plane.far),
         *(_path("reference", lines, f"{name}, reference") for name, lines in plane.reference.items()),
         *(_path("prediction", lines, f"{name}, prediction") for name, lines in plane.prediction.items()),
         "</g>",
@@ -150,7 +152,7 @@ def _figure(columns: int, rows: int) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    side, above, below = 2.6, 0.5, 0.35
+    side, above, below = 2.6, 0.5, 0.5 if columns == 2 else 0.35
     figure = Figure(figsize=(side * columns, side * rows + above + below), dpi=110)
     FigureCanvasAgg(figure)
     figure.subplots(rows, columns, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
@@ -159,13 +161,14 @@ def _figure(columns: int, rows: int) -> Figure:
     keys = [
         Line2D([], [], color=REFERENCE, linewidth=2, label="reference"),
         Line2D([], [], color=PREDICTION, linewidth=2, linestyle=DASHES, label="prediction"),
-        Patch(facecolor=PREDICTION, alpha=0.5, label="false positive"),
+        Patch(facecolor=PREDICTION, alpha=0.5, label="false positive, near"),
+        Patch(facecolor=FAR, edgecolor="black", linewidth=0.6, label=f"far (> {NEAR_MM:g} mm off)"),
         Patch(facecolor=REFERENCE, alpha=0.5, label="missed"),
     ]
     figure.legend(
-        handles=keys[: 4 if columns > 1 else 2],
+        handles=keys[: 5 if columns > 1 else 2],
         loc="lower center",
-        ncols=4,
+        ncols=3 if columns == 2 else 5,
         fontsize=8,
         frameon=False,
         handlelength=1.7,
@@ -184,6 +187,7 @@ def _draw(axes: Axes, plane: Plane) -> None:
     axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
     _fill(axes, plane.missed, REFERENCE)
     _fill(axes, plane.false, PREDICTION)
+    _fill(axes, plane.far, FAR, 0.75, "white")
     _outline(axes, plane.reference.values(), REFERENCE)
     _outline(axes, plane.prediction.values(), PREDICTION, DASHES)
     places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
@@ -200,14 +204,14 @@ def _outline(axes: Axes, lines: Iterable[Lines], color: str, style: Any = "solid
     axes.add_collection(LineCollection(every, colors=color, linewidths=1.4, linestyles=[style]))
 
 
-def _fill(axes: Axes, lines: Lines, color: str) -> None:
+def _fill(axes: Axes, lines: Lines, color: str, alpha: float = 0.4, edge: str = "none") -> None:
     """Outlines as one filled shape; the outline of a hole runs the other way round, and stays empty."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Shape
 
     if lines:
         shape = Shape.make_compound_path(*(Shape(line, closed=True) for line in lines))
-        axes.add_patch(PathPatch(shape, facecolor=color, alpha=0.4, linewidth=0))
+        axes.add_patch(PathPatch(shape, facecolor=(color, alpha), edgecolor=edge, linewidth=0.6))
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -20,6 +20,7 @@ UPRIGHT = "IPL"
 PLANES = (("axial", 0, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 2, "APSI"))  # name, axis across, letters
 CT_WINDOW = (-160.0, 240.0)  # HU: soft tissue
 MARGIN_MM = 40.0  # of the field of view around the region: enough to know the place
+NEAR_MM = 10.0  # a false positive no farther from its class is a border drawn too wide; beyond, something else
 
 Regions = Mapping[str, Sequence[int]]
 Lines = list[np.ndarray]  # closed polylines, each (N, 2): x, y in mm
@@ -31,6 +32,7 @@ class Plane:
 
     letters  what lies at the left, right, top and bottom edge: "RLAP" for an axial slice.
     grey     (H, W) uint8, which covers `box_mm` (x, y, width, height); it may reach beyond the field.
+    false    false positives within 10 mm of the reference of their class, in all three dimensions; `far`: the others.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Plane:
     reference: dict[str, Lines]
     prediction: dict[str, Lines]
     false: Lines
+    far: Lines
     missed: Lines
 
 
@@ -179,7 +182,10 @@ def _cut(
         )
         drawn.append({c: those for c, those in found.items() if those})
     false, missed = _errors(maps[0], maps[1], scan.classes, scan.ignored)
-    return Plane(title, letters, field, grey, box, drawn[0], drawn[1], lines(false), lines(missed))
+    window = [slice(at, at + 1) for at in centre]
+    window[rows], window[columns] = top, left
+    far = false & _far(scan, axis, window) if false.any() else false
+    return Plane(title, letters, field, grey, box, drawn[0], drawn[1], lines(false & ~far), lines(far), lines(missed))
 
 
 def _part(scan: _Scan, axis: int, middle: float, field: float) -> tuple[slice, float]:
@@ -209,6 +215,40 @@ def _errors(
         missed |= truth & ~found
     said = ~np.isin(reference, list(ignored)) & (reference >= 0)
     return false & said, missed & ~false
+
+
+def _far(scan: _Scan, axis: int, window: Sequence[slice]) -> np.ndarray:
+    """Mask of the voxels of a section that have a class in the prediction, but none in the reference within 10 mm.
+
+    `window`: the section, one voxel thick along `axis`. Distances, between voxel centres, are exact up to 10 mm: they
+    are taken in the box of the class in the section, with 10 mm more on every side.
+    """
+    shape = [part.stop - part.start for part in window]
+    far = np.zeros(shape, bool)
+    if scan.reference is None or scan.prediction is None:
+        return far.squeeze(axis)
+    for values in scan.classes.values():
+        found = np.isin(scan.prediction[tuple(window)], list(values))
+        if not found.any():
+            continue
+        reach = [int(NEAR_MM // mm) + 1 for mm in scan.spacing_mm]
+        inner = [slice(int(low), int(high)) for low, high in zip(*_box(found))]
+        starts = [max(w.start + i.start - r, 0) for w, i, r in zip(window, inner, reach)]
+        stops = [w.start + i.stop + r for w, i, r in zip(window, inner, reach)]
+        around = tuple(slice(start, stop) for start, stop in zip(starts, stops))
+        truth = np.isin(scan.reference[around], list(values))
+        here = tuple(slice(w.start + i.start - s, w.start + i.stop - s) for w, i, s in zip(window, inner, starts))
+        far[tuple(inner)] |= found[tuple(inner)] & _beyond(truth, scan.spacing_mm)[here]
+    return far.squeeze(axis)
+
+
+def _beyond(truth: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Where the nearest voxel of a mask is more than 10 mm away; everywhere for an empty one."""
+    from scipy.ndimage import distance_transform_edt
+
+    if not truth.any():
+        return np.ones(truth.shape, bool)
+    return distance_transform_edt(~truth, sampling=spacing_mm) > NEAR_MM * (1 + 1e-6)
 
 
 def outlines(mask: np.ndarray) -> Lines:

@@ -1,0 +1,189 @@
+"""The page of a comparison says what its statistics say, draws what was tested, and bears what is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from contextseg.compare.comparison import _save
+from contextseg.compare.grid import Grid
+from contextseg.experiments.statistics import contrasts
+from contextseg.experiments.tables import results
+from contextseg.report import Compared, write_comparison
+from contextseg.report.comparison import _named, paired
+from contextseg.report.numbers import tidy
+
+
+def row(method, case, klass="liver", dsc=0.8, status="both", *, patient=None, seed=0, budget="all", split="test"):
+    distance = {"both": 10 * (1 - dsc), "absent": math.nan}.get(status, 100.0)
+    names = {"run": f"{method}-{budget}-{seed}", "method": method, "budget": budget, "seed": seed, "fold": "all"}
+    names |= {"split": split, "source": "contextseg", "case": case, "patient": patient or case, "class": klass}
+    return {**names, "status": status, "dsc": dsc, "nsd": dsc, "hd95_mm": distance}
+
+
+def several(methods=("plain", "wide", "deep"), classes=("liver", "spleen"), split="test", **more):
+    """Two seeds, four cases of three patients; in c the spleen is absent, and `wide` makes it up once."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for method in methods:
+        for seed in (0, 1):
+            for case, patient in zip("abcd", "PPQR"):
+                for klass in classes:
+                    dsc, status = float(rng.uniform(0.5, 0.9)), "both"
+                    if (case, klass) == ("c", "spleen"):
+                        dsc, status = (0.0, "spurious") if (method, seed) == ("wide", 1) else (math.nan, "absent")
+                    if (method, seed, case, klass) == ("plain", 0, "d", "liver"):
+                        dsc, status = 0.0, "missed"
+                    rows.append(row(method, case, klass, dsc, status, patient=patient, seed=seed, split=split, **more))
+    return pd.DataFrame(rows)
+
+
+def compared(table):
+    found = results(table, data="d", split="test", resamples=50)
+    return Compared(found.means, found.pairs, found.metrics, found.caption, found.marked)
+
+
+def page(folder, table, title="Compared", **more):
+    splits = {name: compared(part) for name, part in table.groupby("split")} if len(table) else {}
+    given = {"compared": splits, "provenance": {"python": "3.11"}, **more}
+    write_comparison(folder / "report.html", title=title, table=table, **given)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def tables(text):
+    """Rows of cell texts of every table, small print after a blank."""
+    found = []
+    for body in re.findall(r"<table.*?</table>", text, re.S):
+        lines = re.findall(r"<tr.*?</tr>", body, re.S)
+        cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line, re.S) for line in lines]
+        found.append([[re.sub(r"<[^>]+>", " ", cell).strip() for cell in line] for line in cells])
+    return found
+
+
+def test_means_and_tests_are_those_of_the_statistics(tmp_path):
+    """Dice 0.8 and 0.6, then 0.7 and 0.5 by the other: 0.7 - 0.6; of two patients no p is below 0.5."""
+    rows = [
+        row("plain", "a", dsc=0.8),
+        row("plain", "b", dsc=0.6),
+        row("wide", "a", dsc=0.7),
+        row("wide", "b", dsc=0.5),
+    ]
+    means, tests, _ = tables(page(tmp_path, pd.DataFrame(rows)))
+    assert means[0] == ["Method", "Dice ↑", "NSD ↑", "HD95, mm ↓", "Missed", "Spurious", "Absent"]
+    assert [line[0] for line in means[1:]] == ["plain", "wide"]
+    assert re.fullmatch(r"0\.700\s+\[0\.600, 0\.800\]\s+n = 2", means[1][1])
+    assert means[1][4:] == ["0/2", "0", "0"]
+    assert tests[1][:3] == ["plain − wide", "Dice", "2"]
+    assert re.fullmatch(r"0\.100\s+\[0\.100, 0\.100\]", tests[1][3])
+    assert tests[1][4:] == ["1.00", "0.500", "1.000"]
+    assert re.match(r"-1\.0\s", tests[3][3])  # HD95 is 10 x (1 - Dice): less is better
+    assert tests[3][4] == "1.00"
+
+
+def test_splits_classes_and_budgets(tmp_path):
+    frames = [several(split=split, budget=budget) for split in ("validation", "test") for budget in ("20", "5", "all")]
+    text = page(tmp_path, pd.concat(frames, ignore_index=True))
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Test split", "Validation cases", "Worst cases", "Provenance"]
+    means = tables(text)[0]
+    assert means[0][:3] == ["Class", "Method", "Labels"]
+    assert [line[0] for line in means[1:]] == ["All classes"] * 9 + ["liver"] * 9 + ["spleen"] * 9
+    assert [line[2] for line in means[1:10]] == ["5"] * 3 + ["20"] * 3 + ["all"] * 3
+    assert text.count('alt="All classes: Dice') == 2 * 2  # a box plot and the differences, on each split
+
+
+@pytest.mark.parametrize("metric", ["dsc", "nsd", "hd95_mm"])
+def test_the_points_are_what_was_tested(metric):
+    """Their mean and number are those of the paired test, for every class, misses and absences included."""
+    table = several()
+    found = compared(table)
+    rows = _named(tidy(table), found)
+    tested = contrasts(table, metrics=("dsc", "nsd", "hd95_mm"), resamples=2)
+    tested = tested[tested["metric"] == metric]
+    assert set(tested["class"]) == {"overall", "liver", "spleen"}
+    for line in tested.to_dict("records"):
+        points = paired(rows, line["class"], metric, line["a"], line["b"])
+        assert len(points) == line["n"]
+        assert points.mean() == pytest.approx(line["difference"], abs=1e-12)
+
+
+def test_a_point_is_a_patient():
+    """P has two cases: (0.9 + 0.7) / 2 - (0.5 + 0.5) / 2; nothing can be said of R, whom only one has."""
+    rows = [row("a", "x", dsc=0.9, patient="P"), row("a", "y", dsc=0.7, patient="P"), row("a", "z", dsc=0.4)]
+    rows += [row("b", name, dsc=0.5, patient="P") for name in "xy"] + [row("b", "z", dsc=0.6), row("b", "R", dsc=1.0)]
+    table = pd.DataFrame(rows)
+    assert np.allclose(paired(_named(tidy(table), compared(table)), "liver", "dsc", "a", "b"), [0.3, -0.2])
+
+
+def test_worst_cases_come_first_with_their_failures(tmp_path):
+    rows = [row(m, c, dsc=d) for m, c, d in (("p", "easy", 0.9), ("q", "easy", 0.7), ("p", "hard", 0.3))]
+    rows += [row("q", "hard", dsc=0.0, status="missed"), row("q", "hard", dsc=0.2, seed=1)]
+    worst = tables(page(tmp_path, pd.DataFrame(rows)))[-1]
+    assert worst[0] == ["Case", "Class", "Dice, mean", "p", "q"]
+    assert [re.sub(r"\s+", " ", cell) for cell in worst[1]] == ["hard", "liver", "0.200", "0.300", "0.100 1 missed"]
+    assert worst[2][2:] == ["0.800", "0.900", "0.700"]
+
+
+def test_page_stands_alone_and_escapes(tmp_path):
+    text = page(tmp_path, several(methods=("<b>x", 'y"$\\no$')), title="<i>T", note="one\n\n<two>")
+    assert "default-src 'none'" in text
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
+    assert not re.search(r"<(link|iframe|object|i>|b>x)", text)
+    assert "<p>one</p><p>&lt;two&gt;</p>" in text
+    assert "&lt;b&gt;x − y&quot;$\\no$" in text
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    assert page(tmp_path, several()) == page(tmp_path, several())
+
+
+def test_many_charts_are_folded_up(tmp_path):
+    classes = tuple(f"organ{i}" for i in range(4))  # and all classes: 5 x 3 charts of each kind
+    text = page(tmp_path, several(("a", "b"), classes))
+    assert text.count("<summary>3 more</summary>") == 2
+    assert text.count("data:image/svg+xml") == 30
+
+
+def test_an_endless_distance_is_not_drawn(tmp_path):
+    table = pd.DataFrame([row(m, c, dsc=0.5 + i / 10) for m in "pq" for i, c in enumerate("abc")])
+    table.loc[0, "hd95_mm"] = math.inf
+    rows = _named(tidy(table), compared(table))
+    assert len(paired(rows, "liver", "hd95_mm", "p", "q")) == 2
+    assert page(tmp_path, table).count("HD95, mm of each case") == 1
+
+
+def test_one_method_alone(tmp_path):
+    text = page(tmp_path, pd.DataFrame([row("plain", "a"), row("plain", "b", dsc=0.6)]))
+    assert "there is nothing to test" in text
+    assert "Paired differences" not in text
+    assert len(tables(text)) == 2
+
+
+def test_nothing_was_found_or_compared(tmp_path):
+    absent = [row(name, "a", dsc=math.nan, status="absent") for name in "pq"]
+    text = page(tmp_path, pd.DataFrame(absent))
+    assert "No case has a score." in text
+    assert "<img" not in text
+    assert "Nothing was compared." in page(tmp_path, pd.DataFrame())
+
+
+def test_marked_methods_bear_a_dagger(tmp_path):
+    table = several()
+    text = page(tmp_path, table, compared={"test": compared(table)._replace(marked={"wide"})})
+    assert [line[1] for line in tables(text)[0][1:4]] == ["plain", "wide†", "deep"]
+
+
+def test_a_comparison_leaves_its_page(tmp_path):
+    grid = Grid("data", tmp_path, ("plain", "wide"))
+    (tmp_path / "comparison.json").write_text(json.dumps({"provenance": {"python": "3.11.7"}}))
+    made = _save(grid, SimpleNamespace(name="organs"), [], [several(("plain", "wide"))])  # type: ignore[arg-type]
+    assert made.report == tmp_path / "report.html"
+    text = made.report.read_text(encoding="utf-8")
+    assert "<h1>organs: 2 methods compared</h1>" in text
+    assert "3.11.7" in text
+    assert "organs, test split: mean over 4 cases of 3 patients" in text
