@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from contextseg.compare import Comparison, Grid, compare, forecast
+from contextseg.compare import Comparison, compare, forecast
 from contextseg.compare.cell import alone, evaluations, weights_digest
 from contextseg.compare.comparison import _leaks
 from contextseg.compare.pools import on_cluster
@@ -26,19 +26,14 @@ from contextseg.data.layouts import folds, open_dataset
 from contextseg.disk import Problem, read_json
 from contextseg.job import main_job, open_ensemble
 from contextseg.run import Run
+from grids import METHODS, TINY, grid
 
 torch.set_num_threads(1)
-TINY = ("steps=4", "save_every=2", "log_every=1", "patch_vox=16,16,16", "batch_size=2", "base_width=4", "device=cpu")
-METHODS = ("plain=supervised", "residual=supervised:net=resenc")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return phantom.write_dataset(tmp_path_factory.mktemp("data") / "phantoms", labelled=5, unlabelled=1)
-
-
-def grid(data: Path, folder: Path, **changes: Any) -> Grid:
-    return Grid(str(data), folder, **{"methods": METHODS, "seeds": (0,), "settings": TINY, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from contextseg.compare import Grid, asked, named
+from contextseg.compare import asked, named
 from contextseg.compare.cell import Work, alone, evaluations, unlock, weights_digest
 from contextseg.compare.grid import cells
 from contextseg.compare.pools import _why, in_processes, in_turn, on_cluster, surroundings
@@ -24,19 +24,14 @@ from contextseg.job import teach
 from contextseg.run import Run
 from contextseg.settings import Settings
 from contextseg.volume import read_labels, write
+from grids import TINY, grid
 
 torch.set_num_threads(1)
-TINY = ("steps=4", "save_every=2", "log_every=1", "patch_vox=16,16,16", "batch_size=2", "base_width=4", "device=cpu")
-METHODS = ("plain=supervised", "residual=supervised:net=resenc")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return phantom.write_dataset(tmp_path_factory.mktemp("data") / "phantoms", labelled=5, unlabelled=1)
-
-
-def grid(data: Path, folder: Path, **changes: Any) -> Grid:
-    return Grid(str(data), folder, **{"methods": METHODS, "seeds": (0,), "settings": TINY, **changes})
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------

@@ -98,11 +98,14 @@ def test_other_settings_are_refused_by_name(data: Path, finished: Path) -> None:
         Run(finished, Settings(str(data)).set([*TINY, "steps=8"]))
 
 
-def test_loading_is_running_the_finished_recipe(finished: Path) -> None:
+def test_loading_is_running_the_finished_recipe(data: Path, finished: Path) -> None:
     [(method, plan)], _ = open_ensemble([finished])
     assert same(method.state_dict(), model(finished))
     assert plan == Run.open(finished).plan
     assert not method.training
+    scan = read(data / "imagesTs" / "phantom_006_0000.nii.gz")
+    there = read_labels(finished / "05-predict" / "phantom_006.nii.gz")
+    assert np.array_equal(Run.open(finished).predict(scan, method).array, there.array)
 
 
 def test_an_unfinished_run_cannot_be_loaded(data: Path, tmp_path: Path) -> None:
@@ -113,6 +116,19 @@ def test_an_unfinished_run_cannot_be_loaded(data: Path, tmp_path: Path) -> None:
         open_ensemble([tmp_path / "run"])
     with pytest.raises(Problem, match="no run in this folder"):
         open_ensemble([tmp_path])
+
+
+def test_a_fold_that_is_not_there_claims_no_folder(data: Path, tmp_path: Path) -> None:
+    done = command("run", data, "-o", tmp_path / "run", "--fold", 9, *sets(TINY))
+    assert done.returncode == 1
+    assert "there is no fold 9" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_convention_is_one_message(data: Path) -> None:
+    done = command("evaluate", data / "labelsTs", data / "labelsTs", "--convention", "moni")
+    assert done.returncode == 1
+    assert done.stderr.count("did you mean monai") == 1
 
 
 def test_an_edited_plan_is_obeyed(data: Path, tmp_path: Path) -> None:

@@ -43,11 +43,24 @@ def test_a_name_that_two_parts_share_must_say_which() -> None:
         ("tensorboard=perhaps", "type bool"),
         ("scale=2,1", "scale"),
         ("memory_gb=true", "not a value of type float"),
+        ("lr=-1", "lr above 0"),
+        ("lr=nan", "type float"),
+        ("steps=0", "steps above 0"),
+        ("save_every=0", "save_every above 0"),
+        ("check_every=-1", "give 0, for never"),
+        ("precision=float31", "did you mean float32"),
+        ("prediction.step=0", "more than 0, at most 1"),
+        ("windows=-1", "windows=-1"),
     ],
 )
 def test_what_cannot_be_is_said(assignment: str, said: str) -> None:
     with pytest.raises(Problem, match=said):
         Settings("data").set([assignment])
+
+
+def test_a_seed_is_not_negative() -> None:
+    with pytest.raises(Problem, match="seed=-3"):
+        Settings("data", seed=-3)
 
 
 def test_unknown_method() -> None:

@@ -44,10 +44,6 @@ class Batch:
         """The same batch on `device`, copied asynchronously from pinned memory."""
         return self._each(lambda x: x.to(device, non_blocking=True))
 
-    def pin(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU copies without waiting."""
-        return self._each(lambda x: x.pin_memory())
-
     @property
     def tags(self) -> Tensor:
         """(B, K) int64: is class k in this item? 1 yes, 0 no, `IGNORE` where unannotated voxels leave it open."""

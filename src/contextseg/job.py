@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from contextseg.data.layouts import Case, Dataset, open_dataset
+from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Plan
 from contextseg.disk import Problem, read_json
 from contextseg.experiments import Pair, evaluate, save_table
@@ -33,10 +33,14 @@ def demo_settings() -> Settings:
 
 
 def settled(settings: Settings) -> Settings:
-    """The settings with an `UNDECIDED` fold decided: all cases, if there is a labelled test split or few cases."""
-    if settings.fold != UNDECIDED:
-        return settings
+    """The settings with an `UNDECIDED` fold decided: all cases, if there is a labelled test split or few cases.
+
+    Raises `Problem` for a fold that is not there, before any folder is made for it.
+    """
     data = open_dataset(settings.dataset)
+    if settings.fold != UNDECIDED:
+        folds(data, settings.fold)
+        return settings
     labelled = {case.patient for case in data.train if case.label}
     enough = bool(data.splits) or len(labelled) >= 5
     return replace(settings, fold=0 if enough and not any(case.label for case in data.test) else -1)

@@ -36,8 +36,9 @@ from contextseg.disk import Problem, read_json, replacing, write_json, writing
 from contextseg.methods import METHODS, Method
 from contextseg.predict import segment
 from contextseg.provenance import PeakMemory, provenance
+from contextseg.ranks import ranks
 from contextseg.settings import Prediction, Settings
-from contextseg.train import pick_device, ranks, train
+from contextseg.train import pick_device, train
 from contextseg.volume import Volume
 
 Fill = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -24,11 +24,19 @@ class Prediction:
 
     step     of the sliding window, as a share of the patch.   mirror: average over mirrored inputs too.
     windows  how many go through a network at once; 0 is what fills a processor: more of small ones.
+
+    Raises `Problem` for a step outside (0, 1] and a negative number of windows.
     """
 
     step: float = 0.5
     mirror: bool = True
     windows: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise Problem(f"prediction.step={self.step}", "no share of a patch", "give more than 0, at most 1")
+        if self.windows < 0:
+            raise Problem(f"windows={self.windows}", "a negative number", "give 0, for what fits, or more")
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ class Settings:
     planning: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     labelled: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise Problem(f"seed={self.seed}", "a seed is not negative", "give 0 or more")
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from contextseg.batch import Batch
-from contextseg.disk import Problem, replacing, write_text
+from contextseg.disk import Problem, did_you_mean, replacing, write_text
+from contextseg.ranks import mean_over_ranks, names_on_any_rank, on_any_rank, ranks
 
 BatchAt = Callable[[int, int, int, torch.device], Batch]
 """(n, rank, world, device) to the items of batch n that belong to that rank."""
 Progress = Callable[[int, int, dict[str, float]], None]
+PRECISIONS = ("auto", "float32")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Training:
     save_every   steps between checkpoints. log_every: between rows of the log, each the mean since the row before.
     check_every  steps between looks at `check_batches` batches of validation patches; 0 for none.
     device       "auto" is the GPU where there is one. precision: "auto" is float16 on a GPU, float32 on a CPU.
+
+    Raises `Problem` for a number that is not positive where it must be, and for another precision.
     """
 
     steps: int = 250_000
@@ -53,6 +56,15 @@ class Training:
     device: str = "auto"
     precision: str = "auto"
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "lr", "clip", "save_every", "log_every", "check_batches"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise Problem(f"{name}={getattr(self, name)}", "not a positive number", f"give {name} above 0")
+        if self.check_every < 0:
+            raise Problem(f"check_every={self.check_every}", "a negative number", "give 0, for never, or more")
+        if self.precision not in PRECISIONS:
+            raise Problem(f"precision={self.precision}", "no such precision", did_you_mean(self.precision, PRECISIONS))
 
 
 class Teachable(Protocol):
@@ -73,11 +85,6 @@ class Teachable(Protocol):
 
 class Stopped(Exception):
     """The run was asked to stop (SIGTERM, Ctrl-C) and did, after writing a checkpoint. The same command goes on."""
-
-
-def ranks() -> tuple[int, int]:
-    """(rank, world): this process's place among those of `torchrun`; (0, 1) alone."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -134,7 +141,7 @@ def train(
                 log.add(terms, training.lr * decay, last)
             if log and check_at and training.check_every and (last or state.step % training.check_every == 0):
                 log.write("check", look(method, lambda n: check_at(n, 0, 1, device), training.check_batches))
-            stop = _any_rank(bool(asked), device)
+            stop = on_any_rank(bool(asked), device)
             if rank == 0 and (stop or last or state.step % training.save_every == 0):
                 state.save(folder / "checkpoint.pt")
             if log and progress:
@@ -158,7 +165,7 @@ def _step(state: _State, batch: Batch, training: Training, lr: float, half: bool
             given = state.method.lookahead(batch, lr)
             terms = state.method(batch)
         state.scaler.scale(torch.stack([term.float() for term in terms.values()]).sum() * share).backward()
-    bilevel = _names_on_any_rank(given, state.optimizers, batch.image.device)
+    bilevel = names_on_any_rank(given, state.optimizers, batch.image.device)
     for (
         name,
         optimizer,
@@ -168,7 +175,7 @@ def _step(state: _State, batch: Batch, training: Training, lr: float, half: bool
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
         if name in bilevel and name not in given:  # this rank had no item
             gradients = [torch.zeros_like(p) for p in parameters]
-        _mean_over_ranks(gradients)
+        mean_over_ranks(gradients)
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient
         if name not in bilevel:
@@ -322,7 +329,7 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-# --- batches ahead, ranks, signals ------------------------------------------------------------------------------------
+# --- batches ahead, signals -------------------------------------------------------------------------------------------
 
 
 def _ahead(
@@ -340,35 +347,6 @@ def _ahead(
             if n + depth < stop:
                 waiting.append(pool.submit(batch_at, n + depth))
             yield batch
-
-
-def _mean_over_ranks(gradients: list[Tensor]) -> None:
-    _, world = ranks()
-    if world == 1:
-        return
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= world
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients])):
-        gradient.copy_(part.view_as(gradient))
-
-
-def _names_on_any_rank(given: Iterable[str], names: Iterable[str], device: torch.device) -> set[str]:
-    if ranks()[1] == 1:
-        return set(given)
-    names = list(names)
-    there = torch.tensor([float(name in given) for name in names], device=device)
-    dist.all_reduce(there)
-    return {name for name, some in zip(names, there.tolist()) if some}
-
-
-def _any_rank(flag: bool, device: torch.device) -> bool:
-    _, world = ranks()
-    if world == 1:
-        return flag
-    there = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(there)
-    return bool(there.item())
 
 
 @contextmanager

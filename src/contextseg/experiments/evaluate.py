@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contextseg.batch import IGNORE
-from contextseg.disk import Problem, replacing, write_json
+from contextseg.disk import Problem, did_you_mean, replacing, write_json
 from contextseg.metrics import ASSD, CONVENTIONS, DSC, HD, HD95, IOU, NSD, PRC, SEN, evaluate_case, nnunet_summary
 from contextseg.volume import read_labels
 
@@ -80,9 +80,13 @@ def evaluate(
     False positives count as near within `near_mm` of the reference, far beyond it; None does not tell them apart.
 
     The table has the columns of `metrics.evaluate_case`, and case, prediction_file and reference_file. A case that
-    cannot be read or does not fit is in `problems`, not in the table. No case gives an empty table.
+    cannot be read or does not fit is in `problems`, not in the table. No case gives an empty table. Raises `Problem`
+    for an unknown convention.
     """
     import pandas as pd
+
+    if convention not in CONVENTIONS:
+        raise Problem(f"convention={convention}", "no such convention", did_you_mean(convention, CONVENTIONS))
 
     def one(pair: Pair) -> list[dict[str, Any]]:
         made, reference, spacing_mm = _read(pair, ignore)
