@@ -25,7 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = ("logits", "training", "augment", "preprocessing", "distances")
+SCRIPTS = ("logits", "training", "colab", "augment", "preprocessing", "distances")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OURS = ("contextseg", "torch", "numpy", "scipy", "edt", "connected-components-3d")
 PEERS = ("nnunetv2", "batchgeneratorsv2", "dynamic-network-architectures", "monai", "surface-distance", "medpy")

@@ -22,7 +22,7 @@ from matplotlib.path import Path as Outline
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
-from contextseg.metrics import evaluate_case
+from contextseg.metrics import calibration_error, evaluate_case, reliability
 
 FOLDER = Path(__file__).parent / "measuring"
 
@@ -47,6 +47,7 @@ LABELS = {
     "n_fp_lesions": "{} false positive",
     "fp_near": "{} voxels near",
     "fp_far": "{} voxels far",
+    "ece": "ECE {:.2f}",
 }
 
 
@@ -72,6 +73,22 @@ class Panel:
         pred, ref = self.pred.astype(np.uint8), self.ref.astype(np.uint8)
         rule = {"tolerance_mm": self.tolerance_mm, "convention": self.convention, "near_mm": self.near_mm}
         return evaluate_case(pred, ref, self.spacing_mm, {"x": [1]}, lesions=True, **rule)[0]  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Voxels by how sure their prediction is: (confidence, how many, how many of them right)."""
+
+    title: str
+    groups: tuple[tuple[float, int, int], ...]
+    shows: tuple[tuple[str, ...], ...] = (("ece",),)
+
+    def row(self) -> dict[str, Any]:
+        """What the library says."""
+        sure = np.concatenate([np.full(n, round(255 * p), np.uint8) for p, n, _ in self.groups])
+        right = np.concatenate([np.arange(n) < correct for _, n, correct in self.groups])
+        bins = reliability(sure, right)
+        return {"ece": calibration_error(*([b[name] for b in bins] for name in ("n", "confidence", "accuracy")))}
 
 
 # --- geometry: positions are (y, x) in mm; voxel (h, w) has its centre at (h, w) times the spacing --------------------
@@ -207,8 +224,18 @@ def disc(shape: tuple[int, int], y: float, x: float, radius: float) -> np.ndarra
     return (h - y) ** 2 + (w - x) ** 2 < radius**2
 
 
+def reliabilities() -> list[Reliability]:
+    """The panels of the picture "calibration"."""
+    overconfident = ((0.6, 10, 5), (0.8, 10, 6), (1.0, 10, 7))
+    return [
+        Reliability("calibrated", ((0.6, 10, 6), (0.8, 10, 8), (1.0, 10, 10))),
+        Reliability("overconfident", overconfident),
+        Reliability("and 270 easy voxels", (*overconfident[:2], (1.0, 280, 277))),
+    ]
+
+
 def pictures() -> dict[str, list[Panel]]:
-    """The panels of each picture, by the name of its file."""
+    """The panels of each picture of masks, by the name of its file."""
     a, b, c = (12, 12), (24, 24), (16, 16)
     square, large = box(a, (3, 9, 3, 9)), box(b, (6, 22, 2, 18))
     overlap = (("tp", "fp", "fn"), ("dsc", "iou"), ("sen", "prc"))
@@ -262,7 +289,7 @@ def pictures() -> dict[str, list[Panel]]:
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def written(panel: Panel, column: str) -> str:
+def written(panel: Panel | Reliability, column: str) -> str:
     """A column of the panel's row, as it stands beneath."""
     value = panel.row()[column]
     words = LABELS[column]
@@ -281,13 +308,45 @@ def draw(panels: list[Panel], path: Path) -> None:
         place = ((left + k * (wide + 0.2)) / figure.get_figwidth(), (0.4 + below) / height)
         axes = figure.add_axes((*place, wide / figure.get_figwidth(), tall / height))
         _masks(axes, panel)
-        axes.set_title(panel.title, fontsize=10, color=INK, pad=5)
-        for n, line in enumerate(panel.shows):
-            for i, column in enumerate(line):
-                at, drop = ((i + 0.5) / len(line), 0), (0, -14 - 14.4 * n)
-                note = axes.annotate(written(panel, column), at, drop, "axes fraction", "offset points", ha="center")
-                note.set(gid=f"{k}-{column}", fontsize=9.5, color=INK)
-    figure.legend(handles=_key(), loc="lower center", ncols=5, fontsize=8, frameon=False, labelcolor=INK)
+        _words(axes, k, panel, 14)
+    _save(figure, _key(), path)
+
+
+def draw_reliability(panels: list[Reliability], path: Path) -> None:
+    """Write the picture of bins: how many are right of those that say they are."""
+    figure = Figure(figsize=(9.0, 3.5), facecolor=PAPER)
+    for k, panel in enumerate(panels):
+        axes = figure.add_axes((0.06 + k * 0.32, 0.3, 0.27, 0.6))
+        for p, n, right in panel.groups:
+            axes.bar(p, right / n, 0.14, color=REF, alpha=0.85, zorder=2)
+            axes.bar(p, p - right / n, 0.14, right / n, fc="none", ec=PRED, hatch="/////", lw=1, zorder=3)
+            axes.annotate(f"{right}\nof {n}", (p, 0.05), ha="center", color=PAPER, fontsize=9, zorder=4)
+        axes.plot([0, 1.08], [0, 1.08], color=INK, ls="--", lw=1, zorder=5)
+        axes.set(xlim=(0.45, 1.1), ylim=(0, 1.08), xticks=[0.6, 0.8, 1.0], yticks=[0, 0.5, 1])
+        axes.tick_params(labelsize=8, colors=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("confidence", fontsize=9, color=INK)
+        _words(axes, k, panel, 42)
+    key = [
+        Patch(color=REF, alpha=0.85, label="accuracy"),
+        Patch(fc="none", ec=PRED, hatch="/////", label="what it lacks"),
+        Line2D([], [], color=INK, lw=1, ls="--", label="calibrated"),
+    ]
+    _save(figure, key, path)
+
+
+def _words(axes: Axes, k: int, panel: Panel | Reliability, below: float) -> None:
+    """Title, and the numbers of panel `k`, `below` points beneath it."""
+    axes.set_title(panel.title, fontsize=10, color=INK, pad=5)
+    for n, line in enumerate(panel.shows):
+        for i, column in enumerate(line):
+            at, drop = ((i + 0.5) / len(line), 0), (0, -below - 14.4 * n)
+            note = axes.annotate(written(panel, column), at, drop, "axes fraction", "offset points", ha="center")
+            note.set(gid=f"{k}-{column}", fontsize=9.5, color=INK)
+
+
+def _save(figure: Figure, key: list[Any], path: Path) -> None:
+    figure.legend(handles=key, loc="lower center", ncols=5, fontsize=8, frameon=False, labelcolor=INK)
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": path.stem}
     style["font.sans-serif"] = ["DejaVu Sans", "Verdana", "Arial"]
     with matplotlib.rc_context(style):
@@ -340,3 +399,4 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for name, panels in pictures().items():
         draw(panels, FOLDER / f"{name}.svg")
+    draw_reliability(reliabilities(), FOLDER / "calibration.svg")

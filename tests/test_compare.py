@@ -25,6 +25,7 @@ from contextseg.data.check import check
 from contextseg.data.layouts import folds, open_dataset
 from contextseg.disk import Problem, read_json
 from contextseg.job import main_job, open_ensemble
+from contextseg.provenance import provenance
 from contextseg.run import Run
 from grids import METHODS, TINY, grid
 
@@ -112,6 +113,42 @@ def test_what_is_done_is_not_done_again(tested: Comparison, data: Path) -> None:
     assert (tested.folder / "test_evaluations.jsonl").read_text() == log
     assert tested.table.read_text() == table
     assert said == []
+
+
+def test_a_finished_comparison_called_again_is_the_same_to_the_byte(
+    tested: Comparison, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record too, which has a date: as long as nothing is to be done, and nothing else is asked."""
+    folder = shutil.copytree(tested.folder, tmp_path / "again", symlinks=True)
+    compare(grid(data, folder, seeds=(0, 1)))  # its folder is another one
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = content()
+    monkeypatch.setattr("contextseg.compare.comparison.provenance", lambda: {**provenance(), "date": "later"})
+    compare(grid(data, folder, seeds=(0, 1)))
+    assert content() == before
+    compare(grid(data, folder, seeds=(0,)))
+    record = read_json(folder / "comparison.json")
+    assert record["asked"]["seeds"] == [0]
+    assert record["provenance"]["date"] == "later"
+    other = {**provenance(), "date": "upgraded", "python": "4.0"}
+    monkeypatch.setattr("contextseg.compare.comparison.provenance", lambda: other)
+    compare(grid(data, folder, seeds=(0,)))
+    assert read_json(folder / "comparison.json")["provenance"]["python"] == "4.0"
+
+
+def test_worst_cases_are_shown_wherever_the_folder_lies(tested: Comparison, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tested.folder, tmp_path / "moved", symlinks=True)
+    made = compare(grid(data, folder, seeds=(0, 1)))
+    files = pd.read_csv(made.table)["prediction_file"]
+    assert all(Path(path).is_relative_to(folder) and Path(path).exists() for path in files)
+    page = made.report.read_text()
+    assert page.count('class="planes side"') == 2 * 2  # methods, cases
+    assert page.count("<svg viewBox") == 2 * 2 * 3
+    assert "No picture" not in page
+    assert "plain-seed" in page  # which of the two runs is seen
 
 
 def test_budgets_and_folds_on_validation_leave_the_test_split_alone(chosen: Comparison, data: Path) -> None:

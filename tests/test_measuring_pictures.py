@@ -28,7 +28,8 @@ def _script() -> ModuleType:
     return module
 
 
-PICTURES = _script().pictures()
+SCRIPT = _script()
+PICTURES = SCRIPT.pictures()
 
 
 def _notes(name: str) -> dict[str, str]:
@@ -41,9 +42,9 @@ def _notes(name: str) -> dict[str, str]:
 def test_the_page_shows_every_picture_and_no_other() -> None:
     page = (DOCS / "measuring.md").read_text(encoding="utf-8")
     shown = re.findall(r"!\[[^\]]+\]\(measuring/([^)]+)\.svg\)", page)
-    assert sorted(shown) == sorted(PICTURES)
+    assert sorted(shown) == sorted([*PICTURES, "calibration"])
     files = list((DOCS / "measuring").iterdir())
-    assert {path.name for path in files} == {f"{name}.svg" for name in PICTURES}
+    assert {path.name for path in files} == {f"{name}.svg" for name in shown}
     assert max(path.stat().st_size for path in files) < 60_000
 
 
@@ -64,6 +65,15 @@ def test_numbers_in_a_picture_are_what_the_library_says(name: str) -> None:
             assert notes[key].endswith("undefined")
         else:
             assert [float(number) for number in numbers] == [pytest.approx(value, abs=0.00501)], notes[key]
+
+
+def test_calibration_by_hand() -> None:
+    """The mean of |right / n - confidence|, each group by its voxels: of the second (1 + 2 + 3) / 30."""
+    notes = _notes("calibration")
+    for k, panel in enumerate(SCRIPT.reliabilities()):
+        apart = sum(abs(right - n * p) for p, n, right in panel.groups)
+        assert notes[f"{k}-ece"] == f"ECE {apart / sum(n for _, n, _ in panel.groups):.2f}"
+    assert list(notes.values()) == ["ECE 0.00", "ECE 0.20", "ECE 0.02"]
 
 
 def test_overlap_counts_by_hand() -> None:

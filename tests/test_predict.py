@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+import contextseg
 from contextseg import predict
 from contextseg.predict import gaussian, labels_from_slabs, positions
 from contextseg.volume import read
@@ -303,7 +304,7 @@ def test_how_the_slabs_are_cut_changes_nothing(shape):
 def test_many_voxels_are_taken_in_parts(monkeypatch):
     z = noise(3, 3, 9, 9)
     expected = labels_from_slabs(cut(z), (3, 9, 9), (5, 20, 20))
-    monkeypatch.setattr("contextseg.predict._CHUNK", 7)
+    monkeypatch.setattr("contextseg.predict.labels._CHUNK", 7)
     assert np.array_equal(labels_from_slabs(cut(z), (3, 9, 9), (5, 20, 20)), expected)
 
 
@@ -382,7 +383,7 @@ def test_segment_is_both_in_one_stream():
 
 def test_segment_on_real_data_on_its_own_grid():
     """An exact threshold of an embedded scan through windows, mirrors and slabs is the threshold of the scan."""
-    folder = Path(predict.__file__).parent / "demo_data" / "imagesTs"
+    folder = Path(contextseg.__file__).parent / "demo_data" / "imagesTs"
     image = read(sorted(folder.glob("*.nii.gz"))[0]).array[:, 20:33, :40, :37].astype(np.float32)
     level = float(np.median(image)) + 0.5
     label = segment(

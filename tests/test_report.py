@@ -148,9 +148,9 @@ def test_ids_are_unique_and_links_lead_somewhere(full):
 
 
 def test_sections_come_in_order(full):
-    headings = ["Results", "Cases", "Pictures", "Training", "Spread over cases", "Time and memory", "Data and notes"]
+    headings = ["Results", "Cases", "Pictures", "Training", "Spread over cases", "Calibration", "Time and memory"]
     names = [a["id"] for tag, a in full[0].tags if tag == "section"]
-    assert names == [h.lower().replace(" ", "-") for h in [*headings, "Provenance"]]
+    assert names == [h.lower().replace(" ", "-") for h in [*headings, "Data and notes", "Provenance"]]
 
 
 def test_every_fact_is_there(full, demo):
@@ -266,7 +266,15 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_nothing_at_all(tmp_path):
     page = report(tmp_path, provenance={})
-    for sentence in ("No case could be scored", "no images", "No training", "no scores", "No stage", "No provenance"):
+    for sentence in (
+        "No case could",
+        "no images",
+        "No training",
+        "no scores",
+        "No case has",
+        "No stage",
+        "No provenance",
+    ):
         assert sentence in page.text, sentence
     assert not page.tables
 

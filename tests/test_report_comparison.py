@@ -18,6 +18,8 @@ from contextseg.experiments.tables import results
 from contextseg.report import Compared, write_comparison
 from contextseg.report.comparison import _named, paired
 from contextseg.report.numbers import tidy
+from contextseg.report.worst import hardest, shown, worst_html
+from contextseg.volume import Volume, write
 
 
 def row(method, case, klass="liver", dsc=0.8, status="both", *, patient=None, seed=0, budget="all", split="test"):
@@ -129,6 +131,92 @@ def test_worst_cases_come_first_with_their_failures(tmp_path):
     assert worst[2][2:] == ["0.800", "0.900", "0.700"]
 
 
+def named(table):
+    return _named(tidy(table), compared(table))
+
+
+def test_hardest_is_by_the_mean_over_methods_of_their_means_over_runs():
+    """p: seeds 0.2 and 0.4 of a, 0.6 of b; q: 0.9 of a, 0.3 of b, which has a second class with 0.7, and an absent one.
+
+    a: (0.3 + 0.9) / 2 = 0.6, b: (0.6 + 0.5) / 2 = 0.55; over all rows a would come first (0.5 against 0.53).
+    """
+    rows = [row("p", "a", dsc=0.2), row("p", "a", dsc=0.4, seed=1), row("p", "b", dsc=0.6)]
+    rows += [row("q", "a", dsc=0.9), row("q", "b", dsc=0.3), row("q", "b", "spleen", dsc=0.7)]
+    rows += [row("q", "b", "node", dsc=math.nan, status="absent"), row("p", "c", dsc=math.nan, status="absent")]
+    order = hardest(named(pd.DataFrame(rows)))
+    assert list(order) == ["b", "a"]
+    assert order == pytest.approx({"b": 0.55, "a": 0.6})
+
+
+def test_of_several_runs_the_median_is_shown():
+    rows = [row("p", "a", dsc=dsc, seed=seed) for seed, dsc in enumerate((0.9, 0.1, 0.5, math.nan))]
+    rows = [{**r, "prediction_file": f"{r['run']}.nii.gz", "fp_near": 3.0, "fp_far": math.nan} for r in rows]
+    rows += [{**r, "class": "spleen", "fp_near": 4.0} for r in rows] + [row("q", "a", dsc=0.4), row("q", "other")]
+    p, q = shown(named(pd.DataFrame(rows)), "a")
+    assert (p.row, p.run, p.runs, p.dsc, p.near, p.file) == ("p", "p-all-2", 4, 0.5, 7.0, "p-all-2.nii.gz")
+    assert p.mean == pytest.approx(0.5)
+    assert math.isnan(p.far)
+    assert (q.row, q.run, q.runs, q.dsc, q.file) == ("q", "q-all-0", 1, 0.4, "")
+
+
+def files(folder, *cases):
+    """Cases of 20 x 30 x 40 voxels with an organ; the prediction by p is right, that by q has stray voxels."""
+    affine = np.array([[0.0, 0, 1, 0], [0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]])
+    grey = np.random.default_rng(0).uniform(0, 9, (1, 20, 30, 40)).astype(np.float32)
+    truth = np.zeros((20, 30, 40), np.uint8)
+    truth[8:12, 12:18, 4:10] = 1
+    stray = truth.copy()
+    stray[8:12, 12:18, 10:26] = 1  # 10 mm of which are near
+    made = []
+    for name in cases:
+        paths = {kind: folder / f"{name}-{kind}.nii.gz" for kind in ("image", "truth", "p", "q")}
+        for path, array in zip(paths.values(), (grey, truth, truth, stray)):
+            write(path, Volume(array, affine))
+        made.append({"case": name, "image": [str(paths["image"])], "reference": str(paths["truth"])})
+    return made
+
+
+def test_worst_cases_are_seen_side_by_side(tmp_path):
+    """The Dice of p is that of its case here, and q's half of it."""
+    scores = {"0": 0.9, "1": 0.2, "2": 0.6, "3": 0.4}
+    rows = [row(m, c, dsc=d / part) for c, d in scores.items() for m, part in (("p", 1), ("q", 2))]
+    rows = [{**r, "prediction_file": str(tmp_path / f"{r['case']}-{r['method']}.nii.gz")} for r in rows]
+    given = pd.DataFrame(rows), {"cases": files(tmp_path, *scores), "regions": {"liver": (1,)}}
+    text = page(tmp_path, given[0], **given[1])
+    section = text[text.index('<section id="worst-cases">') : text.index('<section id="provenance">')]
+    assert re.findall(r"<h3>(.*?)</h3>", section) == ["1", "3", "2"]
+    assert "The 3 cases of 4 with the lowest mean Dice" in section
+    assert "mean Dice 0.150" in section  # of 0.2 and 0.1
+    captions = re.findall(r"<figcaption>(\w)<small>(.*?)</small>", section)
+    assert captions[:2] == [("p", "Dice 0.200"), ("q", "Dice 0.100")]
+    planes = re.findall(r"<svg.*?</svg>", section, re.S)
+    assert len(planes) == 3 * 2 * 3
+    assert sum("data:image/png" in plane for plane in planes) == 3 * 3  # once for the two methods
+    greys = re.findall(r'<image id="([^"]+)"', section)
+    assert len(set(greys)) == 9
+    assert re.findall(r'<use href="#([^"]+)"', section) == greys
+    right, wrong = planes[:3], planes[3:6]
+    assert not any('class="false"' in plane or 'class="far"' in plane for plane in right)
+    assert 'class="false"' in wrong[0]
+    assert 'class="far"' in wrong[0]
+    assert 'id="marks"' in section
+    rows = named(given[0])
+    assert worst_html(rows, "Test split", **given[1]) == worst_html(rows, "Test split", **given[1])
+
+
+def test_pictures_that_cannot_be_drawn_say_why(tmp_path):
+    rows = [row(m, "a", dsc=0.5) for m in ("gone", "p", "paper")]
+    rows[0]["prediction_file"], rows[1]["prediction_file"] = str(tmp_path / "gone.nii.gz"), str(tmp_path / "a-p.nii.gz")
+    cases, rows = files(tmp_path, "a"), named(pd.DataFrame(rows))
+    text = worst_html(rows, "Test split", cases, {"liver": (1,)})
+    assert re.search(r"<figcaption>gone<small>.*?</figcaption><p>No picture\..*does not exist", text)
+    assert "<p>No prediction to show: its scores were taken as they are.</p>" in text
+    assert text.count("<svg viewBox") == 3
+    cases[0]["image"] = [str(tmp_path / "no.nii.gz")]
+    assert "No picture of this case." in worst_html(rows, "Test split", cases, {"liver": (1,)})
+    assert "There are no images to show." in worst_html(rows, "Test split", (), {})
+
+
 def test_page_stands_alone_and_escapes(tmp_path):
     text = page(tmp_path, several(methods=("<b>x", 'y"$\\no$')), title="<i>T", note="one\n\n<two>")
     assert "default-src 'none'" in text
@@ -181,7 +269,8 @@ def test_marked_methods_bear_a_dagger(tmp_path):
 def test_a_comparison_leaves_its_page(tmp_path):
     grid = Grid("data", tmp_path, ("plain", "wide"))
     (tmp_path / "comparison.json").write_text(json.dumps({"provenance": {"python": "3.11.7"}}))
-    made = _save(grid, SimpleNamespace(name="organs"), [], [several(("plain", "wide"))])  # type: ignore[arg-type]
+    data = SimpleNamespace(name="organs", test=(), train=(), regions={}, values=(), ignore=None)
+    made = _save(grid, data, [], [several(("plain", "wide"))])  # type: ignore[arg-type]
     assert made.report == tmp_path / "report.html"
     text = made.report.read_text(encoding="utf-8")
     assert "<h1>organs: 2 methods compared</h1>" in text

@@ -13,7 +13,7 @@ from contextseg.report import demo_picture, overlay
 from contextseg.report.charts import _running_mean, _series, spread_charts, training_charts
 from contextseg.report.numbers import tidy
 from contextseg.report.pictures import svg
-from contextseg.report.planes import outlines, planes
+from contextseg.report.planes import outlines, planes, side_by_side
 from contextseg.volume import Volume, write
 
 SAR = np.array([[0.0, 0, 1, 0], [0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]])  # 3 mm slices, 2 mm rows, 1 mm columns
@@ -189,6 +189,65 @@ def test_planes_go_through_the_focus_or_the_largest(tmp_path):
     assert list(planes(case, regions)[0].reference) == ["large"]
     assert list(planes(case, regions, "small")[0].reference) == ["small"]
     assert list(planes(case, regions, "not there")[0].reference) == ["large"]
+
+
+def several(folder, *predictions):
+    """The paths of some predictions of a case."""
+    paths = [folder / f"prediction{i}.nii.gz" for i in range(len(predictions))]
+    for path, array in zip(paths, predictions):
+        write(path, Volume(array, SAR))
+    return paths
+
+
+def test_side_by_side_all_look_at_the_same_place(tmp_path):
+    """A second prediction with a stray voxel far off: each alone would be shown in a field of its own."""
+    reference = box((9, 11), (14, 16), (10, 12))
+    stray = reference.copy()
+    stray[19, 29, 39] = 1
+    case, regions = scan(tmp_path, image=noise(), reference=reference), {"tumour": (1,)}
+    paths = several(tmp_path, reference, stray, np.zeros(SHAPE, np.uint8))
+    alone = [planes({**case, "prediction": path}, regions) for path in paths]
+    together = side_by_side(case, [*paths, None], regions)
+    assert [len(found) for found in together] == [3] * 4
+    for axis in range(3):
+        assert len({found[axis].field_mm for found in together}) == 1
+        assert len({found[axis].grey.tobytes() for found in together}) == 1
+        assert together[0][axis].field_mm == alone[1][axis].field_mm
+    assert [bool(found[0].missed) for found in together] == [False, False, True, False]
+    assert [bool(found[0].prediction) for found in together] == [True, True, False, False]
+
+
+def test_side_by_side_the_focus_may_be_in_one_prediction_alone(tmp_path):
+    reference, made_up = box((2, 6), (4, 10), (4, 10)), box((2, 6), (4, 10), (4, 10))
+    made_up[14:16, 20:24, 30:34] = 2
+    paths = several(tmp_path, reference, made_up)
+    found = side_by_side(
+        scan(tmp_path, image=noise(), reference=reference), paths, {"large": (1,), "small": (2,)}, "small"
+    )
+    assert [list(planes[0].prediction) for planes in found] == [[], ["small"]]
+    assert [bool(planes[0].far) for planes in found] == [False, True]
+
+
+def test_side_by_side_a_broken_prediction_stands_for_itself(tmp_path):
+    reference = box((4, 10), (10, 18), (12, 22))
+    case = scan(tmp_path, image=noise(), reference=reference)
+    write(tmp_path / "small.nii.gz", Volume(np.zeros((3, 3, 3), np.uint8), SAR))
+    (good,) = several(tmp_path, reference)
+    found = side_by_side(case, [tmp_path / "none.nii.gz", good, tmp_path / "small.nii.gz"], {"tumour": (1,)})
+    assert "does not exist" in str(found[0])
+    assert len(found[1]) == 3
+    assert "its grid differs" in str(found[2])
+    with pytest.raises(Problem, match="no image is given"):
+        side_by_side({"case": "x"}, [good], {"tumour": (1,)})
+
+
+def test_a_grey_image_may_be_drawn_once(tmp_path):
+    (plane, *_) = planes(scan(tmp_path, image=noise()), {})
+    once, again = svg(plane, "", "grey-1"), svg(plane, "", "grey-1", again=True)
+    assert '<image id="grey-1"' in once
+    assert "data:image/png" not in again
+    assert '<use href="#grey-1"/>' in again
+    assert "<image id" not in svg(plane, "")
 
 
 def test_the_centre_of_a_horseshoe_lies_in_it(tmp_path):

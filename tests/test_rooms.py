@@ -13,12 +13,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "contextseg"
 FLOORS = (
     {"__init__", "console", "disk", "formats", "volume", "batch", "provenance", "ranks"},
     {"data", "nets", "losses", "metrics"},
+    {"propagation"},
     {"train", "predict", "methods"},
     {"settings"},
+    {"scan"},
     {"run"},
     {"experiments", "report"},
-    {"job"},
+    {"job", "diagnose"},
     {"compare"},
+    {"recipes"},
     {"cli", "web", "nnunet"},
     {"__main__"},
 )

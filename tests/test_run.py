@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -189,7 +190,8 @@ def test_a_folder_survives_corrupt_scans(data: Path, finished: Path, tmp_path: P
     assert "nan" in done.stderr
     assert "Traceback" not in done.stderr
     assert "2 of 4 scans segmented" in done.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.nii.gz", "zeros.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.*")) == ["good.nii.gz", "zeros.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out/confidence").iterdir()) == ["good.nii.gz", "zeros.nii.gz"]
 
 
 def test_label_values_with_gaps_and_unknown_classes_come_back(tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_a_region_is_scored_where_all_its_classes_were_looked_for(tmp_path: Path
     assert found == {"phantom_001": ("dark",), "phantom_002": None}
 
 
-def test_nnunet_regions_and_ignore_label(tmp_path: Path) -> None:
+def test_nnunet_regions_and_ignore_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions are scored as unions; ignored voxels neither teach nor count."""
     data = phantom.write_dataset(tmp_path / "data", labelled=2, test=1, classes=3)
     table = read_json(data / "dataset.json")
@@ -249,6 +251,13 @@ def test_nnunet_regions_and_ignore_label(tmp_path: Path) -> None:
     [case, *_] = run.cached(run.split[0])
     assert case.label is not None
     assert (np.asarray(case.label) == -1).any()
+    sure = pd.read_csv(outcome.table.with_name("calibration.csv"))
+    assert sure.loc[sure["voxels"] == "all", "n"].sum() == (truth != 3).sum()
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("contextseg.report.write_report", lambda path, **given: drawn.update(given))
+    report_again(run.folder)
+    assert drawn["regions"] == {"both": [1, 2], "dark": [2], "ignore": [3]}  # what is no error in a picture
+    assert drawn["calibration"].equals(sure)
 
 
 def test_one_case_and_an_empty_label(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ Axis letters, said once: B item, C channel, K class, S any space (D H W in 3-D, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `IGNORE` is wanted by rooms that never load torch
     import torch
@@ -26,12 +26,14 @@ class Batch:
     annotated  (B, K) bool: False where class k was not looked for in this case, so that a voxel labelled 0 is
                background *or* k. Column 0 (background) is True.
     case       (B,) int64: which training case each item came from.
+    maps       (B, N, *S) float32: what a method asked to be told of each voxel (`Method.maps`), or None.
     """
 
     image: Tensor
     label: Tensor
     annotated: Tensor
     case: Tensor
+    maps: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -39,6 +41,10 @@ class Batch:
     def shard(self, rank: int, world: int) -> Batch:
         """The items that rank `rank` of `world` is taught with: every `world`-th one. May be empty."""
         return self._each(lambda x: x[rank::world])
+
+    def only(self, items: Tensor) -> Batch:
+        """Those items: (B,) bool. May be empty."""
+        return self._each(lambda x: x[items.to(x.device)])
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`, copied asynchronously from pinned memory."""
@@ -55,4 +61,6 @@ class Batch:
         return torch.where(present, 1, torch.where(closed, 0, IGNORE))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, **{name: change(getattr(self, name)) for name in ("image", "label", "annotated", "case")})
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: None if part is None else change(part) for name, part in parts.items()}
+        return replace(self, **changed)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from contextseg.data.components import Change, write_change
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Plan
+from contextseg.data.roi import restricted
 from contextseg.disk import Problem, read_json
 from contextseg.experiments import Pair, evaluate, save_table
+from contextseg.experiments.calibration import calibration, confidence_file, save_calibration
 from contextseg.methods import Method
-from contextseg.run import Run, predict_scan
+from contextseg.run import Run
+from contextseg.scan import predict_with_confidence
 from contextseg.settings import UNDECIDED, Prediction, Settings
 from contextseg.train import Training
 from contextseg.volume import read, write
@@ -37,7 +41,7 @@ def settled(settings: Settings) -> Settings:
 
     Raises `Problem` for a fold that is not there, before any folder is made for it.
     """
-    data = open_dataset(settings.dataset)
+    data = restricted(open_dataset(settings.dataset), settings.roi)
     if settings.fold != UNDECIDED:
         folds(data, settings.fold)
         return settings
@@ -88,13 +92,7 @@ def main_job(run: Run) -> Outcome:
         return Outcome(run.folder, predictions)
     by_value = {name: [run.plan.values[k] for k in union] for name, union in run.plan.regions.items()}
 
-    def measure(folder: Path, tell: Callable[..., None]) -> None:
-        table, problems = evaluate(done, by_value, ignore=run.dataset.ignore, progress=tell)
-        for why in problems.values():
-            raise Problem("evaluate", why, "run `contextseg check` on the data set")
-        save_table(table, folder)
-
-    measured = run.stage("evaluate", measure)
+    measured = run.stage("evaluate", lambda folder, tell: score(done, by_value, run.dataset.ignore, folder, tell))
     run.stage("report", lambda folder, tell: report(run, measured, done))
     return Outcome(run.folder, predictions, measured / "metrics.csv", run.folder / REPORT, run.folder / PICTURE)
 
@@ -114,6 +112,25 @@ def references(data: Dataset, cases: Sequence[Case], predictions: Path) -> list[
     return made
 
 
+def score(
+    done: Sequence[Pair],
+    regions: Mapping[str, Sequence[int]],
+    ignore: int | None,
+    folder: Path,
+    tell: Callable[..., None] = lambda *_: None,
+) -> None:
+    """Write `metrics.csv` and `summary.json` into a folder, and `calibration.csv` where there are confidence maps.
+
+    Raises `Problem` for the first case that cannot be measured.
+    """
+    table, problems = evaluate(done, regions, ignore=ignore, progress=tell)
+    sure, more = calibration(done, regions, ignore=ignore)
+    for why in (*problems.values(), *more.values()):
+        raise Problem("evaluate", why, "run `contextseg check` on the data set")
+    save_table(table, folder)
+    save_calibration(sure, folder)
+
+
 def predict_cases(
     cases: Sequence[Case],
     members: Sequence[tuple[Method, Plan]],
@@ -124,7 +141,9 @@ def predict_cases(
 ) -> dict[str, str]:
     """Segment each case into `folder`/CASE`ending`; what is there already is kept. Returns the failures, by case.
 
-    A case that cannot be read does not stop the others.
+    Where `how` asks for it, `folder`/confidence/CASE`ending` says how sure it is: 0 to 255 for 0 to 1; and where it
+    asks for the largest component alone, `folder`/postprocessing.csv says what else there was. A case that cannot be
+    read does not stop the others.
     """
     failed = {}
     for i, case in enumerate(cases):
@@ -132,7 +151,13 @@ def predict_cases(
         tell(i, len(cases), {})
         if not out.exists():
             try:
-                write(out, predict_scan(read(*case.images), members, how, case.name))
+                changes: list[Change] = []
+                label, sure = predict_with_confidence(read(*case.images), members, how, case.name, changes=changes)
+                for change in changes:  # first: a label map that is there is a case that is done
+                    write_change(folder, case.name, change)
+                if sure is not None:
+                    write(confidence_file(out), sure)
+                write(out, label)
             except Problem as problem:
                 failed[case.name] = str(problem)
         tell(i + 1, len(cases), {})
@@ -174,6 +199,8 @@ def report(run: Run, measured: Path, done: Sequence[Pair]) -> None:
     notice = Path(run.settings.dataset) / "LICENSE.md"
     table = pd.read_csv(measured / "metrics.csv", dtype={"case": str, "class": str})
     regions = {name: [run.plan.values[k] for k in union] for name, union in run.plan.regions.items()}
+    regions |= {} if run.dataset.ignore is None else {"ignore": [run.dataset.ignore]}
+    kept = measured / "calibration.csv"
     demo_picture(run.folder / PICTURE, table, cases, regions)
     write_report(
         run.folder / REPORT,
@@ -184,7 +211,8 @@ def report(run: Run, measured: Path, done: Sequence[Pair]) -> None:
         stages=run.stages(),
         provenance={**facts, "plan": read_json(run.folder / "plan.json")},
         regions=regions,
-        note=re.sub(r"[#*`]+ ?", "", notice.read_text(encoding="utf-8")) if notice.exists() else "",
+        calibration=pd.read_csv(kept, dtype={"case": str}) if kept.exists() else None,
+        note=re.sub(r"#+ |[*`]+", "", notice.read_text(encoding="utf-8")) if notice.exists() else "",
     )
 
 

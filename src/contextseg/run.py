@@ -30,14 +30,16 @@ from contextseg.data.cache import Cached, fingerprint, load_record, preprocess
 from contextseg.data.check import check
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
-from contextseg.data.prepare import normalise, prepare, undo
+from contextseg.data.roi import restricted
 from contextseg.data.sampling import Sampler
 from contextseg.disk import Problem, read_json, replacing, write_json, writing
 from contextseg.methods import METHODS, Method
-from contextseg.predict import segment
+from contextseg.methods.base import Maps
+from contextseg.predict import sliding_window
 from contextseg.provenance import PeakMemory, provenance
 from contextseg.ranks import ranks
-from contextseg.settings import Prediction, Settings
+from contextseg.scan import predict_scan
+from contextseg.settings import Settings
 from contextseg.train import pick_device, train
 from contextseg.volume import Volume
 
@@ -68,7 +70,7 @@ class Run:
         self.only_finished = False
         known = self.folder / "run.json"
         if known.exists():
-            _same(read_json(known)["settings"], settings.to_json(), self.folder)
+            _same(Settings.from_json(read_json(known)["settings"]).to_json(), settings.to_json(), self.folder)
         elif ranks()[0] == 0:
             write_json(known, {"settings": settings.to_json(), "provenance": provenance()})
 
@@ -119,7 +121,7 @@ class Run:
     @cached_property
     def dataset(self) -> Dataset:
         """The data set, opened."""
-        return open_dataset(self.settings.dataset)
+        return restricted(open_dataset(self.settings.dataset), self.settings.roi)
 
     @cached_property
     def split(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -142,7 +144,7 @@ class Run:
         """
 
         def work(folder: Path, tell: Callable[..., None]) -> None:
-            findings = check(self.settings.dataset, progress=tell)
+            findings = check(self.settings.dataset, progress=tell, roi=self.settings.roi)
             write_json(folder / "findings.json", [asdict(finding) for finding in findings])
             errors = [f for f in findings if f.level == "error"]
             if errors:
@@ -220,21 +222,27 @@ class Run:
             return self.train(made)
         return entry(self, **self.settings.arguments)
 
-    def train(self, method: Method, labels: dict[str, Path] | None = None) -> Method:
-        """The stage "train": teach `method` on the training cases, with `labels` in place of their own where given."""
-        settings = self.settings
+    def train(
+        self,
+        method: Method,
+        labels: Mapping[str, Path] | None = None,
+        annotated: Mapping[str, Sequence[bool]] | None = None,
+    ) -> Method:
+        """The stage "train": teach `method` on the training cases, with `labels` in place of their own where given.
+
+        `annotated` says which classes those labels know, by case, where that differs from the data set. Before it comes
+        the stage "maps", where the method asks for some.
+        """
+        settings, labels = self.settings, labels or {}
+        maps = self._maps(method.maps, labels) if method.maps else {}
 
         def work(folder: Path, tell: Callable[..., None]) -> None:
             training, validation = self.split
-            sampler = Sampler(
-                self.cached(training), self.plan, settings.seed, settings.augmentation, labels or {}, method.unlabelled
-            )
+            more = (settings.augmentation, labels, method.unlabelled, maps, annotated or {})
+            sampler = Sampler(self.cached(training), self.plan, settings.seed, *more)
             looked_at = [case for case in validation if case.label]
-            check = (
-                Sampler(self.cached(looked_at), self.plan, 1 + settings.seed, Augmentation(strength=0))
-                if looked_at
-                else None
-            )
+            still = (Augmentation(strength=0), labels, 0, maps, annotated or {})
+            check = Sampler(self.cached(looked_at), self.plan, 1 + settings.seed, *still) if looked_at else None
             train(
                 method,
                 sampler.batch,
@@ -259,25 +267,69 @@ class Run:
         `fill(image (1, C, *S), label (1, *S)) -> label`. What an annotator said is kept, whatever it returns.
         """
 
+        def one(case: Cached) -> np.ndarray:
+            said = _said(case)
+            image, label = torch.from_numpy(self.image(case))[None], torch.from_numpy(said).long()[None]
+            return np.where(said == IGNORE, fill(image, label)[0].cpu().numpy().astype(np.int16), said)
+
+        return self.arrays("relabel", self.split[0], one)
+
+    def arrays(self, name: str, cases: Sequence[Case], make: Callable[[Cached], np.ndarray]) -> dict[str, Path]:
+        """The stage `name`: an array for each case, on the cache's grid; case name to .npy. A killed one goes on."""
+
         def work(folder: Path, tell: Callable[..., None]) -> None:
-            cases = self.cached(self.split[0])
-            for i, case in enumerate(cases):
+            for i, case in enumerate(found := self.cached(cases)):
                 path = folder / f"{case.record.name}.npy"
                 if not path.exists():
-                    whole = tuple(slice(0, n) for n in case.image.shape[1:])
-                    image = torch.from_numpy(case.patch(whole, self.plan.channels))[None]
-                    said = np.full(image.shape[2:], IGNORE, np.int16) if case.label is None else np.array(case.label)
-                    filled = fill(image, torch.from_numpy(said).long()[None])[0].cpu().numpy().astype(np.int16)
+                    array = make(case)
                     with replacing(path) as temporary, open(temporary, "wb") as file:
-                        np.save(file, np.where(said == IGNORE, filled, said))
-                tell(i + 1, len(cases))
+                        np.save(file, array)
+                tell(i + 1, len(found))
 
-        folder = self.stage("relabel", work)
+        folder = self.stage(name, work)
         return {path.stem: path for path in sorted(folder.glob("*.npy"))}
+
+    def image(self, case: Cached) -> np.ndarray:
+        """The whole normalised image of a case, (C, *S) float32."""
+        return case.patch(tuple(slice(0, n) for n in case.image.shape[1:]), self.plan.channels)
+
+    def logits(self, case: Cached, method: Method) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """What `method` says of a preprocessed case, by sliding window, on the cache's grid: slabs that follow one
+        another along D, `(start, stop, logits (K, stop - start, H, W))`.
+        """
+        plan, how = self.plan, self.settings.prediction
+        return sliding_window(
+            method.eval().predict,
+            self.image(case),
+            plan.patch_vox,
+            device=next(method.parameters()).device,
+            step=how.step,
+            mirror_axes=[axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
+            swaps=plan.swaps,
+            lateral_axis=plan.lateral_axis,
+            batch_size=how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
+        )
+
+    def _maps(self, of: Maps, labels: Mapping[str, Path]) -> dict[str, Path]:
+        """The stage "maps": what a method asked to be told of each voxel, for every case with a label."""
+        taught = [case for part in self.split for case in part if case.label or case.name in labels]
+
+        def one(case: Cached) -> np.ndarray:
+            path = labels.get(case.record.name)
+            label = np.array(_said(case) if path is None else np.load(path))
+            label[label >= len(self.plan.classes)] = 0  # a context class
+            return of(label, self.plan.spacing_mm)
+
+        return self.arrays("maps", taught, one)
 
     def predict(self, scan: Volume, method: Method, name: str = "") -> Volume:
         """Segment one scan on its own grid, in the label files' values."""
         return predict_scan(scan, [(method, self.plan)], self.settings.prediction, name)
+
+
+def _said(case: Cached) -> np.ndarray:
+    """What an annotator said of a case, (*S) int16: all `IGNORE` without a label."""
+    return np.full(case.image.shape[1:], IGNORE, np.int16) if case.label is None else np.array(case.label)
 
 
 def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, Any]) -> Plan:
@@ -316,35 +368,3 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> No
 
 def _workers() -> int:
     return min(4, os.cpu_count() or 1)
-
-
-def predict_scan(
-    scan: Volume, members: Sequence[tuple[Method, Plan]], how: Prediction, name: str = "", tell: Any = None
-) -> Volume:
-    """Segment a scan on its own grid, in the label files' values, by the mean of several methods' logits.
-
-    The plans may differ in how they normalise (the folds of a CT data set do) and in nothing else.
-    """
-    plan = members[0][1]
-    raw, _, _, record = prepare(scan, plan, name)
-    ways = list(dict.fromkeys(p.channels for _, p in members))
-    image = np.concatenate([normalise(raw, channels, record) for channels in ways])
-
-    def network(method: Method, first: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda x: method.predict(x[:, first : first + len(raw)])
-
-    label = segment(
-        [network(method, ways.index(p.channels) * len(raw)) for method, p in members],
-        image,
-        record.shape,
-        plan.patch_vox,
-        device=next(members[0][0].parameters()).device,
-        step=how.step,
-        mirror_axes=[axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
-        swaps=plan.swaps,
-        lateral_axis=plan.lateral_axis,
-        batch_size=how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
-        to_class=np.array(plan.values),
-        progress=tell,
-    )
-    return undo(label, record, plan.values[0])

@@ -24,6 +24,8 @@ class Prediction:
 
     step     of the sliding window, as a share of the patch.   mirror: average over mirrored inputs too.
     windows  how many go through a network at once; 0 is what fills a processor: more of small ones.
+    largest_component  keep the largest connected part of all classes together, and nothing else.
+    confidence  write how sure each voxel is beside the label map: what calibration is measured with.
 
     Raises `Problem` for a step outside (0, 1] and a negative number of windows.
     """
@@ -31,6 +33,8 @@ class Prediction:
     step: float = 0.5
     mirror: bool = True
     windows: int = 0
+    largest_component: bool = False
+    confidence: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
@@ -46,6 +50,7 @@ class Settings:
     fold       which fifth of the labelled training cases is kept for validation; -1 for none.
     planning   arguments of `data.plan.make_plan` other than the defaults.   arguments: those of the method.
     labelled   the training cases that keep their labels; the others count as unlabelled, in planning too. None: all do.
+    roi        the classes (or regions) to segment; the others are background. () for all; see `data.roi.restricted`.
     """
 
     dataset: str
@@ -58,6 +63,7 @@ class Settings:
     planning: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     labelled: tuple[str, ...] | None = None
+    roi: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -73,6 +79,7 @@ class Settings:
         parts = {"training": Training, "augmentation": Augmentation, "prediction": Prediction}
         made = {name: _build(parts[name], value) if name in parts else value for name, value in content.items()}
         made["labelled"] = None if made.get("labelled") is None else tuple(made["labelled"])
+        made["roi"] = tuple(made.get("roi", ()))
         return Settings(**made)
 
     def set(self, assignments: Iterable[str]) -> Settings:

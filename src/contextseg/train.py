@@ -31,6 +31,7 @@ from contextseg.ranks import mean_over_ranks, names_on_any_rank, on_any_rank, ra
 BatchAt = Callable[[int, int, int, torch.device], Batch]
 """(n, rank, world, device) to the items of batch n that belong to that rank."""
 Progress = Callable[[int, int, dict[str, float]], None]
+Mean = Callable[[list[Tensor]], None]
 PRECISIONS = ("auto", "float32")
 
 
@@ -75,7 +76,7 @@ class Teachable(Protocol):
     def predict(self, image: Tensor) -> Tensor: ...  # noqa: D102
     def optimizers(self, lr: float) -> dict[str, Optimizer]: ...  # noqa: D102
     def decay(self, done: float) -> float: ...  # noqa: D102
-    def lookahead(self, batch: Batch, lr: float) -> dict[str, list[Tensor]]: ...  # noqa: D102
+    def lookahead(self, batch: Batch, lr: float, step: int, mean: Mean) -> dict[str, list[Tensor]]: ...  # noqa: D102
     def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...  # noqa: D102
     def train(self, mode: bool = True) -> Any: ...  # noqa: D102
@@ -154,37 +155,44 @@ def train(
 
 
 def _step(state: _State, batch: Batch, training: Training, lr: float, half: bool, share: float) -> dict[str, Tensor]:
-    """One step of every optimiser; the loss terms. `share` is this rank's items over an even share of the batch."""
-    kind = batch.image.device.type
-    given: dict[str, list[Tensor]] = {}
+    """One step of every optimiser that has a gradient; the loss terms.
+
+    `share` is this rank's items over an even share of the batch.
+    """
+    device = batch.image.device
     terms: dict[str, Tensor] = {}
     for optimizer in state.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
     if len(batch):
-        with torch.autocast(kind, torch.float16, enabled=half):
-            given = state.method.lookahead(batch, lr)
+        with torch.autocast(device.type, torch.float16, enabled=half):
             terms = state.method(batch)
         state.scaler.scale(torch.stack([term.float() for term in terms.values()]).sum() * share).backward()
-    bilevel = names_on_any_rank(given, state.optimizers, batch.image.device)
-    for (
-        name,
-        optimizer,
-    ) in state.optimizers.items():  # a dict keeps its order; a set would mix the networks of two ranks
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [g * share for g in given[name]] if name in given else [p.grad for p in parameters]
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients)]
-        if name in bilevel and name not in given:  # this rank had no item
-            gradients = [torch.zeros_like(p) for p in parameters]
-        mean_over_ranks(gradients)
-        for parameter, gradient in zip(parameters, gradients):
+    groups = {name: [p for g in o.param_groups for p in g["params"]] for name, o in state.optimizers.items()}
+    taught = names_on_any_rank([n for n, ps in groups.items() if any(p.grad is not None for p in ps)], groups, device)
+    for name in [name for name in groups if name in taught]:  # in the dict's order: a set's would mix ranks' networks
+        for parameter in groups[name]:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        mean_over_ranks([p.grad for p in groups[name] if p.grad is not None])
+        state.scaler.unscale_(state.optimizers[name])
+
+    def mean(values: list[Tensor]) -> None:
+        for value in values:
+            value.mul_(share)
+        mean_over_ranks(values)
+
+    with torch.autocast(device.type, torch.float16, enabled=half, cache_enabled=False):
+        given = state.method.lookahead(batch, lr, state.step, mean)
+    for name, gradients in given.items():
+        mean(gradients)
+        if half and not all(bool(g.isfinite().all()) for g in gradients):
+            continue  # as the scaler does: half precision overflowed, the next step will do
+        for parameter, gradient in zip(groups[name], gradients):
             parameter.grad = gradient
-        if name not in bilevel:
-            state.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, training.clip)
-        if name in bilevel:
-            optimizer.step()
-        else:
-            state.scaler.step(optimizer)
+        nn.utils.clip_grad_norm_(groups[name], training.clip)
+        state.optimizers[name].step()
+    for name in [name for name in groups if name in taught]:
+        nn.utils.clip_grad_norm_(groups[name], training.clip)
+        state.scaler.step(state.optimizers[name])
     state.scaler.update()
     return {name: term.detach() for name, term in terms.items()}
 
@@ -200,8 +208,9 @@ def look(method: Teachable, batch_at: Callable[[int], Batch], batches: int) -> d
             batch = batch_at(n)
             for name, term in method(batch).items():
                 terms.setdefault(name, []).append(float(term))
-            found, known = method.predict(batch.image).argmax(1), batch.label >= 0
-            for_each = [(found == k, batch.label == k) for k in range(1, batch.annotated.shape[1])]
+            z = method.predict(batch.image)
+            found, known = z.argmax(1), batch.label >= 0
+            for_each = [(found == k, batch.label == k) for k in range(1, z.shape[1])]
             hits = hits + torch.stack([(p & y).sum() for p, y in for_each])
             sizes = sizes + torch.stack([(p & known).sum() + y.sum() for p, y in for_each])
     method.train()

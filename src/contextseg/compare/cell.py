@@ -20,8 +20,7 @@ import torch
 
 from contextseg.data.layouts import Case
 from contextseg.disk import Problem, writing
-from contextseg.experiments import evaluate, save_table
-from contextseg.job import main_job, predict_cases, references, teach
+from contextseg.job import main_job, predict_cases, references, score, teach
 from contextseg.methods import Method
 from contextseg.run import Run, Watch, quiet
 from contextseg.settings import Settings
@@ -86,10 +85,7 @@ def _test(run: Run, method: Method, cases: Sequence[Case], folder: Path, tell: C
     for name, why in failed.items():
         raise Problem(name, f"{len(failed)} of {len(cases)} test cases could not be predicted: {why}", "mend them")
     by_value = {name: [run.plan.values[k] for k in union] for name, union in run.plan.regions.items()}
-    table, problems = evaluate(references(data, cases, folder / "predictions"), by_value, ignore=data.ignore)
-    for why in problems.values():
-        raise Problem(TEST, why, "run `contextseg check` on the data set")
-    save_table(table, folder)
+    score(references(data, cases, folder / "predictions"), by_value, data.ignore, folder)
 
 
 def tables(cell: Cell, validated: bool, tested: bool) -> dict[str, Path]:

@@ -6,12 +6,14 @@ budgets.json               which patients' labels were used
 runs/RUN/                  a run each; cache/ is theirs together
 test_evaluations.jsonl     each time that the test split was scored
 table.csv                  a row for each run, case and class
-validation.* and test.*    the comparison tables: .md, .tex, .csv, and -pairs.csv with the paired tests
+validation.* and test.*    the comparison tables: .md, .tex, .csv, -pairs.csv with the paired tests, and, where there
+                           are label budgets, -curve.csv
 report.html                the same to look at, with charts and the worst cases
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -27,10 +29,13 @@ from contextseg.compare.grid import ALL, BUDGETS, Cell, Grid, cells
 from contextseg.compare.pools import in_processes, in_turn, on_cluster
 from contextseg.data.check import Finding, check
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
+from contextseg.data.roi import restricted
 from contextseg.disk import Problem, digest, read_json, replacing, write_json
 from contextseg.experiments.importing import Source, find, imported
-from contextseg.experiments.tables import AS_IT_WAS, results, save
+from contextseg.experiments.learning import learning_curve
+from contextseg.experiments.tables import AS_IT_WAS, SHOWN, Results, results, save
 from contextseg.job import references
+from contextseg.metrics import DSC, NSD
 from contextseg.provenance import PeakMemory, provenance
 from contextseg.run import Run, Watch, quiet
 
@@ -63,32 +68,42 @@ def compare(
     options: Mapping[str, Any] | None = None,
     others: Mapping[str, str | Path] | None = None,
     test: bool = True,
+    metrics: Sequence[str] = SHOWN,
     watch: Watch = quiet,
 ) -> Comparison:
     """Train, validate and test every cell of the grid, and compare. The same call goes on where it was stopped.
 
     `jobs` cells at a time; `cluster` "slurm" or "local" by submitit, with its `options`. `others` are predictions of
     other tools, by name ("NAME@5" for those that learnt from 5 labels); see `importing`. With `test` False the test
-    split stays locked: for choosing.
+    split stays locked: for choosing. `metrics` are shown and tested; the table has all.
 
     A cell with a fold is scored on its validation cases, and every cell on the test cases, once, when it is finished.
     Raises `Problem` for a data set with errors, or with the same patient or the same scan on two sides of a split;
     after all other cells are done, for cells that failed; and if a cell would be tested a second time.
     """
     with alone(grid.folder):
-        data = open_dataset(grid.dataset)
+        data = restricted(open_dataset(grid.dataset), grid.roi)
         made = cells(grid, data)
         due = due_splits(made, data, test)
         _check(grid, data, made, watch)
         works = [_prepare(cell, grid, test) for cell in made]
         todo = [work for cell, work in zip(made, works) if not finished(cell, due[cell.name])]
         asked = {**asdict(grid), "folder": str(grid.folder), "others": {n: str(p) for n, p in (others or {}).items()}}
-        write_json(grid.folder / "comparison.json", {"asked": asked, "provenance": provenance()})
+        _record(grid.folder / "comparison.json", asked, bool(todo))
         if todo:
             _finish(grid, todo, jobs, cluster, options or {}, watch)
         rows = [frame for cell in made for frame in _rows(cell, due[cell.name], data)]
         rows += _others(grid, data, made, others or {}, due, watch)
-        return _save(grid, data, made, rows)
+        return _save(grid, data, made, rows, metrics)
+
+
+def _record(path: Path, asked: Mapping[str, Any], todo: bool) -> None:
+    """Write what was asked and with which versions, unless that stands there already and nothing is left to do."""
+    now = json.loads(json.dumps({"asked": asked, "provenance": provenance()}))
+    before = read_json(path) if path.exists() else {"asked": None, "provenance": {}}
+    same = all(before["provenance"].get(name) == now["provenance"][name] for name in ("python", "versions"))
+    if todo or before["asked"] != now["asked"] or not same:
+        write_json(path, now)
 
 
 def finished(cell: Cell, due: Sequence[str]) -> bool:
@@ -151,12 +166,12 @@ def _check(grid: Grid, data: Dataset, made: Sequence[Cell], watch: Watch) -> Non
     cases = [*data.train, *data.test]
     files = sorted({path for case in cases for path in (*case.images, case.label) if path})
     files += sorted(data.folder.glob("*.json"))
-    names = digest([[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+    names = digest([[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files], grid.roi)
     known = read_json(done) if done.exists() else {}
     if known.get("files") != names:
         started, memory = time.monotonic(), PeakMemory()
         with watch("check") as tell:
-            found = check(grid.dataset, progress=tell)
+            found = check(grid.dataset, progress=tell, roi=grid.roi)
         write_json(done.with_name("findings.json"), [asdict(finding) for finding in found])
         write_json(done, {"seconds": round(time.monotonic() - started, 2), **memory.costs(), "files": names})
     else:
@@ -195,11 +210,19 @@ def _rows(cell: Cell, due: Sequence[str], data: Dataset) -> list[DataFrame]:
         "seed": cell.settings.seed,
         "fold": fold,
     }
-    there = tables(cell, _validated(cell), True)
-    return [
-        _with_patients(pd.read_csv(there[split], dtype=_TEXT), data).assign(**head, split=split, source="contextseg")
-        for split in due
-    ]
+    there, frames = tables(cell, _validated(cell), True), []
+    for split in due:
+        table = _with_patients(pd.read_csv(there[split], dtype=_TEXT), data)
+        made = _predictions(there[split])
+        files = [str(made / f"{case}{data.ending}") for case in table["case"]]  # which may have moved since
+        frames.append(table.assign(**head, split=split, source="contextseg", prediction_file=files))
+    return frames
+
+
+def _predictions(table: Path) -> Path:
+    """The folder of the predictions that a run's table is about."""
+    beside = table.parent / "predictions"
+    return beside if beside.is_dir() else sorted(table.parent.parent.glob("*-predict"))[-1]
 
 
 def _with_patients(table: DataFrame, data: Dataset) -> DataFrame:
@@ -258,7 +281,9 @@ def _import(
     return pd.read_csv(folder / "metrics.csv", dtype=_TEXT)
 
 
-def _save(grid: Grid, data: Dataset, made: Sequence[Cell], rows: Sequence[DataFrame]) -> Comparison:
+def _save(
+    grid: Grid, data: Dataset, made: Sequence[Cell], rows: Sequence[DataFrame], metrics: Sequence[str] = SHOWN
+) -> Comparison:
     import pandas as pd
 
     from contextseg.report import Compared, write_comparison
@@ -279,14 +304,40 @@ def _save(grid: Grid, data: Dataset, made: Sequence[Cell], rows: Sequence[DataFr
             over = ("seed", "fold") if split == TEST else ("seed",)
             labels = f"Labels: patients whose labels were used ({BUDGETS})." if part["budget"].nunique() > 1 else ""
             note = f"{labels} {notes[split]}".strip()
-            found = results(part, data=data.name, split=title, over=over, note=note)
+            found = results(part, data=data.name, split=title, over=over, metrics=metrics, note=note)
             save(found, grid.folder, split)
-            compared[split] = Compared(found.means, found.pairs, found.metrics, found.caption, found.marked)
+            curves = _curves(grid, data, split, found)
+            compared[split] = Compared(found.means, found.pairs, found.metrics, found.caption, found.marked, curves)
             pages[split] = grid.folder / f"{split}.md"
     facts = read_json(grid.folder / "comparison.json")
     page, title = grid.folder / "report.html", f"{data.name}: {table['method'].nunique()} methods compared"
-    write_comparison(page, title=title, table=table, compared=compared, provenance=facts)
+    seen, regions = _seen(data, TEST if TEST in pages else VALIDATION)
+    write_comparison(page, title=title, table=table, compared=compared, provenance=facts, cases=seen, regions=regions)
     return Comparison(grid.folder, path, pages, page)
+
+
+def _curves(grid: Grid, data: Dataset, split: str, found: Results) -> dict[str, DataFrame]:
+    """Where there are label budgets: each measure against the labelled patients, also in SPLIT-curve.csv."""
+    import pandas as pd
+
+    if "budget" not in found.by:
+        return {}
+    everything = len({case.patient for case in data.train if case.label})
+    curves = {metric: learning_curve(found.means, everything, metric) for metric in (DSC, NSD)}
+    with replacing(grid.folder / f"{split}-curve.csv") as temporary:
+        pd.concat([curve.assign(metric=name) for name, curve in curves.items()]).to_csv(temporary, index=False)
+    return curves
+
+
+def _seen(data: Dataset, split: str) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+    """The files of the cases of a split, and the label values of the classes: what pictures are drawn from."""
+    cases = [
+        {"case": case.name, "image": [str(path) for path in case.images], "reference": str(case.label)}
+        for case in (data.test if split == TEST else data.train)
+        if case.label
+    ]
+    regions = {name: [data.values[k] for k in union] for name, union in data.regions.items()}
+    return cases, regions | ({} if data.ignore is None else {"ignore": [data.ignore]})
 
 
 def _note(grid: Grid, table: DataFrame) -> str:

@@ -14,6 +14,7 @@ from contextseg.compare.grid import Cell, Grid, cells
 from contextseg.data.cache import fingerprint
 from contextseg.data.layouts import Dataset, open_dataset
 from contextseg.data.plan import Facts
+from contextseg.data.roi import restricted
 from contextseg.report.numbers import duration, plural
 from contextseg.run import Run, Watch, planned, quiet
 
@@ -54,7 +55,7 @@ def forecast(grid: Grid, *, test: bool = True, watch: Watch = quiet) -> Forecast
     Reads the scans once, as planning does, and takes a few steps of each method in a temporary folder, of which the
     first, which is slower, does not count. Raises `Problem` as `compare` does, but for what `contextseg check` finds.
     """
-    data = open_dataset(grid.dataset)
+    data = restricted(open_dataset(grid.dataset), grid.roi)
     made = cells(grid, data, keep_budgets=False)
     due = due_splits(made, data, test)
     facts: list[Facts] = []

@@ -27,6 +27,7 @@ class Grid:
     budgets    how many labelled patients each run may learn from, None for all; the others become unlabelled.
     folds      folds to train and validate on, -1 for all cases; () as the data set decides (see `job.settled`).
     settings   `name=value` for every run, before a method's own.   draw: the seed by which budgets are drawn.
+    roi        the classes to segment, as `Settings.roi`.
     """
 
     dataset: str
@@ -37,6 +38,7 @@ class Grid:
     folds: tuple[int, ...] = ()
     settings: tuple[str, ...] = ()
     draw: int = 0
+    roi: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def asked(
     budgets: str = "",
     folds: str = "",
     settings: Sequence[str] = (),
+    roi: Sequence[str] = (),
 ) -> Grid:
     """The grid that the words of a command line ask for.
 
@@ -81,6 +84,7 @@ def asked(
         budgets=_numbers("--budgets", budgets, everything) if budgets else (None,),
         folds=_numbers("--folds", folds, {ALL: -1}) if folds else (),
         settings=tuple(settings),
+        roi=tuple(roi),
     )
 
 
@@ -110,7 +114,7 @@ def cells(grid: Grid, data: Dataset, keep_budgets: bool = True) -> list[Cell]:
     for name in names:
         if names.count(name) > 1:
             raise Problem(f"--methods {name}", "two methods have this name", "write one=method and other=method")
-    numbers = grid.folds or (settled(Settings(grid.dataset, fold=UNDECIDED)).fold,)
+    numbers = grid.folds or (settled(Settings(grid.dataset, fold=UNDECIDED, roi=grid.roi)).fold,)
     kept = _budgets(grid, data, numbers, keep_budgets)
     made = []
     for seed in dict.fromkeys(grid.seeds):
@@ -119,7 +123,7 @@ def cells(grid: Grid, data: Dataset, keep_budgets: bool = True) -> list[Cell]:
                 for name, method, settings in entries:
                     labels = f"-labels{budget}" if budget else ""
                     title = f"{_file_name(name)}{labels}{'' if fold == -1 else f'-fold{fold}'}-seed{seed}"
-                    chosen = Settings(grid.dataset, method, fold, seed).set([*grid.settings, *settings])
+                    chosen = Settings(grid.dataset, method, fold, seed, roi=grid.roi).set([*grid.settings, *settings])
                     chosen = replace(chosen, labelled=kept[fold, budget] if budget else None)
                     made.append(Cell(title, grid.folder / "runs" / title, name, str(budget or ALL), chosen))
     return made

@@ -228,6 +228,7 @@ def apply(
 ) -> tuple[Tensor, Tensor]:
     """Do what was drawn to each item: images (C, *source) and labels (*source), of `source_vox` voxels each.
 
+    Channels after those that were drawn for are maps of the voxels: they move with the image, their values stay.
     Returns new tensors on the same device, (B, C, *patch) float32 and (B, *patch) int64. Repeats are equal bit for bit
     on a CPU; on a GPU the noise is another. Outside the source lies 0 in the image and `IGNORE` in the label.
 
@@ -247,7 +248,7 @@ def apply(
     y = torch.empty((len(labels), *patch_vox), dtype=torch.int64, device=device)
     for d, image, label, x_item, y_item in zip(draws, images, labels, x, y):
         source = source_vox(d, patch_vox)
-        if tuple(image.shape[1:]) != source or tuple(label.shape) != source or len(image) != len(d.gamma):
+        if tuple(image.shape[1:]) != source or tuple(label.shape) != source or len(image) < len(d.gamma):
             found = f"image {tuple(image.shape)} and label {tuple(label.shape)}"
             raise ValueError(f"{found}, but the draw is for {len(d.gamma)} channels and a box of {source} voxels")
         if d.matrix is not None:
@@ -257,7 +258,7 @@ def apply(
         y_item.copy_(label.flip(axes))
         if lateral_axis in axes:
             _swap(y_item, swaps)
-        _change_values(d, x_item)
+        _change_values(d, x_item[: len(d.gamma)])
     return x, y
 
 

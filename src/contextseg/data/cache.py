@@ -140,7 +140,7 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
         VERSION,
         plan.orientation,
         plan.spacing_mm,
-        [plan.ct, len(plan.channels)],
+        [plan.ct, len(plan.scanned)],
         list(dataset.values),
         dataset.ignore,
     ]

@@ -20,6 +20,7 @@ import numpy as np
 
 from contextseg.batch import IGNORE
 from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
+from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
 from contextseg.disk import Problem
 from contextseg.volume import AXIAL, Volume, read, read_labels
@@ -53,15 +54,20 @@ class _Look:
 
 
 def check(
-    folder: str | Path, progress: Callable[[int, int], None] | None = None, workers: int | None = None
+    folder: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+    roi: Sequence[str] = (),
 ) -> list[Finding]:
     """All that is wrong with the data set in `folder`: what concerns the whole first, then case by case; [] if nothing.
 
+    With `roi`, what is wrong with the data set that has these classes alone; labels without them are not opened.
     Reads several scans at a time (`workers`; one for each core, at most 8) and keeps none of them. `progress(done, of)`
     is called after each case. Raises nothing for bad data.
     """
     try:
         dataset, wrong = survey(folder)
+        dataset = restricted(dataset, roi)
     except Problem as problem:
         return [Finding("error", "", problem.where, problem.what, problem.remedy)]
     findings = [Finding("error", case, p.where, p.what, p.remedy) for case, p in wrong]

@@ -38,6 +38,7 @@ class Dataset:
     regions    what is evaluated: a name and the classes that it unites; without list-valued labels, one for each class.
     ending     the file ending that predictions get.
     splits     (train names, validation names) of each fold of `splits_final.json`; () without that file.
+    others     more file values that are background: of classes that nobody asks for (`data.roi.restricted`).
     """
 
     name: str
@@ -51,6 +52,7 @@ class Dataset:
     train: tuple[Case, ...]
     test: tuple[Case, ...]
     splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    others: tuple[int, ...] = ()
 
 
 def open_dataset(folder: str | Path) -> Dataset:
@@ -207,13 +209,14 @@ def to_classes(dataset: Dataset, label_array: np.ndarray, where: str | Path) -> 
     Raises `Problem` that names the values which the label table does not have, and where they may come from; `where` is
     the file.
     """
-    known = {value: k for k, value in enumerate(dataset.values)}
+    known = dict.fromkeys(dataset.others, 0) | {value: k for k, value in enumerate(dataset.values)}
     if dataset.ignore is not None:
         known[dataset.ignore] = IGNORE
     values = np.unique(label_array)
     strange = [int(value) for value in values if int(value) not in known]
     if strange:
         table = ", ".join(f"{value} {name}" for name, value in zip(dataset.classes, dataset.values))
+        table += f"; as background {some(map(str, dataset.others), 8)}" if dataset.others else ""
         plural = "label values that are" if len(strange) > 1 else "a label value that is"
         what = f"{plural} not in the label table: {some(map(str, strange), 8)} (the table: {table})"
         raise Problem(where, what, _whence(dataset, strange))
@@ -231,8 +234,8 @@ def _whence(dataset: Dataset, strange: Sequence[int]) -> str:
         return "this looks like a scan, or like labels resampled with interpolation; export the label map again"
     if strange == [255] and len(dataset.classes) == 2:
         return f"255 is often {dataset.classes[1]} saved as a picture; save it as {dataset.values[1]}"
-    if min(strange) < 0 or (dataset.ignore is None and strange == [max(dataset.values) + 1]):
-        ignore = max(dataset.values) + 1
+    ignore = max((*dataset.values, *dataset.others)) + 1
+    if min(strange) < 0 or (dataset.ignore is None and strange == [ignore]):
         return (
             f'if it means "not annotated", add "ignore": {ignore} to the labels and use {ignore}; else correct the file'
         )

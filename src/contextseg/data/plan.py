@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from contextseg.data.topology import largest_patch, topology, training_gb
+from contextseg.data.windows import window
 from contextseg.disk import Problem, read_json, write_json
 from contextseg.volume import AXIAL, axis_moves
 
@@ -39,9 +40,11 @@ class Facts:
 class Channel:
     """How one channel is normalised.
 
-    kind "ct": clip to [low, high], subtract mean, divide by sd, numbers of the training set; "zscore": by mean and sd
-    of each case inside its body; "none": as it is; "rescale": [low, high] to 0..1, or where these are equal the case's
-    own extremes.
+    kind "ct": clip to [low, high], subtract mean, divide by sd, numbers of the training set; "window": clip to
+    [low, high], in HU, and that to 0..1; "zscore": by mean and sd of each case inside its body; "none": as it is;
+    "rescale": [low, high] to 0..1, or where these are equal the case's own extremes.
+
+    source  which of the scan's channels it is made from; -1 for the one at its own place. So one CT feeds several.
     """
 
     name: str
@@ -50,6 +53,11 @@ class Channel:
     high: float = 0.0
     mean: float = 0.0
     sd: float = 1.0
+    source: int = -1
+
+    def made_from(self, place: int) -> int:
+        """The index of the scan's channel that this one, at that place of a plan, is made from."""
+        return place if self.source < 0 else self.source
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,12 @@ class Plan:
     def dims(self) -> int:
         """2 or 3: what the network sees."""
         return len(self.patch_vox)
+
+    @property
+    def scanned(self) -> tuple[str, ...]:
+        """The names of a scan's channels: fewer than `channels`, where one feeds several."""
+        names = {channel.made_from(i): channel.name for i, channel in enumerate(self.channels)}
+        return tuple(names[i] for i in sorted(names))
 
     @property
     def ct(self) -> bool:
@@ -129,6 +143,7 @@ def _contradiction(plan: Plan) -> str:
     axis_moves(AXIAL, plan.orientation)
     levels, classes = (plan.widths, plan.strides, plan.kernels), range(len(plan.classes))
     named = {k for group in (*plan.regions.values(), *plan.swaps) for k in group}
+    sources = {channel.made_from(i) for i, channel in enumerate(plan.channels)}
     facts = {
         "spacing_mm has three positive numbers": len(plan.spacing_mm) == 3 and min(plan.spacing_mm) > 0,
         "patch_vox has two or three positive whole numbers": plan.dims in (2, 3) and _counts(plan.patch_vox),
@@ -137,6 +152,8 @@ def _contradiction(plan: Plan) -> str:
         "each class has one value": len(plan.classes) == len(plan.values) > 0,
         "regions and swaps name classes by their index": named <= set(classes),
         "there is a channel": len(plan.channels) > 0,
+        "the channels are made from a scan's first, second, and so on": sources == set(range(len(sources))),
+        "a window's low end is below its high end": all(c.low < c.high for c in plan.channels if c.kind == "window"),
         "widths, strides and kernels have as many levels": len({len(part) for part in levels}) == 1
         and _counts(plan.widths),
         "strides and kernels have as many axes as patch_vox": all(
@@ -169,11 +186,14 @@ def make_plan(
     base_width: int = 32,
     max_width: int | None = None,
     max_levels: int = 7,
+    ct_windows: str | Sequence[str] = (),
 ) -> Plan:
     """The plan for a data set, from the facts of its *training* cases.
 
     `memory_gb` is what one training step may take (activations, gradients, weights; float16 on a GPU takes about half).
     What is given (`spacing_mm` in the order D, H, W; `patch_vox`; `batch_size`) is kept; the rest follows from it.
+    `ct_windows` names windows (of `data.windows`; as text with commas between) through which the network sees a CT, one
+    channel each, in place of the training set's intensities.
     Raises `Problem` if there is no case, an argument makes no sense, or the budget is too small for the smallest patch.
     """
     given = {"spacing_mm": spacing_mm, "patch_vox": patch_vox, "batch_size": batch_size, "memory_gb": memory_gb}
@@ -207,7 +227,7 @@ def make_plan(
         classes=tuple(classes),
         values=tuple(values),
         regions=dict(regions),
-        channels=tuple(_channel(name, [f.roi[i] for f in facts if f.roi]) for i, name in enumerate(channels)),
+        channels=_channels(dataset, channels, facts, ct_windows),
         orientation=orientation,
         spacing_mm=_three(float(s) for s in spacing),
         patch_vox=patch,
@@ -309,6 +329,19 @@ def _words(name: str) -> list[str]:
 def is_ct(channel: str) -> bool:
     """Whether a channel of that name holds Hounsfield units; nnU-Net's word for them is "CT"."""
     return channel.strip().lower() == "ct"
+
+
+def _channels(
+    dataset: str, names: Sequence[str], facts: Sequence[Facts], ct_windows: str | Sequence[str]
+) -> tuple[Channel, ...]:
+    """How each of the scan's channels is normalised; with windows, the channels that a CT is seen through."""
+    if not ct_windows:
+        return tuple(_channel(name, [f.roi[i] for f in facts if f.roi]) for i, name in enumerate(names))
+    if len(names) != 1 or not is_ct(names[0]):
+        what = f"windows are for scans of one channel, CT; these have {', '.join(names)}"
+        raise Problem(dataset, what, "leave ct_windows out, or name the channel CT where it holds Hounsfield units")
+    chosen = ct_windows.split(",") if isinstance(ct_windows, str) else ct_windows
+    return tuple(Channel(names[0], "window", *window(name), source=0) for name in chosen)
 
 
 def _channel(name: str, samples: Sequence[Sequence[float] | np.ndarray]) -> Channel:

@@ -126,7 +126,7 @@ def prepare(
     """
     turned = scan.oriented(plan.orientation)
     image = np.ascontiguousarray(turned.array, dtype=np.float32)
-    check_channels(image, [channel.name for channel in plan.channels], [name])
+    check_channels(image, plan.scanned, [name])
     if label is not None:
         label = scan.with_array(label).oriented(plan.orientation).array
     body, box = body_box(turned.with_array(image), plan.ct, label)
@@ -194,34 +194,45 @@ def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
 
 
 def normalise(image: np.ndarray, channels: Sequence[Channel], record: Record) -> np.ndarray:
-    """(C, *S) in the scan's units to what a network sees, float32; the rules are the plan's."""
-    return rescaled(image, [1.0] * len(channels), [0.0] * len(channels), channels, record)
+    """A scan's channels (C, *S), in its units, to what a network sees: (len(channels), *S) float32."""
+    return rescaled(image, [1.0] * len(image), [0.0] * len(image), channels, record)
 
 
 def rescaled(
     stored: np.ndarray, steps: Sequence[float], zeros: Sequence[float], channels: Sequence[Channel], record: Record
 ) -> np.ndarray:
-    """`normalise` of `stored * step + zero` for each channel (C, *S), in one pass."""
-    out = np.empty(stored.shape, np.float32)
-    for i, (channel, step, zero) in enumerate(zip(channels, steps, zeros)):
-        mean, sd = _mean_sd(channel, record, i)
-        np.add(stored[i], np.float32((zero - mean) / step), out=out[i], dtype=np.float32)
-        out[i] *= np.float32(step / sd)
-        if channel.kind == "ct":
+    """`normalise` of `stored * step + zero` for each of the scan's channels (C, *S), in one pass."""
+    out = np.empty((len(channels), *stored.shape[1:]), np.float32)
+    for i, channel in enumerate(channels):
+        k = channel.made_from(i)
+        mean, sd = _mean_sd(channel, record, k)
+        np.add(stored[k], np.float32((zeros[k] - mean) / steps[k]), out=out[i], dtype=np.float32)
+        out[i] *= np.float32(steps[k] / sd)
+        if channel.kind in ("ct", "window"):
             np.clip(out[i], (channel.low - mean) / sd, (channel.high - mean) / sd, out=out[i])
     return out
 
 
 def _mean_sd(channel: Channel, record: Record, i: int) -> tuple[float, float]:
-    """What is subtracted from channel `i`, and what it is then divided by."""
+    """What is subtracted from the scan's channel `i`, and what it is then divided by."""
     if channel.kind == "ct":
         return channel.mean, channel.sd
+    if channel.kind == "window":
+        return channel.low, channel.high - channel.low
     if channel.kind == "zscore":
         return record.mean[i], record.sd[i]
     if channel.kind == "rescale":
         low, high = (channel.low, channel.high) if channel.high > channel.low else (record.low[i], record.high[i])
         return low, (high - low) or 1.0
     return 0.0, 1.0
+
+
+def placed(label: np.ndarray, record: Record, shape: Sequence[int]) -> np.ndarray:
+    """A label map on a scan's own grid, on the grid `shape` that the scan was preprocessed to: the way of its label."""
+    order, flips = axis_moves(record.orientation, record.target)
+    turned = np.flip(label.transpose(order), tuple(axis for axis, flip in enumerate(flips) if flip))
+    inside = turned[tuple(slice(a, b) for a, b in record.box)]
+    return resample_labels(np.ascontiguousarray(inside), tuple(shape))
 
 
 def undo(label: np.ndarray, record: Record, outside: int = 0) -> Volume:

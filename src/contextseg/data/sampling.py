@@ -27,8 +27,10 @@ class Sampler:
 
     Of the items with a label every second one is centred on a voxel of its case's ROI, each class as often as another
     however small it is; the others lie anywhere in the body. `labels` replaces the labels of some cases (name to .npy,
-    made by a relabel stage); `unlabelled` is how many items of each batch, the last ones, come from cases without a
-    label. A patch that is larger than its case has 0 in the image and `IGNORE` in the label around it.
+    made by a relabel stage); `maps` gives some cases maps of their voxels (name to .npy, (N, *S)), which move with the
+    image; `annotated` says of some which classes are known, context classes too, in place of their own statement;
+    `unlabelled` is how many items of each batch, the last ones, come from cases without a label. A patch that is
+    larger than its case has 0 in the image and in the maps and `IGNORE` in the label around it.
 
     Raises `Problem` if there is no labelled case, or no unlabelled one, or no room for both, where they are asked for;
     and for a negative seed.
@@ -40,6 +42,8 @@ class Sampler:
     augmentation: Augmentation = field(default_factory=Augmentation)
     labels: Mapping[str, Path] = field(default_factory=dict)
     unlabelled: int = 0
+    maps: Mapping[str, Path] = field(default_factory=dict)
+    annotated: Mapping[str, Sequence[bool]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -63,10 +67,10 @@ class Sampler:
             x = torch.from_numpy(array)
             return x.pin_memory().to(device, non_blocking=True) if on_gpu else x
 
-        annotated = torch.tensor([self.cases[item.case].annotated for item in items], dtype=torch.bool)
-        annotated = annotated.reshape(len(items), len(plan.classes))
+        known = [self._known(item.case) for item in items]
+        annotated = torch.tensor(known, dtype=torch.bool).reshape(len(items), self._width)
         if not items:
-            image = torch.zeros(0, len(plan.channels), *plan.patch_vox, device=device)
+            image = torch.zeros(0, len(plan.channels) + self._maps, *plan.patch_vox, device=device)
             label = torch.zeros(0, *plan.patch_vox, dtype=torch.int64, device=device)
         else:
             draws, lateral = [item.draw for item in items], plan.lateral_axis - 3 + plan.dims
@@ -74,7 +78,8 @@ class Sampler:
             image, label = apply(draws, images, labels, plan.patch_vox, plan.swaps, lateral)
             annotated = swap_annotated(draws, annotated, plan.swaps, lateral)
         case = torch.tensor([item.case for item in items], dtype=torch.int64)
-        return Batch(image, label, annotated.to(device), case.to(device))
+        image, maps = image.split([len(plan.channels), self._maps], 1)
+        return Batch(image, label, annotated.to(device), case.to(device), maps if self.maps else None)
 
     @cached_property
     def _allowed(self) -> Augmentation:
@@ -85,6 +90,21 @@ class Sampler:
     @cached_property
     def _labelled(self) -> list[int]:
         return [i for i, case in enumerate(self.cases) if case.labelled or case.record.name in self.labels]
+
+    @cached_property
+    def _width(self) -> int:
+        """The columns of `Batch.annotated`: the plan's classes, and the context classes that `annotated` speaks of."""
+        return max([len(self.plan.classes), *map(len, self.annotated.values())])
+
+    def _known(self, index: int) -> list[bool]:
+        case = self.cases[index]
+        known = list(self.annotated.get(case.record.name, case.annotated))
+        return known + [False] * (self._width - len(known))
+
+    @cached_property
+    def _maps(self) -> int:
+        """N of `maps`."""
+        return next((len(load_array(path, _remedy(path))) for path in self.maps.values()), 0)
 
     @cached_property
     def _unlabelled(self) -> list[int]:
@@ -111,7 +131,7 @@ class Sampler:
         start = [_start(*place) for place in zip(centre, patch, size, grid)]
         box = tuple(slice(max(a, 0), min(a + s, g)) for a, s, g in zip(start, size, grid))
         before = [s.start - a for s, a in zip(box, start)]
-        image = _padded(case.patch(box, plan.channels), before, size, 0)
+        image = _padded(self._told(index, box), before, size, 0)
         here = np.full(size, IGNORE, np.int16) if label is None else _padded(np.array(label[box]), before, size, IGNORE)
         if slice_of:
             image, here = image[:, 0], here[0]
@@ -122,11 +142,21 @@ class Sampler:
         path = self.labels.get(case.record.name)
         if path is None:
             return case.label
-        remedy = f"delete the folder {path.parent}; its stage is then done again"
-        label, grid = load_array(path, remedy), case.image.shape[1:]
+        label, grid = load_array(path, _remedy(path)), case.image.shape[1:]
         if label.shape != grid:
-            raise Problem(path, f"a label of {label.shape} voxels for an image of {grid}", remedy)
+            raise Problem(path, f"a label of {label.shape} voxels for an image of {grid}", _remedy(path))
         return label
+
+    def _told(self, index: int, box: tuple[slice, ...]) -> np.ndarray:
+        """The image and the maps of a case inside `box`, (C + N, *box) float32; 0 where a case has no maps."""
+        image = self.cases[index].patch(box, self.plan.channels)
+        if not self.maps:
+            return image
+        path = self.maps.get(self.cases[index].record.name)
+        maps = np.zeros((self._maps, *image.shape[1:]), np.float32)
+        if path is not None:
+            maps[:] = load_array(path, _remedy(path))[(slice(None), *box)]
+        return np.concatenate([image, maps])
 
     def _centre(self, index: int, rng: np.random.Generator, on_roi: bool) -> np.ndarray:
         """A voxel of a random class of that case, or of its body."""
@@ -151,6 +181,10 @@ class Sampler:
     @cached_property
     def _found(self) -> dict[int, dict[int, np.ndarray]]:
         return {}
+
+
+def _remedy(path: Path) -> str:
+    return f"delete the folder {path.parent}; its stage is then done again"
 
 
 def _padded(part: np.ndarray, before: Sequence[int], size: Sequence[int], fill: int) -> np.ndarray:

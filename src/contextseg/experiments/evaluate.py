@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def evaluate(
     regions: Mapping[str, Sequence[int]],
     *,
     ignore: int | None = None,
-    tolerance_mm: float = 2.0,
+    tolerance_mm: float | Mapping[str, float] = 2.0,
     convention: str = "default",
     near_mm: float | None = 10.0,
     workers: int = 2,
@@ -77,7 +78,8 @@ def evaluate(
 ) -> tuple[DataFrame, dict[str, str]]:
     """Measure every pair: (table, problems by case). `regions` are unions of the files' values; `ignore` never counts.
 
-    False positives count as near within `near_mm` of the reference, far beyond it; None does not tell them apart.
+    `tolerance_mm` of the NSD is one number, or one for each class. False positives count as near within `near_mm` of
+    the reference, far beyond it; None does not tell them apart.
 
     The table has the columns of `metrics.evaluate_case`, and case, prediction_file and reference_file. A case that
     cannot be read or does not fit is in `problems`, not in the table. No case gives an empty table. Raises `Problem`
@@ -89,7 +91,7 @@ def evaluate(
         raise Problem(f"convention={convention}", "no such convention", did_you_mean(convention, CONVENTIONS))
 
     def one(pair: Pair) -> list[dict[str, Any]]:
-        made, reference, spacing_mm = _read(pair, ignore)
+        made, reference, spacing_mm = read_pair(pair, ignore)
         rows = evaluate_case(
             made,
             reference,
@@ -103,7 +105,7 @@ def evaluate(
         files = {"prediction_file": str(pair.prediction), "reference_file": str(pair.reference)}
         return [{"case": pair.case, **row, **files} for row in rows]
 
-    rows, problems = _each(one, cases, workers, progress)
+    rows, problems = each_case(one, cases, workers, progress)
     return pd.DataFrame(rows), problems
 
 
@@ -112,7 +114,7 @@ def compare_conventions(
     regions: Mapping[str, Sequence[int]],
     *,
     ignore: int | None = None,
-    tolerance_mm: float = 2.0,
+    tolerance_mm: float | Mapping[str, float] = 2.0,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> tuple[DataFrame, dict[str, str]]:
@@ -125,7 +127,7 @@ def compare_conventions(
     import pandas as pd
 
     def one(pair: Pair) -> list[dict[str, Any]]:
-        made, reference, spacing_mm = _read(pair, ignore)
+        made, reference, spacing_mm = read_pair(pair, ignore)
         rows = []
         for name in CONVENTIONS:
             found = evaluate_case(
@@ -140,7 +142,7 @@ def compare_conventions(
             rows += [{"convention": name, **row} for row in found]
         return rows
 
-    rows, problems = _each(one, cases, workers, progress)
+    rows, problems = each_case(one, cases, workers, progress)
     if not rows:
         return pd.DataFrame(), problems
     long = pd.DataFrame(rows).melt(["convention", "class"], list(SURFACE_AND_OVERLAP), "metric", "value")
@@ -152,8 +154,45 @@ def compare_conventions(
     return wide.rename_axis(columns=None).reset_index(), problems
 
 
-def _read(pair: Pair, ignore: int | None) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """(prediction, reference with `IGNORE`, spacing in mm). Raises `Problem` where they are not on one grid."""
+def tolerances(text: str, classes: Collection[str]) -> float | dict[str, float]:
+    """Tolerances in mm as somebody writes them: "2" for all classes, "liver=5,aorta=2", or "2,liver=5" for the others.
+
+    >>> tolerances("2", ["liver", "aorta"]), tolerances("2,liver=5", ["liver", "aorta"])
+    (2.0, {'liver': 5.0, 'aorta': 2.0})
+
+    Raises `Problem` for an unknown class, one that is left without a number, and for what is no distance.
+    """
+    where, named, others = f"tolerance {text}", {}, []
+    for part in text.split(","):
+        name, equals, number = part.rpartition("=")
+        name = name.strip()
+        try:
+            mm = float(number)
+        except ValueError:
+            mm = nan
+        if not 0 <= mm < inf:
+            raise Problem(where, f"no distance: {part.strip()!r}", "give mm, as in 2, or liver=5,aorta=2")
+        if not equals:
+            others.append(mm)
+        elif name not in classes:
+            raise Problem(where, f"there is no class {name}", did_you_mean(name, classes))
+        elif name in named:
+            raise Problem(where, f"{name} twice", "name each class once")
+        else:
+            named[name] = mm
+    if len(others) > 1:
+        raise Problem(where, "two numbers without a class", "give one, for all classes that are not named")
+    left = [name for name in classes if name not in named]
+    if left and not others:
+        raise Problem(where, f"no tolerance for {', '.join(left)}", "name them too, or put one number for all others")
+    return {name: named.get(name, *others) for name in classes} if named else others[0]
+
+
+def read_pair(pair: Pair, ignore: int | None) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """The files of a pair: prediction (D, H, W), reference with `IGNORE` for `ignore`, and spacing in mm.
+
+    Raises `Problem` where one cannot be read, or they are not on one grid.
+    """
     made, truth = read_labels(pair.prediction), read_labels(pair.reference)
     if not made.same_grid(truth):
         raise Problem(pair.prediction, "its grid differs from the reference's", "predict on the image's own grid")
@@ -161,10 +200,10 @@ def _read(pair: Pair, ignore: int | None) -> tuple[np.ndarray, np.ndarray, tuple
     return made.array, reference, truth.spacing_mm
 
 
-def _each(
+def each_case(
     work: Callable[[Pair], list[dict[str, Any]]], cases: Sequence[Pair], workers: int, progress: Progress | None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """(the rows of all cases in order, problems by case), several cases at a time."""
+    """`work` on each case, `workers` at a time: (the rows of all in order, problems by case)."""
 
     def one(pair: Pair) -> list[dict[str, Any]] | Problem:
         try:

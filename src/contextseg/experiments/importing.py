@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contextseg.data.layouts import Dataset
-from contextseg.data.listing import ENDINGS, some, stem
-from contextseg.data.tables import read_label_table, read_table
+from contextseg.data.listing import some, stem
+from contextseg.data.masks import STRUCTURES, label_names, mask_files, painted, recoded
 from contextseg.disk import Problem, read_json
 from contextseg.experiments.evaluate import Pair, Progress, evaluate
 from contextseg.experiments.tables import AS_IT_WAS
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Source:
     """What there is of another tool's work: the files of each case it has, and how to read them.
 
-    kind   "labels" (one label map each), "structures" (a folder of masks each), or "summary.json" (scores).
+    kind   `LABELS` (one label map each), `STRUCTURES` (a folder of masks each), or "summary.json" (scores).
     """
 
     kind: str
@@ -48,16 +48,9 @@ def find(path: str | Path) -> Source:
         raise Problem(path, "there is no such file or folder", "check the path")
     if path.is_file():
         return Source(AS_IT_WAS, path, dict.fromkeys(_summary_cases(path), (path,)))
-    files = {stem(p): (p,) for p in _scans(path)}
-    if files:
-        return Source("labels", path, files)
-    structures = {}
-    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
-        inside = folder / "segmentations"
-        if masks := _scans(inside if inside.is_dir() else folder):
-            structures[folder.name] = tuple(masks)
-    if structures:
-        return Source("structures", path, structures)
+    kind, files = mask_files(path)
+    if kind:
+        return Source(kind, path, files)
     if (path / AS_IT_WAS).is_file():
         return find(path / AS_IT_WAS)
     remedy = (
@@ -93,7 +86,7 @@ def imported(
         raise Problem(source.path, what, "predict them too; a comparison needs the same cases of everything")
     if source.kind == AS_IT_WAS:
         return _from_summary(source.path, wanted, data)
-    if source.kind == "structures":
+    if source.kind == STRUCTURES:
         made, known = _merged(source, wanted, data, Path(into))
     else:
         made, known = _translated(source, wanted, data, Path(into))
@@ -116,12 +109,6 @@ def _both(annotated: Iterable[str] | None, regions: Mapping[str, Any]) -> tuple[
     return None if annotated is None else tuple(name for name in annotated if name in regions)
 
 
-def _scans(folder: Path) -> list[Path]:
-    """The files of a folder that may be label maps."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    return [p for p in files if p.name.lower().endswith(ENDINGS)]
-
-
 # --- label maps -------------------------------------------------------------------------------------------------------
 
 
@@ -129,30 +116,21 @@ def _translated(
     source: Source, wanted: Sequence[Pair], data: Dataset, into: Path
 ) -> tuple[dict[str, Path], frozenset[int]]:
     """(label maps in the data set's values, by case; the classes that the tool knows)."""
-    ours = {value: value for value in data.values}
-    where = source.path / "dataset.json"
-    if labels := read_table(where).get("labels"):
-        classes, values, _, _ = read_label_table(labels, where)
+    theirs, known = {value: value for value in data.values}, frozenset(range(len(data.classes)))
+    theirs |= dict.fromkeys(data.others, 0)
+    if names := label_names(source.path):
         index = {_words(name): k for k, name in enumerate(data.classes)}
-        matched = {value: index.get(_words(name)) for name, value in zip(classes, values)}
+        matched = {value: index.get(_words(name)) for value, name in names.items()}
         known = frozenset(k for k in matched.values() if k is not None) | {0}
         theirs = {value: 0 if k is None else data.values[k] for value, k in matched.items()}
-    else:
-        theirs, known = ours, frozenset(range(len(data.classes)))
     made = {}
     for pair in wanted:
-        path = source.cases[pair.case][0]
-        label = read_labels(path)
-        values_here = [int(value) for value in np.unique(label.array)]
-        strange = [value for value in values_here if value not in theirs]
-        if strange:
-            what = f"label values that the data set does not have: {some(map(str, strange), 8)}"
-            raise Problem(path, what, 'put a dataset.json beside it with {"labels": {name: value}} of these label maps')
-        made[pair.case] = path
-        if any(theirs[value] != value for value in values_here):
+        made[pair.case] = source.cases[pair.case][0]
+        label = read_labels(made[pair.case])
+        ours = recoded(label.array, theirs, made[pair.case])
+        if not np.array_equal(ours, label.array):
             made[pair.case] = into / f"{pair.case}.nii.gz"
-            codes = np.array([theirs[value] for value in values_here], np.min_scalar_type(max(data.values)))
-            write(made[pair.case], label.with_array(codes[np.searchsorted(values_here, label.array)]))
+            write(made[pair.case], label.with_array(ours))
     return made, known
 
 
@@ -171,19 +149,9 @@ def _merged(
             raise Problem(
                 source.path / case, what, "predict it there too; where nothing was found, write an empty mask"
             )
-        merged = None
-        for key, k in index.items():
-            if k not in known:
-                continue
-            mask = read_labels(masks[key])
-            if merged is None:
-                merged = mask.with_array(np.zeros(mask.shape, np.min_scalar_type(max(data.values))))
-            if not mask.same_grid(merged):
-                raise Problem(masks[key], "its grid differs from the other masks'", "resample it onto their grid")
-            merged.array[mask.array > 0] = data.values[k]
-        if merged is not None:
+        if known:
             made[case] = into / f"{case}.nii.gz"
-            write(made[case], merged)
+            write(made[case], painted({data.values[k]: masks[key] for key, k in index.items() if k in known}))
     return made, frozenset(known | {0} if known else ())
 
 

@@ -6,9 +6,25 @@ A value is a `Method` class, made as `cls(plan, **arguments)` and trained once, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from contextseg.methods.base import Method
+from contextseg.methods.cmu import CMU, cmu, cmu_pretrain
+from contextseg.methods.colab import CoLab
+from contextseg.methods.context import Contexts, Dilated
+from contextseg.methods.cps import CPS
+from contextseg.methods.pseudo import pseudo
+from contextseg.methods.split import context
 from contextseg.methods.supervised import Supervised
 
-METHODS = {"supervised": Supervised}
+METHODS: dict[str, Callable[..., Method]] = {
+    "supervised": Supervised,
+    "context": context,
+    "colab": CoLab,
+    "cmu": cmu,
+    "cmu-pretrain": cmu_pretrain,
+    "cps": CPS,
+    "pseudo": pseudo,
+}
 
-__all__ = ["METHODS", "Method", "Supervised"]
+__all__ = ["CMU", "CPS", "METHODS", "CoLab", "Contexts", "Dilated", "Method", "Supervised"]

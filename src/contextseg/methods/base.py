@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -18,6 +20,11 @@ OPTIMIZERS = {
 }
 
 
+Maps = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
+"""(label (*S) with classes and `IGNORE`, spacing_mm) -> (N, *S) float16."""
+Mean = Callable[[list[Tensor]], None]
+
+
 class Method(nn.Module, abc.ABC):
     """Networks, and how one batch teaches them. The loop owns optimisers' steps, ranks, precision and checkpoints.
 
@@ -27,6 +34,9 @@ class Method(nn.Module, abc.ABC):
 
     unlabelled = 0
     """How many items of each batch come from cases without a label."""
+
+    maps: Maps | None = None
+    """What `Batch.maps` is to tell of each voxel, worked out once over each whole labelled case; None for nothing."""
 
     @abc.abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -47,8 +57,14 @@ class Method(nn.Module, abc.ABC):
         """The factor on the learning rates after the fraction `done` of the training; nnU-Net's polynomial."""
         return (1 - done) ** 0.9
 
-    def lookahead(self, batch: Batch, lr: float) -> dict[str, list[Tensor]]:
-        """Gradients for groups of parameters that no loss term trains (bilevel methods); {} for everyone else."""
+    def lookahead(self, batch: Batch, lr: float, step: int, mean: Mean) -> dict[str, list[Tensor]]:
+        """Gradients for groups of parameters that no loss term trains (bilevel methods); {} for everyone else.
+
+        Called once a step on every rank, also where the batch is empty, after the backward pass and before any
+        parameter moves: each holds in `.grad` the gradient of the whole batch, all ranks', unclipped. `mean` replaces
+        tensors that are means over this rank's items by the means over all items, in place; what is returned is
+        averaged so by the loop.
+        """
         return {}
 
 

@@ -1,9 +1,11 @@
 """Measuring a segmentation: one row per case and class, in mm and ml, with failures counted and never dropped.
 
 `evaluate_case` compares two label maps; `summarise` makes the table of means; `lesion_table` looks at lesions one by
-one. The definitions, the policy for empty masks and the named conventions of other tools are in docs/measuring.md.
+one; `reliability` asks whether a prediction is right as often as it says. The definitions, the policy for empty masks
+and the named conventions of other tools are in docs/measuring.md.
 """
 
+from contextseg.metrics.calibration import BINS, calibration_error, pooled, reliability
 from contextseg.metrics.case import (
     ABSENT,
     BOTH,
@@ -25,6 +27,7 @@ from contextseg.metrics.table import OVERALL, nnunet_summary, summarise
 __all__ = [
     "ABSENT",
     "ASSD",
+    "BINS",
     "BOTH",
     "CONVENTIONS",
     "DSC",
@@ -42,8 +45,11 @@ __all__ = [
     "SPURIOUS",
     "VOLUME_DIFF",
     "Convention",
+    "calibration_error",
     "evaluate_case",
     "lesion_table",
     "nnunet_summary",
+    "pooled",
+    "reliability",
     "summarise",
 ]

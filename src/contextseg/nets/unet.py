@@ -73,6 +73,8 @@ class _Residual(nn.Module):
 class _UShape(nn.Module):
     """What both networks share: padding, the decoder and its heads. `stages` is the encoder, one module a level."""
 
+    dims = (2, 3)
+
     def __init__(
         self,
         stages: list[nn.Module],
@@ -100,7 +102,7 @@ class _UShape(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, C, *S) -> logits (B, K, *S); in training with `deep` a list, level i of size ceil(S / its stride)."""
         size = x.shape[2:]
-        x = _padded(x, self.reach[-1])
+        x = padded(x, self.reach[-1])
         skips = []
         for stage in self.stages:
             x = stage(x)
@@ -222,8 +224,20 @@ def _he(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
-def _padded(x: Tensor, total: Axes) -> Tensor:
-    """`x`, its far ends repeated up to a multiple of the total stride and to two voxels at the lowest level."""
+def two_dimensional(name: str, strides: Sequence[Axes]) -> None:
+    """Raise `Problem` if the plan that `strides` are of is not for slices: the network `name` sees nothing else."""
+    if any(len(axes) != 2 for axes in strides):
+        raise Problem(f"net={name}", "this network is 2-D, and the plan is 3-D", "plan for slices: --set dims=2")
+
+
+def padded(x: Tensor, total: Axes) -> Tensor:
+    """`x` (B, C, *S), its far ends repeated up to a multiple of `total`, the stride of a network's lowest level.
+
+    That level then has at least two voxels; where it would have one, the axis of the smallest stride is doubled.
+
+    >>> padded(torch.arange(3.0).view(1, 1, 1, 3), (1, 2)).ravel()
+    tensor([0., 1., 2., 2.])
+    """
     size = [-(-n // t) * t for n, t in zip(x.shape[2:], total)]
     if size == list(total):
         cheapest = total.index(min(total))

@@ -3,9 +3,10 @@
 Reads only those, and never torch: a report can be drawn again anywhere, long after the run.
 
     page      write_report: the parts in their order, as one self-contained HTML file; comparison: the same for a table
-              of several methods
-    numbers   the table's means, counts and ranks       charts    curves and box plots
+              of several methods, and worst: the cases that all of them find hard
+    numbers   the table's means, counts and ranks       charts    curves and box plots; calibration: reliability
     planes    three slices of a scan, with contours     pictures  those drawn
+    markup    what all pages are made of
 """
 
 from __future__ import annotations

@@ -50,14 +50,14 @@ _LOOK: Any = {
 Charts = dict[str, bytes]  # what it shows -> SVG
 
 
-def _chart(draw: Callable[[Axes], None], height_in: float = 2.5) -> bytes:
-    """One figure of 3.6 inches width, as SVG."""
+def chart(draw: Callable[..., None], height_in: float = 2.5, rows: Sequence[float] = (1,)) -> bytes:
+    """One figure of 3.6 inches width, as SVG; `draw` is given an `Axes` for each of `rows`, which are their heights."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_LOOK):
         figure = Figure(figsize=(3.6, height_in), layout="constrained")
-        draw(figure.subplots())
+        draw(*figure.subplots(len(rows), height_ratios=rows, squeeze=False).flat)
         file = BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     return file.getvalue()
@@ -117,7 +117,7 @@ def _boxes(
 def box_chart(values: Mapping[str, np.ndarray], failed: Mapping[str, np.ndarray], heading: str, share: bool) -> bytes:
     """One chart of `_boxes`: what is compared -> one value for each case, and which of them failed."""
     draw = partial(_boxes, values=values, failed=failed, heading=heading, share=share)
-    return _chart(draw, 0.9 + 0.32 * len(values))
+    return chart(draw, 0.9 + 0.32 * len(values))
 
 
 def paired_chart(
@@ -130,7 +130,7 @@ def paired_chart(
 
     `means`: pair -> mean, low, high; an interval that is nan is not drawn. Zero, no difference, is a dashed line.
     """
-    return _chart(partial(_paired, differences, means, heading, higher_is_better), 1.2 + 0.5 * len(differences))
+    return chart(partial(_paired, differences, means, heading, higher_is_better), 1.2 + 0.5 * len(differences))
 
 
 def _paired(
@@ -180,15 +180,15 @@ def training_charts(rows: Sequence[Mapping[str, Any]]) -> Charts:
     charts = {}
     if any(len(x) for x, _ in loss.values()):
         title = "Loss" if len(terms) == 1 else "Loss, sum of its terms"
-        charts["Loss"] = _chart(partial(_curves, title=title, series=loss))
+        charts["Loss"] = chart(partial(_curves, title=title, series=loss))
     each = {name: _series(rows, "train", [name]) for name in terms}
     if sum(bool(len(x)) for x, _ in each.values()) > 1:
-        charts["Loss terms, training"] = _chart(partial(_curves, title="Loss terms, training", series=each))
+        charts["Loss terms, training"] = chart(partial(_curves, title="Loss terms, training", series=each))
     if any(len(x) for x, _ in dice.values()):
-        charts["Dice on patches"] = _chart(partial(_curves, title="Dice on patches", series=dice))
+        charts["Dice on patches"] = chart(partial(_curves, title="Dice on patches", series=dice))
     rate = _series(rows, "train", ["lr"])
     if len(rate[0]):
-        charts["Learning rate"] = _chart(partial(_curves, title="Learning rate", series={"": rate}))
+        charts["Learning rate"] = chart(partial(_curves, title="Learning rate", series={"": rate}))
     return charts
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +16,23 @@ from contextseg.disk import write_text
 from contextseg.metrics import ABSENT, MISSED, OVERALL, SPURIOUS
 from contextseg.report import numbers
 from contextseg.report.charts import MINUS, Charts, box_chart, paired_chart
+from contextseg.report.curve import curve_chart
+from contextseg.report.markup import (
+    charts_html,
+    page_html,
+    paragraphs,
+    provenance_html,
+    row_names,
+    sentence,
+    table_html,
+)
 from contextseg.report.numbers import MEASURES, number
-from contextseg.report.page import charts_html, page_html, paragraphs, provenance_html, row_name, sentence
+from contextseg.report.planes import Regions
+from contextseg.report.worst import worst_html
 
 HIGHER = ("dsc", "nsd")
 DRAWN = (*HIGHER, "hd95_mm")
 OPEN_CHARTS = 12  # the charts of further classes are folded up
-WORST = 15
 SPLITS = {"test": "Test split", "validation": "Validation cases"}
 TESTED = (
     "Difference: mean over patients of the first minus the second, with its bootstrap interval. Effect: matched-pairs "
@@ -40,6 +49,7 @@ class Compared(NamedTuple):
     pairs    a line for each two rows, class and metric: budget if there are several, class, metric, a, b, n,
              difference, low, high, effect, p, p_holm; or empty.
     metrics  those to show.   caption: plain text.   marked: methods whose scores were not measured here (†).
+    curves   metric -> `experiments.learning_curve`, where there are several label budgets.
     """
 
     means: pd.DataFrame
@@ -47,6 +57,7 @@ class Compared(NamedTuple):
     metrics: Sequence[str]
     caption: str = ""
     marked: Collection[str] = ()
+    curves: Mapping[str, pd.DataFrame] = {}
 
     @property
     def by(self) -> list[str]:
@@ -66,32 +77,41 @@ def write_comparison(
     table: pd.DataFrame,
     compared: Mapping[str, Compared],
     provenance: Mapping[str, Any],
+    cases: Sequence[Mapping[str, Any]] = (),
+    regions: Regions | None = None,
     note: str = "",
 ) -> None:
     """One self-contained HTML page about a comparison, written atomically; equal input gives equal bytes.
 
-    table       one row for each run, case and class: method, split, case, class, status, and any of patient, budget,
-                dsc, nsd, hd95_mm.
+    table       one row for each run, case and class: method, split, case, class, status, and any of run, patient,
+                budget, dsc, nsd, hd95_mm, fp_near, fp_far, prediction_file.
     compared    split ("test", "validation") -> its statistics; the test split is shown first.
     provenance  nested; shown folded up.   note: plain text; an empty line starts a new paragraph.
+    cases       "case", "image" (a path, or one for each channel), "reference": files, for pictures of the worst cases
+                of the split that is shown first.   regions: class -> its label values; "ignore": not an error there.
 
     The page says in a sentence what is missing. Raises `Problem` if it cannot be written.
     """
     tidied = numbers.tidy(table)
     sections: dict[str, str] = {}
+    worst = ""
     for split in sorted(
         compared, key=lambda name: (name not in SPLITS, list(SPLITS).index(name) if name in SPLITS else 0)
     ):
         rows = _named(tidied[tidied["split"] == split], compared[split])
         sections[SPLITS.get(split, split)] = _split(rows, compared[split])
+        worst = worst or worst_html(rows, SPLITS.get(split, split), cases, regions or {})
     if not sections:
         sections["Results"] = sentence("Nothing was compared.")
-    sections |= {"Worst cases": _worst(tidied), "Notes": paragraphs(note), "Provenance": provenance_html(provenance)}
+    sections |= {"Worst cases": worst, "Notes": paragraphs(note), "Provenance": provenance_html(provenance)}
     write_text(path, page_html(title, {name: body for name, body in sections.items() if body}))
 
 
 def _split(rows: pd.DataFrame, found: Compared) -> str:
     parts = [_means_table(found), sentence(found.caption), _pairs_table(found)]
+    drawn = {f"{MEASURES[m][0]} by labelled patients": curve_chart(c, MEASURES[m][0]) for m, c in found.curves.items()}
+    if drawn:
+        parts += ["<h3>Label efficiency</h3>", charts_html(drawn), sentence("Bands: the intervals of the table.")]
     spread, paired = _spread_charts(rows, found), _paired_charts(rows, found)
     if spread:
         explained = (
@@ -130,8 +150,8 @@ def _means_table(found: Compared) -> str:
             cells = [_mean_cell(lines.get(metric), metric) for metric in shown]
             cells += [f"<td>{first['n_missed']}/{first['n_rows']}</td>"]
             cells += [f"<td>{first[name]}</td>" for name in ("n_spurious", "n_absent")]
-            body += f"<tr>{_names(names)}{''.join(cells)}</tr>"
-    return _table(heads, [*columns, *counts], body, " long" if len(found.classes) > 1 else "")
+            body += f"<tr>{row_names(names)}{''.join(cells)}</tr>"
+    return table_html(heads, [*columns, *counts], body, " long" if len(found.classes) > 1 else "")
 
 
 def _mean_cell(line: Mapping[str, Any] | None, metric: str) -> str:
@@ -157,49 +177,10 @@ def _pairs_table(found: Compared) -> str:
             f"<td>{f'<b>{_p(line[c])}</b>' if sure and c == 'p_holm' else _p(line[c])}</td>" for c in ("p", "p_holm")
         )
         difference = f"<td>{number(line['difference'], digits)}<small>{_interval(line, digits)}</small></td>"
-        body += f"<tr>{_names(names)}<td>{line['n']}</td>{difference}<td>{number(line['effect'], 2)}</td>{p}</tr>"
+        body += f"<tr>{row_names(names)}<td>{line['n']}</td>{difference}<td>{number(line['effect'], 2)}</td>{p}</tr>"
     heads = [*several, "Pair", *_heads(found.by)[1:], "Metric"]
-    table = _table(heads, ["n", "Difference", "Effect", "p", "p, Holm"], body, " long")
+    table = table_html(heads, ["n", "Difference", "Effect", "p", "p, Holm"], body, " long")
     return f"<h3>Paired tests</h3>{table}{sentence(TESTED)}"
-
-
-def _worst(tidied: pd.DataFrame) -> str:
-    """The cases and classes with the lowest Dice, over all that was compared; the test split where there is one."""
-    if tidied.empty or "split" not in tidied:
-        return ""
-    split = "test" if "test" in set(tidied["split"]) else str(tidied["split"].iloc[0])
-    part = tidied[tidied["split"] == split]
-    means = part.groupby(["case", "class", "method"], sort=False)["dsc"].mean().unstack("method", sort=False)
-    means = means[list(dict.fromkeys(part["method"]))].dropna(how="all")
-    if means.empty:
-        return sentence("No case has a score.")
-    order = means.mean(axis=1).sort_index().sort_values(kind="stable")
-    failed = part[part["status"].isin((MISSED, SPURIOUS))].groupby(["case", "class", "method", "status"]).size()
-    body = ""
-    chosen: list[Any] = list(order.index[:WORST])
-    for case, klass in chosen:
-        cells = f"<td>{number(float(order[(case, klass)]), 3)}</td>"
-        for method in means:
-            value = float(means[method][(case, klass)])
-            ends = [f"{n} {end}" for end in (MISSED, SPURIOUS) if (n := failed.get((case, klass, method, end), 0))]
-            bar = f' class="bar" style="--share:{value:.0%}"' if value == value else ""
-            cells += f"<td{bar}>{number(value, 3)}<small>{'<br>'.join(ends)}</small></td>"
-        body += f"<tr>{_names([str(case), str(klass)])}{cells}</tr>"
-    told = f"{SPLITS.get(split, split)}: the {min(WORST, len(order))} structures of {len(order)} with the lowest Dice, "
-    told += "of each method the mean over its runs, and how many of them missed it or made it up."
-    return sentence(told) + _table(["Case", "Class"], ["Dice, mean", *map(str, means)], body, " long")
-
-
-def _table(texts: Sequence[str], values: Sequence[str], body: str, kind: str = "") -> str:
-    head = "".join(f'<th scope="col" class="text">{escape(name)}</th>' for name in texts)
-    head += "".join(f'<th scope="col">{escape(name)}</th>' for name in values)
-    return f'<div class="scroll{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _names(names: Sequence[str]) -> str:
-    return row_name(names[0]) + "".join(
-        f'<td class="text"><span class="name">{escape(name)}</span></td>' for name in names[1:]
-    )
 
 
 def _class_head(found: Compared) -> list[str]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,19 +13,18 @@ from typing import Any
 
 import pandas as pd
 
-from contextseg import __version__
 from contextseg.disk import Problem, write_text
 from contextseg.report import numbers
-from contextseg.report.charts import Charts, spread_charts, training_charts
+from contextseg.report.calibration import calibration_html
+from contextseg.report.charts import spread_charts, training_charts
+from contextseg.report.markup import charts_html, page_html, paragraphs, provenance_html, row_name, sentence
 from contextseg.report.numbers import MEASURES, VOLUMES, VOXELS, Line, number, plural
-from contextseg.report.pictures import annotated, svg
-from contextseg.report.planes import NEAR_MM, Regions, planes
+from contextseg.report.pictures import KEY, READ, annotated, svg
+from contextseg.report.planes import Regions, planes
 
 COLUMNS = {**MEASURES, **VOLUMES, **VOXELS}
 ALL_PICTURES = 8  # with more cases than this, only the worst, the median and the best are shown
 STATUS = {"both": "found", "absent": "correctly absent"}  # the rest are called what they are
-# Nothing may be loaded from anywhere, whatever a case is called.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def write_report(
@@ -39,6 +37,7 @@ def write_report(
     stages: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
     regions: Regions,
+    calibration: pd.DataFrame | None = None,
     note: str = "",
 ) -> None:
     """One self-contained HTML page about a run, written atomically; equal input gives equal bytes.
@@ -49,6 +48,7 @@ def write_report(
     cases       "case", "image" (a path, or one for each channel), "reference", "prediction": label maps, file values.
     logs        stage -> rows of its `log.jsonl`.      stages   name, seconds, peak_mb, perhaps peak_gpu_mb and note.
     provenance  nested; shown folded up.               regions  class -> its label values; "ignore": not an error there.
+    calibration  a row for each case, choice of voxels and bin: case, voxels, and those of `metrics.reliability`.
     note        plain text; an empty line starts a new paragraph.
 
     What is missing (no references, no log, a file that cannot be read) is said in a sentence in its place. Raises
@@ -62,59 +62,12 @@ def write_report(
         "Pictures": pictures,
         "Training": _training(logs),
         "Spread over cases": _spread(tidied),
+        "Calibration": calibration_html(calibration),
         "Time and memory": _costs(stages),
         "Data and notes": paragraphs(note),
         "Provenance": provenance_html(provenance),
     }
     write_text(path, page_html(title, {name: body for name, body in sections.items() if body}))
-
-
-def page_html(title: str, sections: Mapping[str, str]) -> str:
-    """The whole file: heading -> HTML, with a link to each."""
-    here = Path(__file__)
-    ids = {name: name.lower().replace(" ", "-") for name in sections}
-    links = "".join(f'<a href="#{ids[name]}">{name}</a>' for name in sections)
-    body = "\n".join(
-        f'<section id="{ids[name]}"><h2>{name}</h2>\n{text}\n</section>' for name, text in sections.items()
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title>
-<style>
-{here.with_name("page.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-<header><h1>{escape(title)}</h1><nav aria-label="Sections">{links}</nav></header>
-{body}
-<footer>Made by contextseg {__version__}. For research; not a medical device.</footer>
-</main>
-<script>
-{here.with_name("page.js").read_text(encoding="utf-8")}</script>
-</body>
-</html>
-"""
-
-
-def provenance_html(facts: Mapping[str, Any]) -> str:
-    """Nested facts, folded up; a sentence where there are none."""
-    if not facts:
-        return sentence("No provenance was recorded.")
-    return f"<details><summary>Versions, settings, data, machine</summary>{_tree(facts)}</details>"
-
-
-def paragraphs(text: str) -> str:
-    """Plain text, whose empty lines start new paragraphs."""
-    return "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
-
-
-def sentence(text: str) -> str:
-    """Plain text, set as what explains the things beside it."""
-    return f'<p class="soft">{escape(text)}</p>'
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -224,12 +177,6 @@ def _case_row(row: Mapping[Any, Any], columns: list[str], several: bool, shown: 
     return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
 
-def row_name(name: str, ident: str = "") -> str:
-    """The first cell of a row, with a link to `ident` where there is one."""
-    tag, link = ("a", f' href="#{ident}"') if ident else ("span", "")
-    return f'<th scope="row"><{tag} class="name"{link}>{escape(name)}</{tag}></th>'
-
-
 # --- pictures and charts ----------------------------------------------------------------------------------------------
 
 
@@ -252,18 +199,7 @@ def _pictures(tidied: pd.DataFrame, cases: Sequence[Mapping[str, Any]], regions:
         _picture(files[name], ids[name], roles.get(name, "") if len(order) > 1 else "", tidied, regions)
         for name in chosen
     ]
-    key = (
-        '<p class="key"><span class="reference">reference</span><span class="prediction">prediction</span>'
-        f'<span class="false">false positive, near</span><span class="far">far (over {NEAR_MM:g} mm off)</span>'
-        '<span class="missed">missed</span>'
-        '<label><input type="checkbox" id="marks" checked> show contours</label></p>'
-    )
-    letters = sentence(
-        f"Near: within {NEAR_MM:g} mm of the reference of the same class, also across slices; the others are far. "
-        "The patient’s right (R) is at the left of the axial and coronal planes, the front (A) at the left of the "
-        "sagittal. Grey values: soft tissue, −160 to 240 HU, in CT; else the 1st to 99th percentile."
-    )
-    return ids, intro + key + "\n".join(figures) + letters
+    return ids, intro + KEY + "\n".join(figures) + sentence(READ)
 
 
 def _picture(case: Mapping[str, Any], ident: str, role: str, tidied: pd.DataFrame, regions: Regions) -> str:
@@ -297,15 +233,6 @@ def _spread(tidied: pd.DataFrame) -> str:
         "quartiles; its whiskers reach the last case within one and a half box lengths."
     )
     return drawn + sentence(explained) if drawn else sentence("There are no scores to draw.")
-
-
-def charts_html(charts: Charts) -> str:
-    """Charts beside each other, as many as fit."""
-    made = "".join(
-        f'<figure><img alt="{escape(what)}" src="data:image/svg+xml;base64,{b64encode(image).decode()}"></figure>'
-        for what, image in charts.items()
-    )
-    return f'<div class="charts">{made}</div>' if made else ""
 
 
 def _training(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -342,17 +269,3 @@ def _costs(stages: Sequence[Mapping[str, Any]]) -> str:
     total = numbers.duration(sum(v for v in values["seconds"] if v == v))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return sentence(f"{total} in all.") + f'<div class="scroll">{table}</div>'
-
-
-def _tree(value: Any) -> str:
-    """Nested facts as nested lists; a long one is folded up."""
-    if isinstance(value, Mapping):
-        items = "".join(f"<dt>{escape(str(key))}</dt><dd>{_tree(inner)}</dd>" for key, inner in value.items())
-        made = f'<dl class="tree">{items}</dl>' if items else "none"
-    elif isinstance(value, (list, tuple)):
-        deep = any(isinstance(inner, (Mapping, list, tuple)) for inner in value)
-        flat = escape(", ".join(map(str, value)) or "none")
-        made = "".join(f"<div>{_tree(inner)}</div>" for inner in value) if deep else flat
-    else:
-        return escape(str(value))
-    return f"<details><summary>{len(value)} entries</summary>{made}</details>" if len(value) > 20 else made

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+KEY = (
+    '<p class="key"><span class="reference">reference</span><span class="prediction">prediction</span>'
+    f'<span class="false">false positive, near</span><span class="far">far (over {NEAR_MM:g} mm off)</span>'
+    '<span class="missed">missed</span>'
+    '<label><input type="checkbox" id="marks" checked> show contours</label></p>'
+)
+READ = (
+    f"Near: within {NEAR_MM:g} mm of the reference of the same class, also across slices; the others are far. "
+    "The patient’s right (R) is at the left of the axial and coronal planes, the front (A) at the left of the "
+    "sagittal. Grey values: soft tissue, −160 to 240 HU, in CT; else the 1st to 99th percentile."
+)
 REFERENCE = "#45C4FF"  # blue and orange are told apart by every kind of colour vision, and differ in lightness
 PREDICTION = "#FFA826"
 FAR = "#FF4B33"  # outlined in white besides, so that it is told from the near ones without colour
@@ -39,15 +50,21 @@ def ruler_mm(field_mm: float) -> int:
 # --- SVG --------------------------------------------------------------------------------------------------------------
 
 
-def svg(plane: Plane, label: str) -> str:
-    """One plane as an inline SVG element; `label` says what it shows, for those who cannot see it."""
+def svg(plane: Plane, label: str, grey: str = "", again: bool = False) -> str:
+    """One plane as an inline SVG element; `label` says what it shows, for those who cannot see it.
+
+    `grey` is an id for its grey image, which is not written `again` where another element of the page has it.
+    """
     size = f"{plane.field_mm:.2f}"
     x, y, width, height = (f"{v:.2f}" for v in plane.box_mm)
     em = f"--em:{plane.field_mm * 0.05:.2f}px"
+    ident = f' id="{grey}"' if grey else ""
+    place = f'x="{x}" y="{y}" width="{width}" height="{height}"'
     parts = [
         f'<svg viewBox="0 0 {size} {size}" style="{em}" role="img" aria-label="{escape(label)}">',
-        f'<image x="{x}" y="{y}" width="{width}" height="{height}" preserveAspectRatio="none" ',
-        f'href="{_png(plane.grey)}"/>',
+        f'<use href="#{grey}"/>'
+        if again
+        else f'<image{ident} {place} preserveAspectRatio="none" href="{_png(plane.grey)}"/>',
         '<g class="marks">',
         _path("missed", plane.missed),
         _path("false", plane.false),

@@ -6,8 +6,8 @@ Everything is turned to "IPL" first, so that the array's own order is the radiol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ class Plane:
 
 @dataclass(frozen=True)
 class _Scan:
-    """An upright image (its first channel) and label maps on one grid, the classes, and values that nobody scores."""
+    """An upright image (its first channel) and label maps on one grid, the classes, and values that nobody scores.
+
+    `centre` is the voxel that the planes go through, `fields` their sizes in mm along each axis, around `middle`, mm.
+    """
 
     image: np.ndarray
     reference: np.ndarray | None
@@ -58,12 +61,9 @@ class _Scan:
     grey_range: tuple[float, float]
     classes: Regions
     ignored: Sequence[int]
-
-    def masks(self, values: Sequence[int]) -> Iterator[np.ndarray]:
-        """Where the reference, then the prediction, has one of `values`; a map that is not there gives none."""
-        for labels in (self.reference, self.prediction):
-            if labels is not None:
-                yield np.isin(labels, list(values))
+    centre: Sequence[int] = ()
+    fields: Sequence[float] = ()
+    middle: Sequence[float] = ()
 
 
 def planes(case: Mapping[str, Any], regions: Regions, focus: str | None = None) -> list[Plane]:
@@ -76,55 +76,86 @@ def planes(case: Mapping[str, Any], regions: Regions, focus: str | None = None) 
 
     Raises `Problem` if a file cannot be read or the grids differ.
     """
-    scan = _load(case, regions)
-    masks = list(scan.masks(_focus_values(scan, focus)))
-    mask = next((m for m in masks if m.any()), None)
-    extent = np.array(scan.image.shape) * scan.spacing_mm
-    if mask is None:
-        centre, middle, fields = tuple(n // 2 for n in scan.image.shape), extent / 2, extent
-    else:
-        low, high = _box(np.logical_or.reduce(masks))
-        centre, middle = _nearest_to_centroid(mask, scan.spacing_mm), (high + low) / 2 * scan.spacing_mm
-        fields = np.minimum((high - low) * scan.spacing_mm + 2 * MARGIN_MM, extent)
-    whole = [plane for plane in PLANES if min(n for i, n in enumerate(scan.image.shape) if i != plane[1]) > 1]
-    return [_cut(scan, plane, centre, fields, middle) for plane in whole or PLANES[:1]]
+    (found,) = side_by_side(case, [case.get("prediction")], regions, focus)
+    if isinstance(found, Problem):
+        raise found
+    return found
 
 
-def _load(case: Mapping[str, Any], regions: Regions) -> _Scan:
+def side_by_side(
+    case: Mapping[str, Any], predictions: Sequence[str | Path | None], regions: Regions, focus: str | None = None
+) -> list[list[Plane] | Problem]:
+    """`planes` of several predictions of a case, all through one voxel and of one size, so that they can be compared.
+
+    The region's box is that of the reference and all predictions together. For a prediction that cannot be read, or is
+    on another grid, its `Problem` stands; None is no prediction. All label maps are held at once.
+
+    Raises `Problem` if the image or the reference cannot be read, or their grids differ.
+    """
+    image = _image(case)
+    reference = None if not case.get("reference") else _labels(case["reference"], image)
+    maps: list[np.ndarray | Problem | None] = []
+    for path in predictions:
+        try:
+            maps.append(None if not path else _labels(path, image))
+        except Problem as problem:
+            maps.append(problem)
+    classes = {name: tuple(values) for name, values in regions.items() if name not in ("background", "ignore")}
+    first, ignored = image.array[0], tuple(regions.get("ignore", ()))
+    scan = _Scan(first, reference, None, image.spacing_mm, _window(first), classes, ignored)
+    scan = _looking_at(scan, [m for m in (reference, *maps) if isinstance(m, np.ndarray)], focus)
+    whole = [plane for plane in PLANES if min(n for i, n in enumerate(first.shape) if i != plane[1]) > 1]
+    return [
+        m if isinstance(m, Problem) else [_cut(replace(scan, prediction=m), plane) for plane in whole or PLANES[:1]]
+        for m in maps
+    ]
+
+
+def _image(case: Mapping[str, Any]) -> Volume:
     paths = case.get("image")
     if not paths:
         raise Problem(str(case.get("case")), "no image is given for this case", "name its file")
-    image = read(*([paths] if isinstance(paths, (str, Path)) else paths)).oriented(UPRIGHT)
-    maps = []
-    for role in ("reference", "prediction"):
-        labels: Volume | None = None
-        if case.get(role):
-            labels = read_labels(case[role]).oriented(UPRIGHT)
-            if not labels.same_grid(image):
-                raise Problem(case[role], "its grid differs from the image's", "write it on the grid of the image")
-        maps.append(None if labels is None else labels.array)
-    classes = {name: tuple(values) for name, values in regions.items() if name not in ("background", "ignore")}
-    first = image.array[0]
-    ignored = tuple(regions.get("ignore", ()))
-    return _Scan(first, maps[0], maps[1], image.spacing_mm, _window(first), classes, ignored)
+    return read(*([paths] if isinstance(paths, (str, Path)) else paths)).oriented(UPRIGHT)
 
 
-def _focus_values(scan: _Scan, focus: str | None) -> Sequence[int]:
-    """The label values of the class to look at: `focus` where it is there, else the largest."""
-    classes = scan.classes
-    if focus is not None and focus in classes and any(mask.any() for mask in scan.masks(classes[focus])):
+def _labels(path: str | Path, image: Volume) -> np.ndarray:
+    """An upright label map on the image's grid, in one byte for each voxel where its values fit."""
+    labels = read_labels(path).oriented(UPRIGHT)
+    if not labels.same_grid(image):
+        raise Problem(path, "its grid differs from the image's", "write it on the grid of the image")
+    array = labels.array
+    return array.astype(np.uint8) if array.min() >= 0 and array.max() < 256 else array
+
+
+def _looking_at(scan: _Scan, maps: Sequence[np.ndarray], focus: str | None) -> _Scan:
+    """The scan with what is shown of it: the region of `focus`, in the first of some label maps that has it."""
+    extent = np.array(scan.image.shape) * scan.spacing_mm
+    values, boxes, first = list(_focus_values(maps, scan.classes, focus)), [], None
+    for labels in maps:
+        mask = np.isin(labels, values)
+        if mask.any():
+            boxes.append(_box(mask))
+            first = mask if first is None else first
+    if first is None:
+        centre, fields, middle = tuple(n // 2 for n in scan.image.shape), extent, extent / 2
+    else:
+        low, high = np.min([box[0] for box in boxes], axis=0), np.max([box[1] for box in boxes], axis=0)
+        fields = np.minimum((high - low) * scan.spacing_mm + 2 * MARGIN_MM, extent)
+        centre, middle = _nearest_to_centroid(first, scan.spacing_mm), (high + low) / 2 * scan.spacing_mm
+    return replace(scan, centre=centre, fields=fields.tolist(), middle=middle.tolist())
+
+
+def _focus_values(maps: Sequence[np.ndarray], classes: Regions, focus: str | None) -> Sequence[int]:
+    """Label values to look at: of `focus` where it is there, else of the largest class of the first map with any."""
+    if focus is not None and focus in classes and any(np.isin(labels, list(classes[focus])).any() for labels in maps):
         return classes[focus]
-    best: Sequence[int] = ()
-    for labels in (scan.reference, scan.prediction):
-        if labels is None or not classes:
-            continue
+    for labels in maps if classes else ():
         present, counts = np.unique(labels, return_counts=True)
         size = {name: int(counts[np.isin(present, list(values))].sum()) for name, values in classes.items()}
         largest = max(size, key=lambda name: size[name])  # the first of equals
         if size[largest]:
-            best = classes[largest]
-            break
-    return best
+            return classes[largest]
+    return ()
 
 
 def _box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,14 +185,12 @@ def _window(image: np.ndarray) -> tuple[float, float]:
     return (float(low), float(high)) if high > low else (float(sample.min()), max(float(sample.max()), low + 1.0))
 
 
-def _cut(
-    scan: _Scan, plane: tuple[str, int, str], centre: Sequence[int], fields: np.ndarray, middle: np.ndarray
-) -> Plane:
-    """One of `PLANES` through the voxel `centre`: a square of the larger of its two `fields` (mm) around `middle`."""
-    title, axis, letters = plane
+def _cut(scan: _Scan, plane: tuple[str, int, str]) -> Plane:
+    """One of `PLANES`: a square of the larger of its two fields."""
+    (title, axis, letters), centre = plane, scan.centre
     rows, columns = (i for i in range(3) if i != axis)
-    field = float(max(fields[rows], fields[columns]))
-    (top, above), (left, before) = (_part(scan, i, middle[i], field) for i in (rows, columns))
+    field = float(max(scan.fields[rows], scan.fields[columns]))
+    (top, above), (left, before) = (_part(scan, i, scan.middle[i], field) for i in (rows, columns))
     dy, dx = scan.spacing_mm[rows], scan.spacing_mm[columns]
 
     def section(array: np.ndarray) -> np.ndarray:

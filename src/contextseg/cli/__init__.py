@@ -12,8 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from contextseg import __version__
+from contextseg.cli import measuring
+from contextseg.cli.measuring import failures
+from contextseg.cli.options import (
+    Context,
+    ContextClasses,
+    Dataset,
+    Fold,
+    Json,
+    Method,
+    Output,
+    PlanFile,
+    Roi,
+    Seed,
+    Set,
+)
 from contextseg.console import say, watch
+from contextseg.diagnose import verb as diagnosis
 from contextseg.disk import Problem
+from contextseg.recipes.verb import EPILOG, recipe
 
 if TYPE_CHECKING:
     from contextseg.job import Outcome
@@ -30,22 +47,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Dataset = Annotated[
-    Path, typer.Argument(help="Data set: nnU-Net v2 raw, Medical Decathlon, or a folder with images/ and labels/.")
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for everything that is made.")]
-Method = Annotated[str, typer.Option(help="How to train; docs/methods.md lists all.")]
-Fold = Annotated[
-    str,
-    typer.Option(
-        help="0 to 4: keep that fifth for validation; all: none; auto: all if there is a labelled test split."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Same seed, same result (bit for bit on a CPU).")]
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan to use, made by `contextseg plan` and edited.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as often as needed.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-
 
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
@@ -55,13 +56,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command(epilog="Example: contextseg check Dataset001_Sarcoma --json > findings.json")
-def check(dataset: Dataset, as_json: Json = False) -> None:
+def check(dataset: Dataset, roi: Roi = [], as_json: Json = False) -> None:  # noqa: B006  typer copies it
     """Report every problem of a data set at once, each with its file and remedy. Exit code 1 if one is an error."""
     from contextseg.data.check import check as find
     from contextseg.data.check import to_json, to_text
 
     with watch("check") as tell:
-        findings = find(dataset, progress=tell)
+        findings = find(dataset, progress=tell, roi=roi)
     typer.echo(to_json(findings) if as_json else to_text(findings))
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
@@ -73,16 +74,18 @@ def check(dataset: Dataset, as_json: Json = False) -> None:
 def plan(
     dataset: Dataset,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")] = Path("plan.json"),
-    settings: Set = [],  # noqa: B006  typer copies it
+    roi: Roi = [],  # noqa: B006
+    settings: Set = [],  # noqa: B006
 ) -> None:
     """Look at the data and write the plan: spacing, patch, network, normalisation. Edit it; give it to run or train."""
     from contextseg.data.cache import fingerprint
     from contextseg.data.layouts import open_dataset
+    from contextseg.data.roi import restricted
     from contextseg.run import planned
     from contextseg.settings import Settings
 
     asked = Settings(str(dataset)).set(settings)
-    data = open_dataset(dataset)
+    data = restricted(open_dataset(dataset), roi)
     with watch("plan") as tell:
         made = planned(data, fingerprint(data, data.train, progress=tell), asked.planning)
     made.save(output)
@@ -100,13 +103,17 @@ def train(
     fold: Fold = "auto",
     seed: Seed = 0,
     plan: PlanFile = None,
+    roi: Roi = [],  # noqa: B006
+    context: Context = "",
+    context_classes: ContextClasses = 2,
     settings: Set = [],  # noqa: B006
 ) -> None:
     """Check, plan, preprocess, train. The same command goes on where it was stopped, whatever stopped it."""
     from contextseg.job import teach
 
     with _ranks():
-        teach(_run(output, _settings(dataset, method, fold, seed, settings), plan))
+        method, settings = _split(method, context, context_classes, settings)
+        teach(_run(output, _settings(dataset, method, fold, seed, roi, settings), plan))
     say(f"trained: {output}. Next: contextseg predict {output} --input IMAGES --output PREDICTIONS")
 
 
@@ -118,13 +125,17 @@ def run(
     fold: Fold = "auto",
     seed: Seed = 0,
     plan: PlanFile = None,
+    roi: Roi = [],  # noqa: B006
+    context: Context = "",
+    context_classes: ContextClasses = 2,
     settings: Set = [],  # noqa: B006
 ) -> None:
     """The whole job: check, plan, preprocess, train, predict, evaluate, report. A finished stage is not done again."""
     from contextseg.job import main_job
 
     with _ranks():
-        outcome = main_job(_run(output, _settings(dataset, method, fold, seed, settings), plan))
+        method, settings = _split(method, context, context_classes, settings)
+        outcome = main_job(_run(output, _settings(dataset, method, fold, seed, roi, settings), plan))
     _show(outcome)
 
 
@@ -162,104 +173,14 @@ def predict(
     with watch("predict") as tell:
         failed = predict_cases(cases, members, how, output, tell=tell)
     say(f"{len(cases) - len(failed)} of {len(cases)} scans segmented: {output}")
-    _failures(failed)
+    failures(failed)
 
 
-@app.command(epilog="Example: contextseg evaluate predictions labelsTs -o scores --tolerance-mm 1")
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, from any tool.")],
-    references: Annotated[Path, typer.Argument(help="Folder of reference label maps with the same names.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for metrics.csv and summary.json.")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="A dataset.json with the classes' names; otherwise every value is a class.")
-    ] = None,
-    tolerance_mm: Annotated[float, typer.Option(help="Tolerance of the normalised surface distance.")] = 2.0,
-    convention: Annotated[str, typer.Option(help="Whose definitions; docs/measuring.md lists them.")] = "default",
-    compare_conventions: Annotated[
-        bool, typer.Option("--compare-conventions", help="How much of a difference is convention: all of them.")
-    ] = False,
-) -> None:
-    """Compare two folders of label maps: Dice, sensitivity, precision, HD95 and NSD in mm, per case and class."""
-    from contextseg import experiments
-    from contextseg.data.layouts import open_dataset
-    from contextseg.experiments.tables import conventions_markdown
-    from contextseg.report import summary_markdown
-
-    found = experiments.pairs(predictions, references)
-    data = open_dataset(labels.parent if labels.is_file() else labels) if labels else None
-    regions = (
-        {n: [data.values[k] for k in u] for n, u in data.regions.items()} if data else experiments.regions_of(found)
-    )
-    ignore = data.ignore if data else None
-    if compare_conventions:
-        with watch("evaluate") as tell:
-            frame, failed = experiments.compare_conventions(
-                found, regions, ignore=ignore, tolerance_mm=tolerance_mm, progress=tell
-            )
-        typer.echo(conventions_markdown(frame))
-        _failures(failed)
-        return
-    with watch("evaluate") as tell:
-        table, failed = experiments.evaluate(
-            found, regions, ignore=ignore, tolerance_mm=tolerance_mm, convention=convention, progress=tell
-        )
-    if len(table):
-        typer.echo(summary_markdown(table))
-        if output:
-            experiments.save_table(table, output)
-            say(f"per case: {output / 'metrics.csv'}")
-    _failures(failed)
-
-
-@app.command(
-    epilog="Example: contextseg compare Dataset001_Sarcoma -o compared --methods plain=supervised "
-    "--methods residual=supervised:net=resenc --seeds 0,1,2 --budgets 5,10,all --set steps=20000"
-)
-def compare(
-    dataset: Dataset,
-    output: Output,
-    methods: Annotated[
-        list[str], typer.Option(metavar="NAME=METHOD:SETTING=VALUE,...", help="What to compare, as often as needed.")
-    ],
-    seeds: Annotated[str, typer.Option(help="Seeds, each a run.")] = "0,1,2",
-    budgets: Annotated[str, typer.Option(help="Labelled patients to learn from, such as 5,10,all; nested.")] = "",
-    folds: Annotated[str, typer.Option(help="Folds to validate on, such as 0,1, or all; default: as for run.")] = "",
-    settings: Set = [],  # noqa: B006
-    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
-    cluster: Annotated[
-        str, typer.Option(help="slurm, or local: run by submitit (pip install contextseg[cluster]).")
-    ] = "",
-    cluster_set: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="submitit's parameters.")] = [],  # noqa: B006
-    other: Annotated[
-        list[str], typer.Option(metavar="NAME=PATH", help="Another tool's predictions or summary.json, as a row.")
-    ] = [],  # noqa: B006
-    test: Annotated[
-        bool, typer.Option(help="Score the test split: once for each run, logged. Off while choosing.")
-    ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="What will run, and about how long.")] = False,
-) -> None:
-    """Train, predict and score a grid of runs, and test the differences. The same command goes on where it stopped."""
-    from contextseg.compare import asked, forecast, named
-    from contextseg.compare import compare as compare_all
-
-    grid = asked(dataset.absolute(), output, methods, seeds, budgets, folds, settings)
-    if dry_run:
-        typer.echo(forecast(grid, test=test, watch=watch))
-        return
-    made = compare_all(
-        grid,
-        jobs=jobs,
-        cluster=cluster or None,
-        options=named("--cluster-set", cluster_set),
-        others=named("--other", other),
-        test=test,
-        watch=watch,
-    )
-    for split, page in made.pages.items():
-        typer.echo(f"\n{split}\n\n{page.read_text(encoding='utf-8')}")
-    typer.echo(f"every case  {made.table}\nreport      {made.report}")
+app.command(epilog=measuring.EVALUATE)(measuring.evaluate)
+app.command(epilog=measuring.COMPARE)(measuring.compare)
+app.command(epilog=measuring.CURVE)(measuring.curve)
+app.command(epilog=EPILOG)(recipe)
+app.command(epilog=diagnosis.EPILOG)(diagnosis.diagnose)
 
 
 @app.command(epilog="Example: contextseg report runs/plain")
@@ -273,14 +194,25 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished `c
 # --- what the verbs share ---------------------------------------------------------------------------------------------
 
 
-def _settings(dataset: Path, method: str, fold: str, seed: int, assignments: list[str]) -> Settings:
+def _split(method: str, context: str, classes: int, assignments: list[str]) -> tuple[str, list[str]]:
+    """The method and settings that `--context` stands for. Raises `Problem` beside another method."""
+    if not context:
+        return method, assignments
+    if method != "supervised":
+        raise Problem(f"--context {context}", f"method {method} was asked for as well", "give one of the two")
+    if context == "colab":
+        return context, [f"context_classes={classes}", *assignments]
+    return "context", [f"context={context}", f"context_classes={classes}", *assignments]
+
+
+def _settings(dataset: Path, method: str, fold: str, seed: int, roi: list[str], assignments: list[str]) -> Settings:
     from contextseg.settings import UNDECIDED, Settings
 
     words = {"auto": UNDECIDED, "all": -1}
     if fold not in words and not fold.isdecimal():
         raise Problem(f"--fold {fold}", "not a fold", "give 0 to 4, all, or auto")
     number = words[fold] if fold in words else int(fold)
-    return Settings(str(dataset.absolute()), method, number, seed).set(assignments)
+    return Settings(str(dataset.absolute()), method, number, seed, roi=tuple(roi)).set(assignments)
 
 
 def _run(output: Path, settings: Settings, plan: Path | None) -> Run:
@@ -333,14 +265,6 @@ def _show(outcome: Outcome, picture: bool = False) -> None:
     if outcome.picture:
         typer.echo(f"picture      {outcome.picture}")
     typer.echo(f"report       {outcome.report}")
-
-
-def _failures(failed: dict[str, str]) -> None:
-    if failed:
-        typer.echo(f"{len(failed)} failed:", err=True)
-        for why in failed.values():
-            typer.echo(f"  {why}", err=True)
-        raise typer.Exit(1)
 
 
 def main() -> NoReturn:

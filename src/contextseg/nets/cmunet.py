@@ -1,0 +1,107 @@
+"""The U-Net of CMU-Net (Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation), 2-D.
+
+Five levels of 16 to 256 channels, each two times (convolution 3x3, instance norm, LeakyReLU 0.2), max pooling down; up
+by interpolation, joined with the skip, two more blocks; a 1x1 head. About 1.96 million parameters, as published, if
+what is interpolated meets the skip as it is: a transposed convolution makes it 1.94, a 3x3 convolution that halves the
+channels first 2.16, a 1x1 one 1.81 (tests/test_cmu.py counts them by hand). What the paper leaves open, or we change:
+
+- The interpolation is bilinear, and holds the image's edges, not the outermost centres (`align_corners=False`).
+- Convolution, norm, activation, in this order. The paper names the activation before the norm; but the mean over
+  space of a map that was just normed is the norm's shift, whatever the image: its classification head would be blind.
+- Norms have a scale and a shift, and no convolution before one has a bias, which the norm would take away again.
+- Any input size: the far ends are padded by repeating the edge, and the logits are cropped.
+- Levels, widths and steps are the plan's; `--set dims=2 --set patch_vox=256,256 --set base_width=16 --set max_levels=5`
+  makes them the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextseg.nets.unet import Axes, padded, two_dimensional
+
+SLOPE = 0.2
+"""Of the LeakyReLU below 0."""
+
+
+class CMUNet(nn.Module):
+    """The U-Net of CMU-Net, 2-D: max pooling, bilinear interpolation, LeakyReLU of slope 0.2; 2.0 million parameters.
+
+    inputs   channels C of the image.   classes: K, background included.
+    widths   channels at each level, highest resolution first.
+    strides  for each level, the window of the pooling before it; the first level's is 1 on each axis.
+    kernels  for each level, the size of its convolutions, odd.
+
+    In training it gives a list of one tensor of logits (B, K, H, W), in evaluation the tensor. The classification head
+    is `nets.Presence`, which any network can carry.
+
+    Raises `Problem` for strides of three axes.
+
+    >>> net = CMUNet(1, 2, widths=[4, 8], strides=[[1, 1], [2, 2]], kernels=[[3, 3]] * 2)
+    >>> net.eval()(torch.zeros(2, 1, 13, 9)).shape
+    torch.Size([2, 2, 13, 9])
+    """
+
+    dims = (2,)
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        widths: Sequence[int],
+        strides: Sequence[Axes],
+        kernels: Sequence[Axes],
+    ) -> None:
+        two_dimensional("cmunet", strides)
+        super().__init__()
+        self.reach = [prod(axes) for axes in zip(*strides)]
+        levels = zip([inputs, *widths], widths, kernels, strides, strict=False)
+        self.stages = nn.ModuleList(nn.Sequential(_pool(stride), *_two(a, b, k)) for a, b, k, stride in levels)
+        lower = range(len(widths) - 1)[::-1]
+        self.merges = nn.ModuleList(
+            nn.Sequential(*_two(widths[i] + widths[i + 1], widths[i], kernels[i])) for i in lower
+        )
+        self.head = nn.Conv2d(widths[0], classes, 1)
+        self.apply(_he)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """(B, C, H, W) -> logits (B, K, H, W); in training a list of one, as networks with deep supervision give."""
+        h, w = x.shape[2:]
+        x = padded(x, self.reach)
+        skips = []
+        for stage in self.stages:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        for merge in self.merges:
+            skip = skips.pop()
+            x = merge(torch.cat([F.interpolate(x, skip.shape[2:], mode="bilinear"), skip], 1))
+        z = self.head(x)[:, :, :h, :w]
+        return [z] if self.training else z
+
+
+def _pool(stride: Axes) -> nn.Module:
+    return nn.MaxPool2d(tuple(stride)) if prod(stride) > 1 else nn.Identity()
+
+
+def _two(inputs: int, outputs: int, kernel: Axes) -> list[nn.Module]:
+    """Two blocks, of which the first changes the width."""
+    made: list[nn.Module] = []
+    h, w = kernel
+    for before in (inputs, outputs):
+        conv = nn.Conv2d(before, outputs, (h, w), padding=(h // 2, w // 2), bias=False)
+        made += [conv, nn.InstanceNorm2d(outputs, affine=True), nn.LeakyReLU(SLOPE)]
+    return made
+
+
+def _he(module: nn.Module) -> None:
+    """He's normal initialisation for that slope; the head's bias is zero."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,113 @@
+"""A head that says which classes are in an image at all, on any network, and a gate that listens to it.
+
+The classification head of CMU-Net (Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation):
+the encoder's deepest features, averaged over space, and one linear layer. One logit for each class but the background,
+where the paper has one class. The gate is ours: the paper drops the head after training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import get_ident
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from contextseg.disk import Problem
+
+Result = TypeVar("Result")
+
+
+class Presence(nn.Module):
+    """A network with a presence head; in place of the network wherever that was called.
+
+    net      gives logits (B, K, *S); in training it may give a list of them.
+    inputs   channels C of the image.   classes: K, background included.   dims: how many axes S has.
+
+    The features are the output of the network's last stage (`stages[-1]`), or of its `encoder`; they are read by a
+    hook, so that a network need not know of the head. `gate` holds a threshold for each class but the background: in
+    evaluation, where the probability that a class is in the image is below its threshold, the class does not win
+    (`gated`). It is all 0, off, until somebody sets it, and no part of the weights.
+
+    Raises `Problem` for a network that has neither stages nor an encoder.
+    """
+
+    def __init__(self, net: nn.Module, inputs: int, classes: int, dims: int) -> None:
+        super().__init__()
+        self.net = net
+        self.gate = (0.0,) * (classes - 1)
+        self._probe = (1, inputs, *[1] * dims)
+        net.eval()
+        with torch.no_grad():
+            width = self._deepest(lambda: net(torch.zeros(self._probe)))[1].shape[1]
+        net.train()
+        self.linear = nn.Linear(width, classes - 1)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """(B, C, *S) -> what the network gives; in evaluation, behind the gate."""
+        if self.training or not any(self.gate):
+            return self.net(x)
+        z, present = self.both(x)
+        assert isinstance(z, Tensor)
+        return gated(z, present.sigmoid(), self.gate)
+
+    def both(self, x: Tensor) -> tuple[Tensor | list[Tensor], Tensor]:
+        """(B, C, *S) -> (what the network gives, no gate; presence logits (B, K - 1), for class 1 and so on)."""
+        return self.during(lambda: self.net(x))
+
+    def during(self, work: Callable[[], Result]) -> tuple[Result, Tensor]:
+        """(what `work()` gives, the presence logits of the image that the network sees while it does it)."""
+        result, deepest = self._deepest(work)
+        return result, self.linear(deepest.flatten(2).mean(2))
+
+    def encoder(self) -> list[nn.Parameter]:
+        """The network's parameters that the head's logits depend on."""
+        was, parameters = self.training, list(self.net.parameters())
+        with torch.enable_grad():
+            present = self.eval().both(torch.zeros(self._probe, device=self.linear.weight.device))[1]
+            found = torch.autograd.grad(present.sum(), parameters, allow_unused=True)
+        self.train(was)
+        return [p for p, gradient in zip(parameters, found) if gradient is not None]
+
+    def _deepest(self, work: Callable[[], Result]) -> tuple[Result, Tensor]:
+        seen: list[Tensor] = []
+        here = get_ident()
+
+        def keep(module: nn.Module, given: object, out: Tensor | Sequence[Tensor]) -> None:
+            if get_ident() == here:  # another thread may be using the network, too
+                seen.append(out if isinstance(out, Tensor) else out[-1])
+
+        with _last_stage(self.net).register_forward_hook(keep):
+            result = work()
+        return result, seen[-1]
+
+
+def _last_stage(net: nn.Module) -> nn.Module:
+    """The module whose output is the deepest map of the encoder, or a list that ends with it."""
+    stages, encoder = getattr(net, "stages", None), getattr(net, "encoder", None)
+    if isinstance(stages, nn.ModuleList):
+        return stages[-1]
+    if isinstance(encoder, nn.Module):
+        return encoder
+    what = "a presence head does not find its encoder"
+    raise Problem(type(net).__name__, what, "name the encoder's levels `stages`, or all of it `encoder`")
+
+
+def gated(z: Tensor, present: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Logits in which a class that is not in the image never beats the background.
+
+    z           (B, K, *S) logits.
+    present     (B, K - 1): the probability that class 1, 2, ... is in the image.
+    thresholds  K - 1 of them, in [0, 1]; 0 lets everything pass.
+
+    Below the threshold z_k becomes z_0 - |z_k - z_0|: as far below the background as it was above. Windows and mirrored
+    views that overlap are averaged, so that one of them that saw too little of an organ cannot forbid it alone.
+
+    >>> z = torch.tensor([[1.0, 3.0], [1.0, 0.0]]).unsqueeze(2)
+    >>> gated(z, torch.tensor([[0.1], [0.1]]), [0.5])[..., 0].tolist()
+    [[1.0, -1.0], [1.0, 0.0]]
+    """
+    shut = (present < present.new_tensor(thresholds)).view(*present.shape, *[1] * (z.ndim - 2))
+    low = z[:, :1] - (z[:, 1:] - z[:, :1]).abs()
+    return torch.cat([z[:, :1], torch.where(shut, low, z[:, 1:])], 1)

@@ -1,0 +1,207 @@
+"""STCN, the space-time correspondence network (Cheng, Tai, Tang, NeurIPS 2021): labels follow from slice to slice.
+
+One encoder makes a key of a slice, from the image alone; another a value, from the image and a mask. A new slice reads
+the values of memorised slices where their keys resemble its own, and a decoder turns what it read into a mask. No class
+is built in: an object is whatever the mask says.
+
+This file is the network's three verbs; memory and the walk over slices are in `contextseg.propagation`. Where we
+differ: any number of channels; any image size; group norm (see `resnet`); a finer total stride for small images; the
+decoder's convolutions of the skips, which depend on no object, belong to the encoding, so that they run once a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from contextseg.disk import Problem
+from contextseg.nets.resnet import ResNet
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is known of B slices without a mask; `encoded[1:3]` is that of slices 1 and 2.
+
+    key    (B, Ck, h, w): where to look in the memory, and where it is found there.
+    skips  more features (B, ...), which only the network that made them reads.
+    size   (H, W) of the image, before padding.
+    """
+
+    key: Tensor
+    skips: tuple[Tensor, ...]
+    size: tuple[int, int]
+
+    def __getitem__(self, part: slice) -> Encoded:
+        return Encoded(self.key[part], tuple(skip[part] for skip in self.skips), self.size)
+
+
+class STCN(nn.Module):
+    """The network of the paper on propagation: several objects, no attention in the fusion, biased trunks.
+
+    inputs      channels C of the image.
+    blocks, width, bottleneck  the key encoder's trunk, three stages (ResNet-50). value_blocks: the value encoder's,
+                which has basic blocks (ResNet-18).
+    key_dim, value_dim  channels of a key and of a value. up_dim: of the decoder above them.
+    stride      pixels to a position of key and value: 16 as published, 8 or 4 for small images.
+    attention   channel and spatial attention (CBAM, Woo et al., ECCV 2018) where image and mask are fused.
+    key_bias, value_bias  whether the trunks' convolutions have biases.
+    norm        of the trunks, "group" or "batch"; for weights trained elsewhere "batch".
+
+    An image whose size is no multiple of the stride is padded at the far ends by repeating its edge.
+    Raises `Problem` for another stride or number of stages.
+
+    >>> net = stcn_small(1)
+    >>> image, masks = torch.zeros(2, 1, 21, 30), torch.zeros(2, 3, 21, 30)
+    >>> encoded = net.encode(image)
+    >>> value = net.memorise(image, encoded, masks)
+    >>> encoded.key.shape, value.shape, net.decode(encoded, value).shape
+    (torch.Size([2, 32, 6, 8]), torch.Size([2, 3, 64, 6, 8]), torch.Size([2, 3, 21, 30]))
+    """
+
+    def __init__(
+        self,
+        inputs: int = 3,
+        blocks: Sequence[int] = (3, 4, 6),
+        width: int = 64,
+        bottleneck: bool = True,
+        value_blocks: Sequence[int] = (2, 2, 2),
+        key_dim: int = 64,
+        value_dim: int = 512,
+        up_dim: int = 256,
+        stride: int = 16,
+        attention: bool = False,
+        key_bias: bool = True,
+        value_bias: bool = True,
+        norm: str = "group",
+    ) -> None:
+        super().__init__()
+        if stride not in (4, 8, 16):
+            raise Problem(f"stride={stride}", "the network cannot have this stride", "choose 4, 8 or 16")
+        if len(blocks) != 3 or len(value_blocks) != 3:
+            what = f"blocks for {len(blocks)} and {len(value_blocks)} stages"
+            raise Problem("network", what, "give three for each trunk")
+        self.stride = stride
+        self.trunk = ResNet(inputs, blocks, width, bottleneck, stride // 4, norm, key_bias)
+        f4, f8, f16 = self.trunk.channels
+        self.to_key = nn.Conv2d(f16, key_dim, 3, padding=1)
+        self.to_thin = nn.Conv2d(f16, value_dim, 3, padding=1)
+        self.skip8 = nn.Conv2d(f8, value_dim, 3, padding=1)
+        self.skip4 = nn.Conv2d(f4, up_dim, 3, padding=1)
+        self.value_trunk = ResNet(inputs + 2, value_blocks, width, False, stride // 4, norm, value_bias)
+        self.fuse = _Fusion(self.value_trunk.channels[-1] + f16, value_dim, attention)
+        self.compress = _Residual(2 * value_dim, value_dim)
+        self.up8 = _Residual(value_dim, up_dim)
+        self.up4 = _Residual(up_dim, up_dim)
+        self.head = nn.Conv2d(up_dim, 1, 3, padding=1)
+        nn.init.orthogonal_(self.to_key.weight)
+        nn.init.zeros_(self.to_key.bias)  # type: ignore[arg-type]
+
+    def encode(self, image: Tensor) -> Encoded:
+        """(B, C, H, W) to keys, and what decoding and memorising these slices will need. Costs the most: do it once."""
+        f4, f8, f16 = self.trunk(self._padded(image))
+        skips = (self.to_thin(f16), f16, self.skip8(f8), self.skip4(f4))
+        return Encoded(self.to_key(f16), skips, (image.shape[2], image.shape[3]))
+
+    def memorise(self, image: Tensor, encoded: Encoded, masks: Tensor) -> Tensor:
+        """Values (B, O, Cv, h, w) of slices (B, C, H, W) whose O objects have the probabilities `masks` (B, O, H, W).
+
+        Each object is encoded with the sum of the others beside it.
+        """
+        b, objects = masks.shape[:2]
+        others = (masks.sum(1, keepdim=True) - masks).clamp(0, 1)
+        pair = torch.stack([masks, others], 2).to(image.dtype)
+        stacked = torch.cat([image[:, None].expand(-1, objects, -1, -1, -1), pair], 2).flatten(0, 1)
+        features = self.value_trunk(self._padded(stacked))[-1]
+        return self.fuse(torch.cat([features, _each(encoded.skips[1], objects)], 1)).unflatten(0, (b, objects))
+
+    def decode(self, encoded: Encoded, read: Tensor) -> Tensor:
+        """What was read from the memory, (B, O, Cv, h, w), to logits (B, O, H, W): each object against all else."""
+        thin, _, skip8, skip4 = encoded.skips
+        b, objects = read.shape[:2]
+        x = self.compress(torch.cat([read.flatten(0, 1), _each(thin, objects)], 1))
+        x = self.up8(_joined(x, skip8))
+        x = self.up4(_joined(x, skip4))
+        z = F.interpolate(self.head(F.relu(x)), scale_factor=self.stride // 4, mode="bilinear")
+        h, w = encoded.size
+        return z[:, 0, :h, :w].unflatten(0, (b, objects))
+
+    def _padded(self, x: Tensor) -> Tensor:
+        h, w = (-n % self.stride for n in x.shape[2:])
+        return F.pad(x, (0, w, 0, h), "replicate") if h or w else x
+
+
+def stcn(inputs: int = 3) -> STCN:
+    """The paper's propagation network (Pham et al., FLARE22): 54,416,065 parameters with three inputs."""
+    return STCN(inputs)
+
+
+def stcn_stock(inputs: int = 3) -> STCN:
+    """STCN as its authors published it, normalisation apart: 54,434,180 parameters with three inputs."""
+    return STCN(inputs, attention=True, key_bias=False)
+
+
+def stcn_small(inputs: int = 3) -> STCN:
+    """For images of about a hundred pixels and for CPUs: stride 4, ResNet-18 of a quarter of the width for keys too."""
+    return STCN(
+        inputs, (2, 2, 2), 16, False, key_dim=32, value_dim=64, up_dim=32, stride=4, key_bias=False, value_bias=False
+    )
+
+
+STCNS: dict[str, Callable[[int], STCN]] = {"stcn": stcn, "stock": stcn_stock, "small": stcn_small}
+"""By name; each takes the number of channels."""
+
+
+def _each(x: Tensor, objects: int) -> Tensor:
+    """(B, ...) to (B * O, ...): the same features for each object."""
+    return x.repeat_interleave(objects, 0) if objects > 1 else x
+
+
+def _joined(x: Tensor, skip: Tensor) -> Tensor:
+    """(B * O, ...) enlarged to the finer (B, ...), which is added for each object."""
+    larger = F.interpolate(x, skip.shape[2:], mode="bilinear")
+    return (larger.unflatten(0, (len(skip), -1)) + skip[:, None]).flatten(0, 1)
+
+
+class _Residual(nn.Module):
+    """Two 3 x 3 convolutions, each after a ReLU, beside a third where the width changes; no normalisation."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 3, padding=1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class _Fusion(nn.Module):
+    """The features of an image and of a mask on it, fused to one value."""
+
+    def __init__(self, inputs: int, outputs: int, attention: bool) -> None:
+        super().__init__()
+        self.first = _Residual(inputs, outputs)
+        self.attention = _Attention(outputs) if attention else None
+        self.second = _Residual(outputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x if self.attention is None else x + self.attention(x))
+
+
+class _Attention(nn.Module):
+    """CBAM: each channel, then each position, weighed by its mean and its maximum."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.channel = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.space = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * (self.channel(x.mean((2, 3))) + self.channel(x.amax((2, 3)))).sigmoid()[..., None, None]
+        return x * self.space(torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)).sigmoid()

@@ -1,0 +1,12 @@
+"""From a network to a label map, with bounded memory: windows -> finished slabs of logits -> classes on a grid.
+
+Arrays in, arrays out; no files here. The logits are held for one window's depth of the image, never for all of it, and
+at the resolution of the network, never at that of the output.
+"""
+
+from __future__ import annotations
+
+from contextseg.predict.labels import labels_from_slabs, segment
+from contextseg.predict.windows import Network, gaussian, positions, sliding_window
+
+__all__ = ["Network", "gaussian", "labels_from_slabs", "positions", "segment", "sliding_window"]

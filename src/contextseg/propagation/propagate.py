@@ -1,0 +1,293 @@
+"""From a few labelled slices to a labelled volume: the walk over slices, along any axis, for any classes.
+
+The reference slices cut the volume into stretches. Between two references a stretch is walked from both, and the
+probabilities of both walks are averaged; outside the first and the last it is walked from the one beside it. Every walk
+remembers all references, and, of the slices that it has filled itself, every fifth and the last. So walks do not depend
+on one another, and a volume turned round gives the same labels turned round.
+
+After Pham, Nguyen-Ho, Tran (FLARE22, LNCS 13816). Different here: memory holds probabilities (theirs holds sums of two,
+up to 2); every slice is filled wherever the references lie; a slice is encoded once for both walks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contextseg.batch import IGNORE
+from contextseg.disk import Problem
+from contextseg.nets.stcn import Encoded
+from contextseg.propagation.interpolate import checked
+from contextseg.propagation.memory import MemoryBank, aggregate, said_at
+
+
+class Network(Protocol):
+    """What a network must do to propagate; `contextseg.nets.stcn.STCN` does.
+
+    stride  pixels to a position of key and value; an image of H pixels has ceil(H / stride) positions.
+    """
+
+    stride: int
+
+    def encode(self, image: Tensor) -> Encoded: ...  # noqa: D102
+    def memorise(self, image: Tensor, encoded: Encoded, masks: Tensor) -> Tensor: ...  # noqa: D102
+    def decode(self, encoded: Encoded, read: Tensor) -> Tensor: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Result:
+    """A volume, filled.
+
+    labels         (D, H, W) int16: 0, or one of `classes`. What the references said stands there as it was.
+    confidence     (n,) float32, one number in [0, 1] for each slice along the axis: the Dice that is to be expected of
+                   its labels if the probabilities are right, 1 where a reference says all. Where the two walks
+                   disagree, their average is undecided, and the slice is low; the lowest is the one to correct next.
+    agreement      (n,) float32: the Dice of the two walks with each other, all classes together; NaN where only one
+                   came by, or none.
+    probabilities  (1 + O, D, H, W) float16, background first, then `classes`; None unless asked for.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    agreement: np.ndarray
+    classes: tuple[int, ...]
+    probabilities: np.ndarray | None
+
+
+def propagate(
+    network: Network,
+    volume: Tensor | np.ndarray,
+    references: Mapping[int, Any],
+    classes: Sequence[int] | None = None,
+    axis: int = 0,
+    **options: Any,
+) -> Result:
+    """Fill a volume from its labelled slices, once. For several rounds on one volume keep a `Session`, whose
+    `propagate` says what the arguments are.
+    """
+    return Session(network, volume, axis).propagate(references, classes, **options)
+
+
+class Session:
+    """One volume and its encoded slices, for as many rounds of references as a person needs.
+
+    network  in evaluation mode. volume (C, D, H, W), normalised as in training, on any device or in a file.
+    axis     0, 1 or 2: slices are taken across D, H or W.
+    device   where the network is and the memory will be; None is the volume's own.
+    batch    slices encoded at once. keep: slices whose encoding is kept, on the device; with room for all, a second
+             round encodes none.
+
+    Mixed precision on CUDA only.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        volume: Tensor | np.ndarray,
+        axis: int = 0,
+        *,
+        device: torch.device | str | None = None,
+        batch: int = 8,
+        keep: int = 64,
+    ) -> None:
+        if volume.ndim != 4 or not 0 <= axis <= 2:
+            what = f"a volume of {tuple(volume.shape)} and axis {axis}"
+            raise Problem("propagation", what, "give a volume (C, D, H, W) and axis 0, 1 or 2")
+        own = volume.device if isinstance(volume, Tensor) else "cpu"
+        self.network, self.axis, self.device = network, axis, torch.device(own if device is None else device)
+        self.slices: Any = (
+            volume.movedim(axis + 1, 1) if isinstance(volume, Tensor) else np.moveaxis(volume, axis + 1, 1)
+        )
+        self.batch, self.keep = batch, keep
+        self._encoded: OrderedDict[int, Encoded] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Slices along the axis."""
+        return int(self.slices.shape[1])
+
+    @torch.inference_mode()
+    def propagate(
+        self,
+        references: Mapping[int, Any],
+        classes: Sequence[int] | None = None,
+        *,
+        top_k: int | None = 20,
+        every: int = 5,
+        most: int = 32,
+        probabilities: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Result:
+        """Fill the volume from its reference slices.
+
+        references     slice number to label (H, W), integers: the plane's two axes in the volume's order. `IGNORE`
+                       where nobody has said: it is filled, and the memory is told nothing there.
+        classes        what to follow; None is every class in the references. Others count as background.
+        top_k          how many memorised positions each position reads; None is all.
+        every, most    of the memory: every `every`th filled slice stays, `most` slices at most. With more references
+                       than it has room for, each stretch has the nearest.
+        probabilities  whether to keep them for the whole volume.
+        progress       called with (slices walked, in all).
+
+        Raises `Problem` for no reference or no class, and for a reference that does not fit.
+        """
+        labels = checked(references, len(self), tuple(self.slices.shape[2:]))
+        found = sorted({int(k) for label in labels.values() for k in np.unique(label) if k > 0})
+        names = tuple(found if classes is None else (int(k) for k in classes))
+        if not names:
+            raise Problem("reference slices", "they hold no class", "label a structure in at least one of them")
+        if most < 3:
+            raise Problem(f"most={most}", "the memory is too small", "give 3 slices or more")
+        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+            return _Walk(self, labels, names, top_k, every, most, probabilities, progress).result()
+
+    def image(self, slices: Sequence[int]) -> Tensor:
+        """(B, C, H, W) float32 on the device: these slices."""
+        part = self.slices[:, list(slices)]
+        part = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, np.float32))
+        return part.to(self.device, torch.float32).transpose(0, 1)
+
+    def encoded(self, slices: Sequence[int]) -> Iterator[tuple[int, Encoded]]:
+        """Each slice and its encoding, in that order, encoded in batches ahead where it is not kept."""
+        for place, i in enumerate(slices):
+            if i not in self._encoded:
+                ahead = [j for j in slices[place : place + self.batch] if j not in self._encoded]
+                many = self.network.encode(self.image(ahead))
+                for n, j in enumerate(ahead):
+                    self._encoded[j] = many[n : n + 1]
+            self._encoded.move_to_end(i)
+            yield i, self._encoded[i]
+            while len(self._encoded) > max(self.keep, self.batch):
+                self._encoded.popitem(last=False)
+
+
+class _Walk:
+    """One round: the references in the memory, the stretches walked, the result written slice by slice."""
+
+    def __init__(
+        self,
+        session: Session,
+        labels: dict[int, np.ndarray],
+        classes: tuple[int, ...],
+        top_k: int | None,
+        every: int,
+        most: int,
+        probabilities: bool,
+        progress: Callable[[int, int], object] | None,
+    ) -> None:
+        self.session, self.labels, self.classes, self.progress = session, labels, classes, progress
+        n, *plane = session.slices.shape[1:]
+        self.known = sorted(labels)
+        self.stretches = _stretches(self.known, n)
+        longest = max((b - a - 1 for a, b in self.stretches), default=0)
+        self.references = min(len(labels), most - 2)
+        self.bank_settings = (min(most, self.references + longest // every + 1), every, top_k)
+        self.remembered: tuple[int, ...] = ()
+        self.done, self.total = 0, sum((b - a - 1) * ((a >= 0) + (b < n)) for a, b in self.stretches)
+        self.out = np.zeros((n, *plane), np.int16)
+        self.confidence, self.agreement = np.ones(n, np.float32), np.full(n, np.nan, np.float32)
+        shape = (n, 1 + len(classes), *plane)
+        self.probabilities = np.zeros(shape, np.float16) if probabilities else None
+        self.names = np.array([0, *classes], np.int16)
+
+    def result(self) -> Result:
+        axis = self.session.axis
+        for a, b in self.stretches:
+            self.stretch(a, b)
+        for i, label in self.labels.items():
+            self.reference(i, label)
+        p = None if self.probabilities is None else np.moveaxis(self.probabilities.swapaxes(0, 1), 1, axis + 1)
+        return Result(np.moveaxis(self.out, 0, axis), self.confidence, self.agreement, self.classes, p)
+
+    def stretch(self, a: int, b: int) -> None:
+        """Fill the slices between a and b, which are references or just outside the volume."""
+        inside, n = range(a + 1, b), len(self.session)
+        bank = self.bank(a, b)
+        if a >= 0 and b < n:
+            up = {i: p.half() for i, p in self.walk(bank, inside)}
+            for i, p in self.walk(bank, inside[::-1]):
+                self.write(i, (up[i].float() + p.half().float()) / 2)
+                self.agreement[i] = _dice(up.pop(i).argmax(0), p.argmax(0))
+        else:
+            for i, p in self.walk(bank, inside if a >= 0 else inside[::-1]):
+                self.write(i, p)
+
+    def walk(self, bank: MemoryBank, slices: range) -> Iterator[tuple[int, Tensor]]:
+        """Each slice and its probabilities (1 + O, H, W), each read from the references and the slices before it."""
+        bank.restart()
+        for i, encoded in self.session.encoded(slices):
+            p = self.read(bank, encoded)
+            yield i, p
+            self.done += 1
+            if self.progress:
+                self.progress(self.done, self.total)
+            if i != slices[-1]:
+                value = self.session.network.memorise(self.session.image([i]), encoded, p[None, 1:])
+                bank.add(encoded.key[0], value[0])
+
+    def read(self, bank: MemoryBank, encoded: Encoded) -> Tensor:
+        logits = self.session.network.decode(encoded, bank.read(encoded.key[0])[None])
+        return aggregate(logits)[0].softmax(0)
+
+    def bank(self, a: int, b: int) -> MemoryBank:
+        """A memory of the references nearest to a stretch; made again only where these are others."""
+        middle = (a + b) / 2
+        nearest = tuple(sorted(sorted(self.known, key=lambda i: abs(i - middle))[: self.references]))
+        if nearest != self.remembered:
+            self._bank, self.remembered = MemoryBank(*self.bank_settings), nearest
+            for i, encoded in self.session.encoded(nearest):
+                label = torch.from_numpy(self.labels[i]).to(self.session.device)
+                masks = torch.stack([label == k for k in self.classes]).float()
+                said = (
+                    None
+                    if bool((label != IGNORE).all())
+                    else said_at(label[None] != IGNORE, self.session.network.stride)[0]
+                )
+                value = self.session.network.memorise(self.session.image([i]), encoded, masks[None])
+                self._bank.refer(encoded.key[0], value[0], said)
+        return self._bank
+
+    def write(self, i: int, p: Tensor) -> None:
+        best, k = p.max(0)
+        inside = k > 0
+        overlap, sizes = (best * inside).sum(), inside.sum() + (1 - p[0]).sum()
+        self.out[i] = self.names[k.cpu().numpy()]
+        self.confidence[i] = float(2 * overlap / sizes) if inside.any() else float(p[0].mean())
+        if self.probabilities is not None:
+            self.probabilities[i] = p.cpu().numpy()
+
+    def reference(self, i: int, label: np.ndarray) -> None:
+        """Write what was said; where nothing was, what the slice reads from the references, itself among them."""
+        said = label != IGNORE
+        if not said.all():
+            bank = self.bank(i - 1, i + 1)
+            bank.restart()
+            [(_, encoded)] = self.session.encoded([i])
+            self.write(i, self.read(bank, encoded))
+        asked = np.where(np.isin(label, self.classes), label, 0)
+        self.out[i][said] = asked[said]
+        if self.probabilities is not None:
+            exact = (asked == self.names[:, None, None]).astype(np.float16)
+            self.probabilities[i] = np.where(said, exact, self.probabilities[i])
+
+
+def _stretches(known: Sequence[int], n: int) -> list[tuple[int, int]]:
+    """The slices strictly between each pair are to be filled; -1 and n lie just outside the volume.
+
+    >>> _stretches([0, 3, 4], 7)
+    [(0, 3), (4, 7)]
+    """
+    ends = [-1, *known, n]
+    return [(a, b) for a, b in pairwise(ends) if b - a > 1]
+
+
+def _dice(one: Tensor, other: Tensor) -> float:
+    """Of two label maps, foreground classes together; 1 where both are empty."""
+    size = int((one > 0).sum() + (other > 0).sum())
+    return 2 * float(((one == other) & (one > 0)).sum()) / size if size else 1.0

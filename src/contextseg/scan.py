@@ -1,0 +1,72 @@
+"""One scan from its file's grid through the networks and back: labels, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from contextseg.data.components import Change, keep_largest
+from contextseg.data.plan import Channel, Plan
+from contextseg.data.prepare import normalise, prepare, undo
+from contextseg.methods import Method
+from contextseg.predict import segment
+from contextseg.settings import Prediction
+from contextseg.volume import Volume
+
+
+def predict_scan(
+    scan: Volume, members: Sequence[tuple[Method, Plan]], how: Prediction, name: str = "", tell: Any = None
+) -> Volume:
+    """Segment a scan on its own grid, in the label files' values, by the mean of several methods' logits.
+
+    The plans may differ in how they normalise (the folds of a CT data set do) and in nothing else.
+    """
+    return predict_with_confidence(scan, members, replace(how, confidence=False), name, tell)[0]
+
+
+def predict_with_confidence(
+    scan: Volume,
+    members: Sequence[tuple[Method, Plan]],
+    how: Prediction,
+    name: str = "",
+    tell: Any = None,
+    changes: list[Change] | None = None,
+) -> tuple[Volume, Volume | None]:
+    """`predict_scan`, and how sure it is of each voxel: uint8, 0 to 255 for 0 to 1; None unless `how` asks for it.
+
+    Outside the body, which no network sees, it is sure of the background. Where the largest component alone is kept,
+    what else there was is appended to `changes`; it is background now, which is as likely as its class was not.
+    """
+    plan = members[0][1]
+    raw, _, _, record = prepare(scan, plan, name)
+    ways = list(dict.fromkeys(p.channels for _, p in members))
+    image = np.concatenate([normalise(raw, channels, record) for channels in ways])
+
+    def network(method: Method, channels: tuple[Channel, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+        first = sum(len(way) for way in ways[: ways.index(channels)])
+        return lambda x: method.predict(x[:, first : first + len(channels)])
+
+    confidence = np.empty(record.shape, np.uint8) if how.confidence else None
+    label = segment(
+        [network(method, p.channels) for method, p in members],
+        image,
+        record.shape,
+        plan.patch_vox,
+        device=next(members[0][0].parameters()).device,
+        step=how.step,
+        mirror_axes=[axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
+        swaps=plan.swaps,
+        lateral_axis=plan.lateral_axis,
+        batch_size=how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
+        to_class=np.array(plan.values),
+        confidence=confidence,
+        progress=tell,
+    )
+    whole = undo(label, record, plan.values[0])
+    kept = keep_largest(whole, changes) if how.largest_component else whole
+    sure = None if confidence is None else undo(confidence, record, 255)
+    return kept, sure and sure.with_array(np.where(kept.array == whole.array, sure.array, 255 - sure.array))

@@ -1,0 +1,541 @@
+"""CMU-Net: its network counted by hand, its loss and head by formula, its gate by doing what it promises."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier, Thread
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import laws
+from contextseg.batch import IGNORE
+from contextseg.cli import app
+from contextseg.data import phantom
+from contextseg.disk import Problem, read_json, write_json
+from contextseg.job import teach
+from contextseg.losses import deep, dice_ce, soft_dice
+from contextseg.methods import CMU, METHODS, Supervised
+from contextseg.methods.base import build_net
+from contextseg.methods.cmu import Classifier, warm_restarts
+from contextseg.methods.presence import (
+    THRESHOLDS,
+    chosen,
+    flags,
+    gate,
+    head_of,
+    largest_presence,
+    presence_loss,
+    tiles,
+    with_head,
+    write_flags,
+)
+from contextseg.nets import NETS, CMUNet, Presence
+from contextseg.nets.presence import gated
+from contextseg.run import Run
+from contextseg.settings import Settings
+from contextseg.volume import read, read_labels
+
+torch.set_num_threads(1)
+PAPERS = ([16, 32, 64, 128, 256], [[1, 1]] + [[2, 2]] * 4, [[3, 3]] * 5)
+SMALL = [name for name in NETS if f"{name}-small" not in NETS]
+both_dims = pytest.mark.parametrize("dims", [2, 3])
+
+
+def count(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_has_the_papers_parameters_counted_by_hand() -> None:
+    widths, k = PAPERS[0], 2
+    encoder = 9 * sum(a * b + b * b for a, b in zip([1, *widths], widths))
+    assert encoder == 1_177_488
+    skip, low = widths[:-1], widths[1:]
+    as_it_is = 9 * sum((a + b) * a + a * a for a, b in zip(skip, low))  # the skip meets all channels from below
+    halved = 9 * sum((a + a) * a + a * a for a in skip)  # after a convolution that halves them
+    norms = 2 * (2 * sum(widths) + 2 * sum(skip))
+    heads = (16 * k + k) + (256 * (k - 1) + (k - 1))  # 1x1 convolution, linear layer
+    ours = encoder + as_it_is + norms + heads
+    assert ours == 1_964_083
+    with torch.device("meta"):
+        net = CMUNet(1, k, *PAPERS)
+    assert count(net) + 257 == ours
+    narrow = CMUNet(1, k, [4, 6], [[1, 1], [2, 2]], [[3, 3]] * 2)
+    assert count(Presence(narrow, 1, k, 2)) - count(narrow) == 6 + 1
+
+    def millions(up: int) -> float:
+        return round((encoder + halved + up + norms + heads) / 1e6, 2)
+
+    assert round(ours / 1e6, 2) == 1.96  # as published; no other way up is
+    assert millions(4 * sum(a * b for a, b in zip(skip, low))) == 1.94  # transposed convolution 2x2
+    assert millions(9 * sum(a * b for a, b in zip(skip, low))) == 2.16  # interpolation, convolution 3x3
+    assert millions(1 * sum(a * b for a, b in zip(skip, low))) == 1.81  # interpolation, convolution 1x1
+
+
+def test_two_levels_written_out() -> None:
+    torch.manual_seed(0)
+    net = CMUNet(2, 3, [4, 6], [[1, 1], [2, 2]], [[3, 3]] * 2).eval()
+    for p in net.parameters():
+        nn.init.normal_(p)
+    weights = iter(net.parameters())
+    x = torch.randn(2, 2, 8, 6)
+
+    def two(x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = F.conv2d(x, next(weights), padding=1)
+            mean, variance = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=0, keepdim=True)
+            scale, shift = (next(weights).view(-1, 1, 1) for _ in range(2))
+            x = (x - mean) / (variance + 1e-5).sqrt() * scale + shift
+            x = torch.maximum(x, 0.2 * x)
+        return x
+
+    top = two(x)
+    low = two(top.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2)))
+    z = two(torch.cat([F.interpolate(low, scale_factor=2, mode="bilinear"), top], 1))
+    z = torch.einsum("oc,bchw->bohw", next(weights)[..., 0, 0], z) + next(weights).view(-1, 1, 1)
+    torch.testing.assert_close(net(x), z, rtol=1e-4, atol=1e-4)
+
+
+def test_the_activation_comes_after_the_norm_or_the_head_would_be_blind() -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(8, affine=True)
+    maps = torch.randn(5, 8, 6, 6).exp()
+    blind = norm(F.leaky_relu(maps, 0.2)).mean((2, 3))
+    torch.testing.assert_close(blind, norm.bias.expand(5, -1), rtol=0, atol=1e-6)
+    told = with_head("cmunet", laws.plan(2)).both(laws.batch(0, dims=2).image)[1]
+    assert told.std(0).min() > 1e-3
+
+
+def test_the_network_is_for_slices() -> None:
+    with pytest.raises(Problem, match="net=cmunet: this network is 2-D"):
+        build_net("cmunet", laws.plan(3))
+
+
+# --- the head on any network ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "dims"), [(name, dims) for name in SMALL for dims in NETS[name].dims])
+def test_any_network_carries_the_head_and_does_not_notice(name: str, dims: int) -> None:
+    plan, x = laws.plan(dims), laws.batch(0, dims=dims).image
+    torch.manual_seed(3)
+    bare = build_net(name, plan)
+    torch.manual_seed(3)
+    head = with_head(name, plan)
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), head.net.parameters(), strict=True))
+    assert head.training
+    assert all(torch.equal(a, b) for a, b in zip(bare(x), head(x), strict=True))
+    outputs, present = head.both(x)
+    assert torch.equal(outputs[0], bare(x)[0])
+    assert present.shape == (4, 2)
+    with torch.no_grad():
+        assert torch.equal(head.eval()(x), bare.eval()(x))
+    present.square().sum().backward()
+    reached = {id(p) for p in head.net.parameters() if p.grad is not None}
+    assert reached == {id(p) for p in head.encoder()}
+    assert 0 < len(reached) < len(list(head.net.parameters()))
+
+
+def test_a_network_without_a_known_encoder_is_named() -> None:
+    with pytest.raises(Problem, match="Conv2d: a presence head does not find its encoder"):
+        Presence(nn.Conv2d(1, 2, 1), 1, 2, 2)
+
+
+def test_two_threads_hear_their_own_image() -> None:
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages, self.barrier = nn.ModuleList([nn.Identity()]), Barrier(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.barrier.wait(20)
+            x = self.stages[-1](x)
+            self.barrier.wait(20)
+            return x
+
+    net = Slow()
+    head = Presence(net, 1, 2, 2).eval()
+    net.barrier = Barrier(2)
+    found: dict[int, Tensor] = {}
+    threads = [
+        Thread(target=lambda n=n: found.update({n: head.both(torch.full((1, 1, 2, 2), float(n)))[1]})) for n in (1, 5)
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for n in (1, 5):
+        assert torch.equal(found[n], head.linear(torch.full((1, 1), float(n))))
+
+
+def test_a_shut_gate_lets_no_voxel_through_and_an_open_one_all() -> None:
+    torch.manual_seed(0)
+    z, p = torch.randn(3, 4, 5, 5), torch.tensor([[0.2, 0.5, 0.9]] * 3)
+    shut = gated(z, p, (0.5, 0.5, 0.95))
+    assert torch.equal(shut[:, [0, 2]], z[:, [0, 2]])  # 0.5 is not below 0.5
+    assert set(shut.argmax(1).unique().tolist()) == {0, 2}
+    torch.testing.assert_close((shut - shut[:, :1])[:, [1, 3]], -(z - z[:, :1])[:, [1, 3]].abs())
+    assert torch.equal(gated(z, p, (0.0, 0.0, 0.0)), z)
+
+
+def test_the_gate_is_for_evaluation_and_no_part_of_the_weights() -> None:
+    head, x = with_head("unet", laws.plan(2)), laws.batch(0, dims=2).image
+    head.gate = (1.0, 0.0)
+    assert (head(x)[0].argmax(1) == 1).any()
+    with torch.no_grad():
+        assert not (head.eval()(x).argmax(1) == 1).any()
+        assert (head(x).argmax(1) == 2).any()
+        assert (head.both(x)[0].argmax(1) == 1).any()
+    assert not [name for name in head.state_dict() if "gate" in name]
+
+
+# --- losses and schedule ----------------------------------------------------------------------------------------------
+
+
+def test_presence_loss_is_the_focal_loss_of_each_class() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(3, 2, dtype=torch.float64)
+    tags = torch.tensor([[1, 1, 0], [1, IGNORE, 0], [0, IGNORE, IGNORE]])
+    p = z.sigmoid()
+
+    def one(i: int, k: int, alpha: float = 0.8) -> Tensor:
+        if tags[i, k + 1]:
+            return -alpha * (1 - p[i, k]) ** 2 * p[i, k].log()
+        return -(1 - alpha) * p[i, k] ** 2 * (1 - p[i, k]).log()
+
+    expected = ((one(0, 0) + one(0, 1)) / 2 + one(1, 1) + 0) / 3  # the last item has nothing that is known
+    assert float(presence_loss(z, tags, alpha=0.8)) == pytest.approx(float(expected), rel=1e-12)
+    plain = F.binary_cross_entropy_with_logits(z[:1], tags[:1, 1:].double())
+    assert float(presence_loss(z[:1], tags[:1], gamma=0)) == pytest.approx(float(plain) / 2, rel=1e-12)
+    assert presence_loss(z[:0], tags[:0]) == 0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_presence_loss_of_any_logit_is_finite_and_so_is_its_slope(gamma: float) -> None:
+    z = torch.tensor([[-1e4, -40.0, 0.0, 40.0, 1e4]]).repeat(2, 1).requires_grad_()
+    tags = torch.tensor([[1] * 6, [0] * 6])
+    loss = presence_loss(z, tags, gamma)
+    loss.backward()
+    assert loss.isfinite()
+    assert z.grad.isfinite().all()
+    half = presence_loss(torch.zeros(2, 5, dtype=torch.float16), tags)
+    assert half.dtype == torch.float32
+
+
+def test_warm_restarts_are_torchs_at_each_epoch() -> None:
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(sgd, T_0=10)
+    for epoch in range(100):
+        assert warm_restarts(epoch / 100, 10) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        sgd.step()
+        theirs.step()
+
+
+def test_the_joint_loss_shares_out_its_weight() -> None:
+    torch.manual_seed(0)
+    method, b = CMU(laws.plan(2), loss="soft_dice", presence_weight=0.3), laws.batch(0, dims=2)
+    terms = method(b)
+    outputs, present = head_of(method).both(b.image)
+    assert torch.equal(terms["seg"], 0.7 * deep(soft_dice, outputs, b.label, b.annotated))
+    assert torch.equal(terms["presence"], 0.3 * presence_loss(present, b.tags, 2.0, 0.8))
+    torch.manual_seed(0)
+    plain = CMU(laws.plan(2), loss="soft_dice", presence_weight=0)
+    assert list(plain(b)) == ["seg"]
+    assert torch.equal(plain(b)["seg"], deep(soft_dice, outputs, b.label, b.annotated))
+    assert method.decay(0.05) == warm_restarts(0.05, 10)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"loss": "dize"}, {"presence_weight": 1.0}, {"alpha": 1.0}, {"gamma": -1.0}, {"cycles": 0}]
+)
+def test_arguments_that_make_no_sense_are_named(wrong: dict[str, Any]) -> None:
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(Problem, match=f"{name}={value}"):
+        CMU(laws.plan(2), **wrong)
+
+
+# --- any method can carry it ------------------------------------------------------------------------------------------
+
+
+@both_dims
+def test_supervised_is_what_it_was_without_the_head(dims: int) -> None:
+    b = laws.batch(0, dims=dims)
+    torch.manual_seed(5)
+    net = build_net("unet", laws.plan(dims))
+    plain, taught = (laws.make("supervised", dims, seed=5, presence_weight=w) for w in (0.0, 0.3))
+    assert list(plain(b)) == ["seg"]
+    for method in (plain, taught):
+        assert torch.equal(method(b)["seg"], deep(dice_ce, net(b.image), b.label, b.annotated))
+    assert list(plain.state_dict()) == [f"net.{name}" for name in net.state_dict()]
+    present = head_of(taught).both(b.image)[1]
+    assert torch.equal(taught(b)["presence"], 0.3 * presence_loss(present, b.tags))
+
+
+@both_dims
+def test_supervised_with_the_head_keeps_the_laws(dims: int, tmp_path: Path) -> None:
+    method = laws.make("supervised", dims, presence_weight=1.0)
+    b = laws.batch(0, dims=dims)
+    nothing = b.only(torch.ones(4, dtype=torch.bool))
+    nothing.label[:] = IGNORE
+    assert sum(float(term.detach()) for term in method(nothing).values()) == 0
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    laws.teach(method, tmp_path, 2, dims)
+    assert [name for name, value in method.state_dict().items() if torch.equal(value, before[name])] == []
+
+
+def test_the_head_learns_whether_a_class_is_there(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    method = Classifier(laws.plan(2), "cmunet", optimizer="adamw", cycles=1)
+
+    def slices(n: int) -> Any:
+        b = laws.batch(n, dims=2)
+        gone = (b.label == 1) & torch.tensor([True, True, False, False]).view(-1, 1, 1)
+        b.image[gone.unsqueeze(1)] = 0.5
+        b.label[gone] = 0
+        b.label[b.label == IGNORE] = 0
+        return b
+
+    optimizer = method.optimizers(0.01)["encoder"]
+    for n in range(40):
+        optimizer.zero_grad()
+        method(slices(n))["presence"].backward()
+        optimizer.step()
+    right = []
+    for n in range(100, 110):
+        b = slices(n)
+        right.append(((method.eval().net.both(b.image)[1][:, 0] > 0) == (b.tags[:, 1] == 1)).float().mean())
+    assert torch.stack(right).mean() > 0.9
+
+
+# --- the three regimes ------------------------------------------------------------------------------------------------
+
+
+def test_pretraining_hands_over_the_encoder_and_leaves_the_decoder(tmp_path: Path) -> None:
+    taught: list[Any] = []
+
+    def train(method: Any, **_: Any) -> Any:
+        before = {name: p.clone() for name, p in method.named_parameters()}
+        if isinstance(method, Classifier):
+            laws.teach(method, tmp_path, 2, 2, lr=0.1)
+        taught.append((method, before))
+        return method
+
+    torch.manual_seed(0)
+    made: Any = METHODS["cmu-pretrain"](SimpleNamespace(plan=laws.plan(2), train=train), net="cmunet")
+    (first, before), (second, _) = taught
+    assert made is second
+    assert head_of(second) is None
+    encoder = {id(p) for p in [*first.net.encoder(), *first.net.linear.parameters()]}
+    for name, p in first.named_parameters():
+        assert torch.equal(p, before[name]) == (id(p) not in encoder), name
+    theirs = first.net.net.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in second.net.state_dict().items())
+
+
+ASKED = ["dims=2", "patch_vox=16,16", "base_width=4", "batch_size=4", "steps=3", "check_every=0", "net=cmunet"]
+
+
+def settings(data: Path, method: str) -> Settings:
+    return Settings(str(data), method, fold=0).set(ASKED)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five labelled phantoms of two organs, and one to test on."""
+    return phantom.write_dataset(
+        tmp_path_factory.mktemp("cmu") / "data", labelled=5, test=1, shape=(10, 20, 20), classes=3
+    )
+
+
+def test_slices_of_3d_cases_go_in_and_volumes_come_out_on_the_command_line(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = [f"--set={assignment}" for assignment in [*ASKED, "prediction.mirror=false"]]
+    done = CliRunner().invoke(app, ["run", str(data), "-o", str(out), "--method=cmu", "--fold=0", *asked])
+    assert done.exit_code == 0, done.output
+    run = Run.open(out)
+    assert run.plan.patch_vox == (16, 16)
+    (scan,) = run.dataset.test
+    image, label = read(*scan.images), read_labels(next(out.glob("*-predict/phantom*.nii.gz")))
+    assert label.array.shape == image.array.shape[1:]
+    assert np.allclose(label.affine, image.affine)
+    assert next(out.glob("*-evaluate/metrics.csv")).read_text(encoding="utf-8").count("\n") == 3
+    log = json.loads((out / "04-train" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert {"seg", "presence"} <= set(log)
+    told = read_json(out / "05-gate" / "gate.json")
+    assert {name: (row["cases"], row["threshold"]) for name, row in told.items()} == {"bright": (1, 0), "dark": (1, 0)}
+    told["dark"]["threshold"] = 0.4
+    write_json(out / "05-gate" / "gate.json", told)
+    assert head_of(run.finished()).gate == (0.0, 0.4)
+
+
+def test_pretraining_is_two_stages(data: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", settings(data, "cmu-pretrain"))
+    teach(run)
+    logs = [json.loads(path.read_text().splitlines()[-1]) for path in sorted(run.folder.glob("*-train/log.jsonl"))]
+    assert [{"seg", "presence"} & set(log) for log in logs] == [{"presence"}, {"seg"}]
+
+
+# --- the gate, chosen -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(3, 16, 16), (4, 17, 40), (1, 5, 31), (7, 3, 3)])
+@pytest.mark.parametrize("patch", [(16, 16), (8, 12), (2, 5, 9), (16, 16, 16)])
+def test_tiles_cover_the_grid_from_inside(size: tuple[int, ...], patch: tuple[int, ...]) -> None:
+    seen, boxes = np.zeros(size, int), list(tiles(size, patch))
+    whole = (*[1] * (3 - len(patch)), *patch)
+    for box in boxes:
+        assert seen[box].shape == tuple(min(n, p) for n, p in zip(size, whole))
+        seen[box] += 1
+    assert seen.min() == 1
+    assert len(boxes) == np.prod([-(-n // p) for n, p in zip(size, whole)])
+
+
+@pytest.fixture(scope="module")
+def validated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with two validation cases, preprocessed; class 2 was not looked for in the second."""
+    run = Run(tmp_path_factory.mktemp("cmu") / "run", settings(data, "cmu"))
+    run.check()
+    run.make_plan()
+    run.preprocess()
+    cases = run.dataset.train
+    run.split = (cases[2:], cases[:2])
+    known = {cases[0].name: (True, True, True), cases[1].name: (True, True, False)}
+    whole = run.cached
+    run.cached = lambda asked: [replace(c, annotated=known[c.record.name]) for c in whole(asked)]  # type: ignore[method-assign]
+    return run
+
+
+def slice_by_slice(run: Run, method: Any, predict: Callable[[Tensor], Tensor]) -> dict[str, tuple[np.ndarray, Any]]:
+    """For each validation case the classes that `predict` gives its tiles, laid side by side, and the tiles' labels."""
+    out = {}
+    for case in run.cached(run.split[1]):
+        z, y = [], []
+        for box in tiles(case.label.shape, run.plan.patch_vox):
+            x = torch.from_numpy(case.patch(box, run.plan.channels)[:, 0])[None]
+            z.append(predict(x)[0].argmax(0).numpy())
+            y.append(np.array(case.label[box][0]))
+        out[case.record.name] = np.array(z), np.array(y)
+    return out
+
+
+@torch.no_grad()
+def test_the_dice_of_a_gate_is_that_of_predicting_behind_it(validated: Run) -> None:
+    torch.manual_seed(1)
+    method = CMU(validated.plan, "cmunet").eval()
+    head = head_of(method)
+    spread = [head.both(validated_slice)[1] for validated_slice in some_slices(validated)]
+    head.linear.bias -= torch.stack(spread).mean((0, 1))  # so that the head is in two minds
+    head.linear.weight *= 5 / torch.stack(spread).std((0, 1)).view(-1, 1)
+    validated.count = 10
+    assert gate(validated, method) is method
+    told = read_json(validated.folder / "11-gate" / "gate.json")
+    assert [told[name]["cases"] for name in ("bright", "dark")] == [2, 1]
+    assert told["dark"]["threshold"] == 0  # of one case nothing can be said
+    different = 0
+    for t in (0, 5, 10, 14):
+        threshold = [0.0, *THRESHOLDS][t]
+        for k, name in enumerate(("bright", "dark")):
+            head.gate = tuple(threshold if i == k else 0.0 for i in range(2))
+            scores = []
+            for p, y in list(slice_by_slice(validated, method, method.predict).values())[: told[name]["cases"]]:
+                both = ((p == k + 1) & (y == k + 1)).sum()
+                scores.append(2 * both / ((p == k + 1).sum() + (y == k + 1).sum()))
+            assert told[name]["dice"][t] == pytest.approx(np.mean(scores), abs=1e-6)
+            different += told[name]["dice"][t] != told[name]["dice"][0]
+    assert different > 2
+
+
+def some_slices(run: Run) -> list[Tensor]:
+    case = run.cached(run.split[1])[0]
+    boxes = list(tiles(case.label.shape, run.plan.patch_vox))[::5]
+    return [torch.from_numpy(case.patch(box, run.plan.channels)[:, 0])[None] for box in boxes]
+
+
+def test_no_validation_case_no_stage_and_no_gate(validated: Run) -> None:
+    method = CMU(validated.plan, "cmunet")
+    run = SimpleNamespace(plan=validated.plan, split=(validated.split[0], ()))
+    assert gate(run, method) is method
+    assert head_of(method).gate == (0.0, 0.0)
+    plain = CMU(validated.plan, "cmunet", presence_weight=0)
+    assert gate(validated, plain) is plain
+
+
+def test_a_gate_is_chosen_where_its_gain_is_more_than_its_error() -> None:
+    dice = np.full((4, 1 + len(THRESHOLDS)), 0.5)
+    assert chosen(dice)["threshold"] == 0
+    dice[:, 3] += [0.1, 0.1, 0.1, 0.0]  # 0.075, standard error 0.025
+    dice[:, 5] = dice[:, 3]
+    assert chosen(dice)["threshold"] == THRESHOLDS[2] == 0.15
+    dice[0, 3:6] += 10.0  # 2.575, standard error over 2.5: more, by little
+    assert chosen(dice)["threshold"] == 0.15
+    dice[1:, 3] = dice[1:, 5] = 0.499  # one case alone gains
+    assert chosen(dice)["threshold"] == 0
+    dice[:] = 0.5
+    dice[:, 1:] = 0.4
+    assert chosen(dice)["threshold"] == 0
+    dice[:, 2] = 0.6
+    dice[1:] = np.nan
+    assert chosen(dice) == {"threshold": 0.0, "cases": 1, "dice": [0.5, 0.4, 0.6, *[0.4] * 17]}
+    assert chosen(dice[1:])["cases"] == 0
+
+
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_largest_presence_is_over_all_slices_whatever_the_gate(validated: Run) -> None:
+    torch.manual_seed(2)
+    method = CMU(validated.plan, "cmunet").eval()
+    head_of(method).gate = (1.0, 1.0)
+    case = validated.cached(validated.split[1])[0]
+    image = validated.image(case)
+    told = torch.zeros(2)
+    assert image.shape[1:] == (10, 20, 20)  # in patches of 16 x 16: four to a slice, none beyond the edge
+    for d, h, w in np.ndindex(10, 2, 2):
+        patch = image[None, :, d, 4 * h : 4 * h + 16, 4 * w : 4 * w + 16]
+        told = told.maximum(head_of(method).both(torch.from_numpy(patch))[1][0].sigmoid())
+    assert largest_presence(method, image, validated.plan) == pytest.approx(told.tolist(), rel=1e-5)
+    assert largest_presence(CMU(validated.plan, presence_weight=0), image, validated.plan) == []
+
+
+def test_a_class_that_is_seen_and_not_segmented_is_flagged(tmp_path: Path) -> None:
+    plan = laws.plan(classes=3)
+    label = np.array([[[0, 2, 2]]])
+    rows = flags(plan, [0.5, 0.9], label)
+    assert rows == {
+        "bright": {"presence": 0.5, "predicted_vox": 0, "flag": "missed"},
+        "dark": {"presence": 0.9, "predicted_vox": 2, "flag": ""},
+    }
+    assert flags(plan, [0.49, 0.9], label)["bright"]["flag"] == ""
+    write_flags(tmp_path, "a", rows)
+    write_flags(tmp_path, "b", rows)
+    write_flags(tmp_path, "a", flags(plan, [0.1, 0.9], label))
+    with open(tmp_path / "presence.csv", encoding="utf-8") as file:
+        read_back = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert read_back == [
+        ("b", "bright", "0.5", "0", "missed"),
+        ("b", "dark", "0.9", "2", ""),
+        ("a", "bright", "0.1", "0", ""),
+        ("a", "dark", "0.9", "2", ""),
+    ]
+    (tmp_path / "presence.csv").write_text("another,table\n")
+    with pytest.raises(Problem, match=r"presence\.csv: its columns are not"):
+        write_flags(tmp_path, "a", rows)
+
+
+def test_supervised_too_can_flag(tmp_path: Path) -> None:
+    method = Supervised(laws.plan(3), presence_weight=0.1).eval()
+    image = phantom.patient(0, (20, 17, 16))[0][None]
+    found = largest_presence(method, image, laws.plan(3))
+    assert len(found) == 2
+    assert all(0 < p < 1 for p in found)

@@ -1,0 +1,276 @@
+"""CoLab: the oracles on M, labels and losses, and the meta-gradient held to double backward."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import laws
+from contextseg.batch import IGNORE, Batch
+from contextseg.disk import Problem
+from contextseg.losses import dice_ce, one_hot
+from contextseg.methods.colab import CoLab, Generator, context_loss, meta_gradient, roi_loss, stepped
+from contextseg.methods.context import FAR, context_label, folded, known_classes, nearness, roi_distance
+from contextseg.nets import UNet
+from contextseg.train import Training, train
+
+torch.set_num_threads(1)
+
+
+# --- M and the labels -------------------------------------------------------------------------------------------------
+
+
+def test_distance_is_to_the_roi_of_any_class_in_voxels_or_mm() -> None:
+    label = np.array([[2, 0, 0, -1], [0, 0, 0, 0], [0, 0, 0, 1]])
+    found = roi_distance(label, (9.0, 3.0, 1.0))  # the last two are the axes of a 2-D label
+    for d, h, w in [(0, 0, 0), (0, 2, 2), (0, 0, 1), (0, 1, 1)]:
+        nearest = min(np.hypot(h, w), np.hypot(h - 2, w - 3))
+        assert found[d, h, w] == pytest.approx(nearest, abs=1e-2)
+    assert roi_distance(label, (9.0, 3.0, 1.0), "mm")[0, 1, 0] == 3
+    assert (roi_distance(np.array([0, IGNORE, 0]), (1.0,)) == FAR).all()
+    with pytest.raises(Problem, match="distance_unit=cm"):
+        roi_distance(label, (1.0, 1.0), "cm")
+
+
+def test_nearness_is_one_up_to_the_margin_and_nothing_without_roi() -> None:
+    d = torch.tensor([0.0, 29.9, 30, 40, FAR])
+    assert nearness(d).tolist() == pytest.approx([1, 1, 1, np.exp(-0.5), 0])
+    assert nearness(d, absent=1)[-1] == 1
+    assert nearness(d, margin=0, tau=10)[1] == pytest.approx(np.exp(-2.99))
+
+
+def soft(seed: int, classes: int, contexts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    label = torch.randint(-1, classes, (2, 5, 6), generator=random)
+    q = torch.randn(2, contexts, 5, 6, generator=random, dtype=torch.float64).softmax(1)
+    return label, q, torch.rand(2, 1, 5, 6, generator=random, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("contexts", [1, 2, 4, 6])
+def test_extended_label_sums_to_one_and_leaves_the_roi_alone(contexts: int) -> None:
+    label, q, near = soft(0, 3, contexts)
+    y = context_label(label, q, near, 3)
+    assert y.shape == (2, 3 + contexts - 1, 5, 6)
+    assert torch.allclose(y.sum(1), (label != IGNORE).double())
+    assert torch.equal(y[:, 1:3], one_hot(label, 3)[:, 1:].double())
+    background = (label == 0).unsqueeze(1)
+    b = torch.zeros(contexts, dtype=torch.float64)
+    b[0] = 1
+    expected = near * q + (1 - near) * b.view(1, -1, 1, 1)  # Eq. 9
+    found = torch.cat([y[:, :1], y[:, 3:]], 1)
+    assert torch.allclose(found, expected * background)
+    if contexts == 1:
+        assert torch.allclose(y, one_hot(label, 3).double())
+
+
+def test_where_nothing_is_near_the_label_is_plain_background() -> None:
+    label, q, near = soft(1, 2, 4)
+    y = context_label(label, q, torch.zeros_like(near), 2)
+    assert torch.equal(y[:, :2], one_hot(label, 2).double())
+    assert not y[:, 2:].any()
+
+
+def test_roi_loss_is_one_against_all() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(2, 5, 4, 4, dtype=torch.float64)
+    label = torch.randint(0, 3, (2, 4, 4))
+    p = z.softmax(1)
+    expected = sum(F.binary_cross_entropy(p[:, k], (label == k).double()) for k in (1, 2))
+    assert roi_loss(z, label, torch.ones(2, 3, dtype=torch.bool)).item() == pytest.approx(float(expected), rel=1e-12)
+    label[0, :2] = IGNORE
+    changed = z.clone()
+    changed[0, :, :2] += 5
+    annotated = torch.tensor([[True, True, False], [True, True, True]])
+    assert roi_loss(z, label, annotated) == roi_loss(changed, label, annotated)
+    only = F.binary_cross_entropy(p[0, 1, 2:], (label[0, 2:] == 1).double())
+    rest = sum(F.binary_cross_entropy(p[1, k], (label[1] == k).double()) for k in (1, 2))
+    assert roi_loss(z, label, annotated).item() == pytest.approx(float(only + rest) / 2, rel=1e-12)
+    assert roi_loss(z[:0], label[:0], annotated[:0]) == 0
+
+
+def test_lower_levels_average_q_and_take_the_smallest_m() -> None:
+    label = torch.zeros(1, 4, 4, dtype=torch.long)
+    label[0, 0, 0] = label[0, 1, 1] = 1
+    q = torch.tensor([0.2, 0.8]).view(1, 2, 1, 1) * torch.ones(1, 1, 4, 4)
+    q[:, :, 2:] = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1)
+    near = torch.ones(1, 1, 4, 4)
+    near[0, 0, 3, 3] = 0.5
+    z = torch.randn(1, 3, 2, 2)
+    # the nearest voxel of the first 2 x 2 block is (1, 1), of the others background
+    y = torch.zeros(1, 3, 2, 2)
+    y[0, :, 0, 0] = torch.tensor([0.0, 1, 0])
+    y[0, :, 0, 1] = torch.tensor([0.2, 0, 0.8])
+    y[0, :, 1, 0] = torch.tensor([0.6, 0, 0.4])
+    y[0, :, 1, 1] = torch.tensor([0.8, 0, 0.2])  # M = 0.5: half of it is plain background
+    known = torch.ones(1, 2, dtype=torch.bool)
+    assert float(context_loss(z, q, label, near, known)) == pytest.approx(float(dice_ce(z, y)), rel=1e-6)
+
+
+def test_context_classes_become_background() -> None:
+    z = torch.tensor([[1.0, 2.0, 3.0, 0.0]]).view(1, 4, 1)  # background, ROI, two contexts
+    assert folded(z, 2).flatten().tolist() == [3, 2]
+    assert folded(z, 2, "sum")[0, 0, 0] == pytest.approx(np.log(np.exp(1) + np.exp(3) + 1), rel=1e-6)
+    p = folded(z, 2, "sum").softmax(1)
+    assert p[0, 1, 0] == pytest.approx(float(z.softmax(1)[0, 1, 0]))
+    assert folded(z, 4) is z
+    random = torch.randn(2, 6, 7, 5)
+    every = random.argmax(1)
+    assert torch.equal(folded(random, 3).argmax(1), torch.where(every >= 3, 0, every))
+
+
+def test_unknown_organs_make_contexts_unknown() -> None:
+    annotated = torch.tensor([[True, True, True], [True, False, True]])
+    assert known_classes(annotated, 3).tolist() == [[True] * 5, [True, False, True, False, False]]
+
+
+# --- the meta-gradient ------------------------------------------------------------------------------------------------
+
+
+def setting(classes: int, contexts: int, dims: int = 2) -> tuple[UNet, Generator, Batch, torch.Tensor]:
+    """f and g in float64, f with its gradient; a batch with unannotated voxels and a partly annotated item."""
+    torch.manual_seed(classes + 10 * contexts)
+    strides = [(1,) * dims, (2,) * dims, (2,) * dims]
+    net = UNet(1, classes + contexts - 1, [4, 6, 8], strides, [(3,) * dims] * 3).double()
+    generator = Generator(laws.plan(dims), contexts).double()
+    b = laws.batch(0, dims=dims)
+    cut = tuple(slice(0, 12) for _ in range(dims))
+    label = b.label[(slice(0, 2), *cut)].clamp(max=classes - 1)
+    batch = Batch(b.image[(slice(0, 2), slice(None), *cut)].double(), label, b.annotated[:2, :classes], b.case[:2])
+    return net, generator, batch, torch.rand(2, 1, *label.shape[1:], dtype=torch.float64)
+
+
+def by_double_backward(
+    net: UNet, generator: Generator, batch: Batch, near: torch.Tensor, lr: float
+) -> list[torch.Tensor]:
+    """d L_ROI(theta - lr grad L_seg(theta, omega)) / d omega, by autograd through the step itself."""
+    theta = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
+    q = generator(batch.image).softmax(1)
+    seg = context_loss(functional_call(net, theta, (batch.image,)), q, batch.label, near, batch.annotated)
+    slopes = torch.autograd.grad(seg, list(theta.values()), create_graph=True)
+    star = {name: p - lr * g for (name, p), g in zip(theta.items(), slopes)}
+    judged = roi_loss(functional_call(net, star, (batch.image,))[0], batch.label, batch.annotated)
+    return list(torch.autograd.grad(judged, list(generator.parameters())))
+
+
+def with_gradient(net: UNet, generator: Generator, batch: Batch, near: torch.Tensor) -> None:
+    with torch.no_grad():
+        q = generator(batch.image).softmax(1)
+    context_loss(net(batch.image), q, batch.label, near, batch.annotated).backward()
+
+
+def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([t.flatten() for t in tensors])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("contexts", [2, 4, 6])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_exact_meta_gradient_equals_double_backward(classes: int, contexts: int, dims: int) -> None:
+    net, generator, batch, near = setting(classes, contexts, dims)
+    with_gradient(net, generator, batch, near)
+    lr = 0.05
+    found = flat(meta_gradient(net, generator, batch, near, lr)) * lr
+    true = flat(by_double_backward(net, generator, batch, near, lr))
+    assert float((found - true).abs().max() / true.abs().max()) < 1e-10
+    assert true.abs().max() > 0
+
+
+def test_the_finite_difference_is_only_near() -> None:
+    net, generator, batch, near = setting(2, 2)
+    with_gradient(net, generator, batch, near)
+    true = flat(meta_gradient(net, generator, batch, near, 0.05))
+    found = flat(meta_gradient(net, generator, batch, near, 0.05, product="finite"))
+    assert 1e-6 < float((found - true).norm() / true.norm()) < 0.5
+
+
+def test_gradients_that_must_be_zero() -> None:
+    net, generator, batch, near = setting(2, 2)
+    with_gradient(net, generator, batch, near)
+    nowhere = meta_gradient(net, generator, batch, torch.zeros_like(near), 0.05)
+    assert all(not g.any() for g in nowhere)  # M = 0: g has no say
+    nothing = batch.only(torch.zeros(2, dtype=torch.bool))
+    assert all(not g.any() for g in meta_gradient(net, generator, nothing, near[:0], 0.05))
+    said = Batch(batch.image, torch.full_like(batch.label, IGNORE), batch.annotated, batch.case)
+    assert all(not g.any() for g in meta_gradient(net, generator, said, near, 0.05))
+    roi = Batch(batch.image, torch.ones_like(batch.label), batch.annotated, batch.case)
+    assert all(not g.any() for g in meta_gradient(net, generator, roi, near, 0.05))  # no background to split
+
+
+def test_a_step_is_plain() -> None:
+    net, generator, batch, near = setting(2, 2)
+    with_gradient(net, generator, batch, near)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    star = stepped(net, 0.3)
+    torch.optim.SGD(net.parameters(), 0.3).step()
+    assert all(torch.allclose(star[name], p, atol=1e-15) for name, p in net.named_parameters())
+    assert any(not torch.equal(star[name], before[name]) for name in star)
+
+
+def test_half_precision_gives_nearly_the_same_direction() -> None:
+    net, generator, batch, near = setting(2, 2)
+    net, generator, near = net.float(), generator.float(), near.float()
+    batch = Batch(batch.image.float(), batch.label, batch.annotated, batch.case)
+    with_gradient(net, generator, batch, near)
+    exact = flat(meta_gradient(net, generator, batch, near, 0.05))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        half = flat(meta_gradient(net, generator, batch, near, 0.05))
+    assert F.cosine_similarity(exact, half, 0) > 0.9  # bfloat16 has 8 bits
+
+
+# --- the method -------------------------------------------------------------------------------------------------------
+
+
+def test_one_context_class_is_plain_training_bit_for_bit(tmp_path: Path) -> None:
+    plain = laws.teach(laws.make("supervised"), tmp_path / "plain", 4)
+    one = laws.teach(laws.make("colab", context_classes=1), tmp_path / "one", 4)
+    weights = one.state_dict()
+    assert list(weights) == list(plain.state_dict())
+    assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
+
+
+def test_the_generator_moves_only_when_it_looks_ahead(tmp_path: Path) -> None:
+    method = laws.make("colab", generator_every=3)
+    seen: list[torch.Tensor] = []
+
+    def at(n: int, rank: int, world: int, device: object) -> Batch:
+        seen.append(flat([p.detach().clone() for p in method.generator.parameters()]))
+        return laws.batch(n, rank, world)
+
+    train(method, at, tmp_path, Training(steps=6, lr=0.01, log_every=10), batch_size=4)
+    moved = [not torch.equal(a, b) for a, b in pairwise(seen)]
+    assert moved == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize("generator", ["small", "full"])
+def test_a_generator_has_probabilities_of_the_image_size(generator: str) -> None:
+    for dims in (2, 3):
+        method = CoLab(laws.plan(dims), context_classes=4, generator=generator)
+        q = method.contexts_of(torch.randn(2, 1, *(13, 9, 17)[:dims]))
+        assert q.shape == (2, 4, *(13, 9, 17)[:dims])
+        assert torch.allclose(q.sum(1), torch.ones(()), atol=1e-6)
+
+
+def test_a_small_generator_is_small() -> None:
+    full, small = (sum(p.numel() for p in Generator(laws.plan(), 2, size).parameters()) for size in ("full", "small"))
+    assert small < full / 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"context_classes": 0}, "context_classes=0"),
+        ({"generator": "smal"}, "generator=smal"),
+        ({"meta": "exakt"}, "meta=exakt"),
+        ({"background": "mean"}, "background=mean"),
+        ({"generator_every": 0}, "generator_every=0"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong: dict[str, object], named: str) -> None:
+    with pytest.raises(Problem, match=named):
+        CoLab(laws.plan(), **wrong)  # type: ignore[arg-type]

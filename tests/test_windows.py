@@ -1,0 +1,150 @@
+"""CT windows: their numbers, and that a run sees one CT through several of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import laws
+from contextseg.data import phantom
+from contextseg.data.cache import preprocess
+from contextseg.data.layouts import open_dataset
+from contextseg.data.plan import Channel, Facts, Plan, make_plan
+from contextseg.data.prepare import normalise, prepare
+from contextseg.data.windows import WINDOWS, window, windowed
+from contextseg.disk import Problem, read_json, write_json
+from contextseg.volume import Volume
+
+FLARE = ("abdomen", "chest", "bone")
+
+
+def planned(windows: object = FLARE, channels: tuple[str, ...] = ("CT",)) -> Plan:
+    facts = [Facts("a", (20, 24, 24), (2.0, 1.0, 1.0), "SAR", ())]
+    classes = ("background", "liver")
+    regions = {"liver": (1,)}
+    return make_plan("set", classes, (0, 1), regions, channels, facts, patch_vox=(16, 16, 16), ct_windows=windows)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_published_bytes() -> None:
+    """Pham et al.'s images keep the whole part of 255 times the window."""
+    hu = np.array([-1000, 0, 50, 100, 1000])
+    found = np.floor(windowed(hu, ["abdomen", "chest", "spine"]) * 255)
+    assert found.tolist() == [[0, 95, 127, 159, 255], [56, 218, 226, 234, 255], [0, 70, 77, 85, 212]]
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_window_is_a_line_between_its_ends_and_flat_beyond(name: str) -> None:
+    low, high = WINDOWS[name]
+    assert low < high
+    hu = np.array([[low - 1000, low, low + 0.25 * (high - low)], [high, high + 0.1, 4000]])
+    found = windowed(hu, [name])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [[[0, 0, 0.25], [1, 1, 1]]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "level"),
+    [
+        ("abdomen", 400, 50),
+        ("bone", 1800, 400),
+        ("lung", 1500, -600),
+        ("mediastinum", 350, 50),
+        ("liver", 150, 30),
+        ("brain", 80, 40),
+        ("soft_tissue", 400, 40),
+    ],
+)
+def test_widths_and_levels(name: str, width: float, level: float) -> None:
+    low, high = window(name)
+    assert (high - low, (low + high) / 2) == (width, level)
+
+
+def test_names_are_forgiving_and_unknown_ones_answered() -> None:
+    assert window(" Soft-Tissue ") == window("soft tissue") == WINDOWS["soft_tissue"]
+    assert windowed(np.zeros((2, 3)), []).shape == (0, 2, 3)
+    with pytest.raises(Problem, match=r"'abdomne'.*no such window.*abdomen"):
+        windowed(np.zeros(3), ["abdomne"])
+
+
+# --- in a plan --------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_with_windows_makes_several_channels_of_one() -> None:
+    plan = planned()
+    assert [(c.name, c.kind, c.low, c.high, c.source) for c in plan.channels] == [
+        ("CT", "window", -150, 250, 0),
+        ("CT", "window", -1350, 225, 0),
+        ("CT", "window", -500, 1300, 0),
+    ]
+    assert plan.scanned == ("CT",)
+    assert plan.ct
+    assert planned("abdomen, chest,bone") == plan  # as the command line gives them
+    assert planned(()).channels == (Channel("CT", "zscore"),)
+    assert replace(plan, channels=(Channel("T1", "zscore"), Channel("T2", "zscore"))).scanned == ("T1", "T2")
+
+
+def test_windows_are_for_one_ct() -> None:
+    for channels in (("MR",), ("CT", "PET"), ("CT", "CT")):
+        with pytest.raises(Problem, match=r"one channel, CT; these have .*name the channel CT"):
+            planned(channels=channels)
+    with pytest.raises(Problem, match="no such window"):
+        planned(("abdomen", "knee"))
+
+
+def test_a_plan_on_disk_keeps_its_windows_and_is_checked(tmp_path: Path) -> None:
+    plan = planned()
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    for wrong, what in (({"source": 2}, "first, second"), ({"high": -1350.0}, "low end is below")):
+        content = read_json(tmp_path / "plan.json")
+        content["channels"][1] |= wrong
+        write_json(tmp_path / "wrong.json", content)
+        with pytest.raises(Problem, match=what):
+            Plan.load(tmp_path / "wrong.json")
+    content = read_json(tmp_path / "plan.json")
+    content["channels"] = [{"name": "CT", "kind": "zscore"}, {"name": "PET", "kind": "zscore"}]  # as before windows
+    write_json(tmp_path / "old.json", content)
+    assert Plan.load(tmp_path / "old.json").scanned == ("CT", "PET")
+
+
+def test_a_scan_is_seen_through_the_windows_of_its_plan() -> None:
+    hu = np.random.default_rng(0).uniform(-1200, 1500, (1, 6, 7, 8)).astype(np.float32)
+    plan = replace(planned(), spacing_mm=(1.0, 1.0, 1.0))
+    scan = Volume(hu, np.array([[0.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]))
+    image, _, _, record = prepare(scan, plan, "", np.ones((6, 7, 8), np.int16))
+    np.testing.assert_allclose(normalise(image, plan.channels, record), windowed(hu[0], FLARE), atol=1e-6)
+    with pytest.raises(Problem, match=r"2 channels; this data set has 1.*give the channels CT,"):
+        prepare(Volume(np.concatenate([hu, hu]), scan.affine), plan, "p")
+
+
+def test_channels_may_come_from_any_of_a_scans() -> None:
+    image = np.stack([np.full((2, 3, 4), value, np.float32) for value in (50.0, 30.0)])
+    kinds = (Channel("PET", "none", source=1), Channel("CT", "window", 0.0, 100.0, source=0))
+    plan = replace(laws.plan(), channels=kinds)
+    assert plan.scanned == ("CT", "PET")
+    affine = np.array([[0.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    record = prepare(Volume(image, affine), plan, "", np.ones((2, 3, 4), np.int16))[3]
+    assert normalise(image, kinds, record)[:, 0, 0, 0].tolist() == [30.0, 0.5]
+
+
+def test_the_cache_gives_a_patch_through_the_windows(tmp_path: Path) -> None:
+    """Phantoms span 400 units about 0; int16 then keeps them to a hundredth, which is a 10,000th of a window."""
+    folder = phantom.write_dataset(tmp_path / "data", labelled=1, test=0)
+    content = read_json(folder / "dataset.json")
+    write_json(folder / "dataset.json", {**content, "channel_names": {"0": "CT"}})
+    data = open_dataset(folder)
+    plan = replace(planned(), orientation="SAR", spacing_mm=(2.0, 1.0, 1.0))
+    case = preprocess(data, data.train, plan, tmp_path / "cache")[0]
+    assert case.image.shape[0] == 1  # stored once
+    box = (slice(2, 9), slice(3, 10), slice(1, 12))
+    patch = case.patch(box, plan.channels)
+    assert patch.shape == (3, 7, 7, 11)
+    raw = case.patch(box, [Channel("CT", "none")])[0]
+    np.testing.assert_allclose(patch, windowed(raw, FLARE), atol=1e-5)
+    assert len(np.unique(patch[0])) > 50
