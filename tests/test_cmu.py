@@ -25,23 +25,23 @@ from contextseg.data import phantom
 from contextseg.disk import Problem, read_json, write_json
 from contextseg.job import teach
 from contextseg.losses import deep, dice_ce, soft_dice
-from contextseg.methods import CMU, METHODS, Supervised
+from contextseg.methods import CMU, METHODS, presence
 from contextseg.methods.base import build_net
 from contextseg.methods.cmu import Classifier, warm_restarts
 from contextseg.methods.presence import (
-    THRESHOLDS,
     chosen,
     flags,
     gate,
     head_of,
     largest_presence,
+    noticed,
     presence_loss,
     tiles,
     with_head,
     write_flags,
 )
 from contextseg.nets import NETS, CMUNet, Presence
-from contextseg.nets.presence import gated
+from contextseg.nets.presence import gated, posterior
 from contextseg.run import Run
 from contextseg.settings import Settings
 from contextseg.volume import read, read_labels
@@ -232,6 +232,21 @@ def test_presence_loss_of_any_logit_is_finite_and_so_is_its_slope(gamma: float) 
     assert half.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.8), (2.0, 0.5), (0.5, 0.5), (0.0, 0.3)])
+def test_the_posterior_undoes_what_the_loss_does_to_probabilities(gamma: float, alpha: float) -> None:
+    z = torch.linspace(-6, 6, 601, dtype=torch.float64)
+    yes, no = (
+        [float(presence_loss(v.view(1, 1), torch.tensor([[1, tag]]), gamma, alpha)) for v in z] for tag in (1, 0)
+    )
+    for p in (0.05, 0.3, 0.5, 0.9):
+        best = z[(p * np.array(yes) + (1 - p) * np.array(no)).argmin()]  # what training on that share of "yes" finds
+        assert float(posterior(best, gamma, alpha)) == pytest.approx(p, abs=0.006)
+    assert (posterior(z, gamma, alpha).diff() > 0).all()
+    assert torch.allclose(posterior(z, 0.0, 0.5), z.sigmoid(), atol=1e-5)
+    extreme = posterior(torch.tensor([-1e4, 1e4]), gamma, alpha)
+    assert extreme.tolist() == pytest.approx([0, 1], abs=1e-3)
+
+
 def test_warm_restarts_are_torchs_at_each_epoch() -> None:
     sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(sgd, T_0=10)
@@ -375,7 +390,9 @@ def test_slices_of_3d_cases_go_in_and_volumes_come_out_on_the_command_line(data:
     assert {name: (row["cases"], row["threshold"]) for name, row in told.items()} == {"bright": (1, 0), "dark": (1, 0)}
     told["dark"]["threshold"] = 0.4
     write_json(out / "05-gate" / "gate.json", told)
-    assert head_of(run.finished()).gate == (0.0, 0.4)
+    head = head_of(run.finished())
+    assert head.gate == (0.0, 0.4)
+    assert head.seen == tuple(row["seen"] for row in told.values())
 
 
 def test_pretraining_is_two_stages(data: Path, tmp_path: Path) -> None:
@@ -415,7 +432,7 @@ def validated(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def slice_by_slice(run: Run, method: Any, predict: Callable[[Tensor], Tensor]) -> dict[str, tuple[np.ndarray, Any]]:
+def slice_by_slice(run: Run, predict: Callable[[Tensor], Tensor]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each validation case the classes that `predict` gives its tiles, laid side by side, and the tiles' labels."""
     out = {}
     for case in run.cached(run.split[1]):
@@ -429,30 +446,31 @@ def slice_by_slice(run: Run, method: Any, predict: Callable[[Tensor], Tensor]) -
 
 
 @torch.no_grad()
-def test_the_dice_of_a_gate_is_that_of_predicting_behind_it(validated: Run) -> None:
+def test_the_dice_of_a_gate_is_that_of_predicting_behind_it(validated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "SHARES", (0, 0.3, 0.6))
     torch.manual_seed(1)
     method = CMU(validated.plan, "cmunet").eval()
     head = head_of(method)
-    spread = [head.both(validated_slice)[1] for validated_slice in some_slices(validated)]
-    head.linear.bias -= torch.stack(spread).mean((0, 1))  # so that the head is in two minds
-    head.linear.weight *= 5 / torch.stack(spread).std((0, 1)).view(-1, 1)
+    spread = torch.stack([head.both(patch)[1] for patch in some_slices(validated)])
+    head.linear.bias -= spread.mean((0, 1))  # so that the head is in two minds
+    head.linear.weight *= 5 / spread.std((0, 1)).view(-1, 1)
     validated.count = 10
     assert gate(validated, method) is method
     told = read_json(validated.folder / "11-gate" / "gate.json")
     assert [told[name]["cases"] for name in ("bright", "dark")] == [2, 1]
     assert told["dark"]["threshold"] == 0  # of one case nothing can be said
+    assert head.gate == (told["bright"]["threshold"], 0.0)
     different = 0
-    for t in (0, 5, 10, 14):
-        threshold = [0.0, *THRESHOLDS][t]
-        for k, name in enumerate(("bright", "dark")):
+    for k, name in enumerate(("bright", "dark")):
+        for threshold, claimed in [(0.0, told[name]["dice"]), *told[name]["tried"]]:
             head.gate = tuple(threshold if i == k else 0.0 for i in range(2))
             scores = []
-            for p, y in list(slice_by_slice(validated, method, method.predict).values())[: told[name]["cases"]]:
+            for p, y in list(slice_by_slice(validated, method.predict).values())[: told[name]["cases"]]:
                 both = ((p == k + 1) & (y == k + 1)).sum()
                 scores.append(2 * both / ((p == k + 1).sum() + (y == k + 1).sum()))
-            assert told[name]["dice"][t] == pytest.approx(np.mean(scores), abs=1e-6)
-            different += told[name]["dice"][t] != told[name]["dice"][0]
-    assert different > 2
+            assert claimed == pytest.approx(np.mean(scores), abs=1e-6)
+            different += claimed != told[name]["dice"]
+    assert different > 1
 
 
 def some_slices(run: Run) -> list[Tensor]:
@@ -470,23 +488,34 @@ def test_no_validation_case_no_stage_and_no_gate(validated: Run) -> None:
     assert gate(validated, plain) is plain
 
 
+def patches(*rows: tuple[float, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A case's patches: (probability, rightly predicted, predicted, of the class)."""
+    table = np.array(rows)
+    return table[:, 0], table[:, 1:].astype(int)
+
+
 def test_a_gate_is_chosen_where_its_gain_is_more_than_its_error() -> None:
-    dice = np.full((4, 1 + len(THRESHOLDS)), 0.5)
-    assert chosen(dice)["threshold"] == 0
-    dice[:, 3] += [0.1, 0.1, 0.1, 0.0]  # 0.075, standard error 0.025
-    dice[:, 5] = dice[:, 3]
-    assert chosen(dice)["threshold"] == THRESHOLDS[2] == 0.15
-    dice[0, 3:6] += 10.0  # 2.575, standard error over 2.5: more, by little
-    assert chosen(dice)["threshold"] == 0.15
-    dice[1:, 3] = dice[1:, 5] = 0.499  # one case alone gains
-    assert chosen(dice)["threshold"] == 0
-    dice[:] = 0.5
-    dice[:, 1:] = 0.4
-    assert chosen(dice)["threshold"] == 0
-    dice[:, 2] = 0.6
-    dice[1:] = np.nan
-    assert chosen(dice) == {"threshold": 0.0, "cases": 1, "dice": [0.5, 0.4, 0.6, *[0.4] * 17]}
-    assert chosen(dice[1:])["cases"] == 0
+    right, wrong = (0.6, 10, 10, 10), (0.3, 0, 10, 0)
+    told = chosen(*zip(patches(right, wrong), patches(right, wrong), patches(right)))
+    assert told["dice"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert told["tried"] == [[pytest.approx(0.45), 1.0]]  # gains 1/3, 1/3, 0: 0.222, standard error 0.111
+    assert (told["threshold"], told["seen"], told["cases"]) == (told["tried"][0][0], 0.3, 3)
+    assert chosen(*zip(patches(right, wrong), patches(right), patches(right)))["threshold"] == 0  # 0.111, error 0.111
+    assert chosen(*zip(patches(right, wrong)))["threshold"] == 0  # one case has no error
+    assert chosen(*zip(patches(right), patches(right)))["threshold"] == 0  # no gain
+    assert chosen(*zip(patches(right), patches(right)))["seen"] == 0.5  # no patch without the class
+    unsure = (0.2, 10, 10, 10)  # to shut out the wrong patch costs a right one
+    told = chosen(*zip(*[patches(right, wrong, unsure)] * 2))
+    assert told["tried"] == [[0.1, pytest.approx(0.8)]]
+    assert told["threshold"] == 0
+    many = [(0.5 + i / 100, 10, 10, 10) for i in range(40)]
+    told = chosen(*zip(*[patches(*many, (0.545, 0, 1000, 0))] * 2))
+    assert [t for t, _ in told["tried"]] == pytest.approx([0.25, 0.505, 0.525, 0.565])  # 0, 1, 3 and 7 of 40 below
+    assert told["tried"][-1][1] == pytest.approx(2 * 330 / (330 + 400))
+    assert told["threshold"] == told["tried"][-1][0]
+    nothing = chosen(*zip(*[patches((0.4, 0, 5, 0))] * 2))  # a class that no case has
+    assert nothing == {"threshold": 0.0, "seen": 0.4, "cases": 2, "dice": 0.0, "tried": []}
+    assert chosen([], [])["cases"] == 0
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -501,25 +530,25 @@ def test_the_largest_presence_is_over_all_slices_whatever_the_gate(validated: Ru
     image = validated.image(case)
     told = torch.zeros(2)
     assert image.shape[1:] == (10, 20, 20)  # in patches of 16 x 16: four to a slice, none beyond the edge
+    head = head_of(method)
     for d, h, w in np.ndindex(10, 2, 2):
         patch = image[None, :, d, 4 * h : 4 * h + 16, 4 * w : 4 * w + 16]
-        told = told.maximum(head_of(method).both(torch.from_numpy(patch))[1][0].sigmoid())
-    assert largest_presence(method, image, validated.plan) == pytest.approx(told.tolist(), rel=1e-5)
-    assert largest_presence(CMU(validated.plan, presence_weight=0), image, validated.plan) == []
+        told = told.maximum(head.probability(head.both(torch.from_numpy(patch))[1])[0])
+    assert largest_presence(head, image, validated.plan) == pytest.approx(told.tolist(), rel=1e-5)
 
 
 def test_a_class_that_is_seen_and_not_segmented_is_flagged(tmp_path: Path) -> None:
     plan = laws.plan(classes=3)
     label = np.array([[[0, 2, 2]]])
-    rows = flags(plan, [0.5, 0.9], label)
+    rows = flags(plan, [0.5, 0.9], [0.4, 0.4], label)
     assert rows == {
         "bright": {"presence": 0.5, "predicted_vox": 0, "flag": "missed"},
         "dark": {"presence": 0.9, "predicted_vox": 2, "flag": ""},
     }
-    assert flags(plan, [0.49, 0.9], label)["bright"]["flag"] == ""
+    assert flags(plan, [0.4, 0.9], [0.4, 0.4], label)["bright"]["flag"] == ""
     write_flags(tmp_path, "a", rows)
     write_flags(tmp_path, "b", rows)
-    write_flags(tmp_path, "a", flags(plan, [0.1, 0.9], label))
+    write_flags(tmp_path, "a", flags(plan, [0.1, 0.9], [0.4, 0.4], label))
     with open(tmp_path / "presence.csv", encoding="utf-8") as file:
         read_back = [tuple(row.values()) for row in csv.DictReader(file)]
     assert read_back == [
@@ -533,9 +562,16 @@ def test_a_class_that_is_seen_and_not_segmented_is_flagged(tmp_path: Path) -> No
         write_flags(tmp_path, "a", rows)
 
 
-def test_supervised_too_can_flag(tmp_path: Path) -> None:
-    method = Supervised(laws.plan(3), presence_weight=0.1).eval()
-    image = phantom.patient(0, (20, 17, 16))[0][None]
-    found = largest_presence(method, image, laws.plan(3))
-    assert len(found) == 2
-    assert all(0 < p < 1 for p in found)
+def test_several_heads_flag_by_their_mean_and_other_methods_do_not_count() -> None:
+    plan = laws.plan(3)
+    one, two = (laws.make("supervised", 3, seed, presence_weight=0.1).eval() for seed in (0, 1))
+    head_of(one).seen, head_of(two).seen = (0.0, 1.0), (0.2, 1.0)
+    image, label = phantom.patient(0, (20, 17, 16))[0][None], np.zeros((1, 1, 1), int)
+    each = [largest_presence(head_of(method), image, plan) for method in (one, two)]
+    assert all(0 < p < 1 for row in each for p in row)
+    plain = laws.make("supervised", 3)
+    (found,) = noticed([(method, image, plan) for method in (one, plain, two)], label)
+    mean = np.mean(each, 0)
+    assert [row["presence"] for row in found.values()] == pytest.approx(mean, abs=1e-4)
+    assert [row["flag"] for row in found.values()] == ["missed" if mean[0] > 0.1 else "", ""]
+    assert noticed([(plain, image, plan)], label) == []

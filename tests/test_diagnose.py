@@ -20,7 +20,7 @@ from contextseg.batch import IGNORE
 from contextseg.cli import app
 from contextseg.data import phantom
 from contextseg.diagnose.advice import Advice, advise
-from contextseg.diagnose.arrays import Seen, intensities, sections
+from contextseg.diagnose.arrays import Seen, _centre, intensities, sample, sections
 from contextseg.diagnose.contexts import Taught, context_classes, taught
 from contextseg.diagnose.diagnosis import TRAINING_CASES, _evenly, _measurable, diagnose
 from contextseg.diagnose.measure import BIN, FAR, NEAR, ROI, Margins, Measured, distance_mm, measure, overlap
@@ -338,6 +338,18 @@ def test_intensities_count_what_is_taught() -> None:
     assert (first.sum(), second.sum()) == (pytest.approx(0.25 * 99 + 0.5 * 100), pytest.approx(0.75 * 99))
 
 
+def test_samples_are_background_of_the_body_weighted_by_m() -> None:
+    label, image = np.array([[[0, 1, 0, IGNORE]]]), np.array([[[[10.0, 20, 30, 40]]]])
+    places = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]])  # of the body
+    q, near = np.array([[0.2, 0.5, 0.6, 0.5], [0.8, 0.5, 0.4, 0.5]]).reshape(2, 1, 1, 4), np.array([[[1.0, 1, 0.5, 0]]])
+    case: Any = SimpleNamespace(voxels=lambda which: {"body": places}[which])
+    for m, expected in ((near, [[0.2, 0.3], [0.8, 0.2]]), (None, [[0.2, 0.6], [0.8, 0.4]])):
+        x, weights = sample(Seen(case, label > 0, Taught(q, m)), image, label)
+        assert x.tolist() == [10, 30]
+        assert weights == pytest.approx(np.array(expected))
+    assert sample(Seen(case, label > 0, None), image, label)[1].shape == (0, 2)
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +383,29 @@ def test_sections_are_upright_whatever_the_order_of_axes(orientation: str) -> No
     assert np.argwhere(arrays["axial/called"]).tolist() == [[0, 0], [0, 4], [7, 0]]
     assert np.argwhere(arrays["coronal/called"]).tolist() == [[0, 0], [0, 4]]  # from head to feet
     assert np.argwhere(arrays["sagittal/called"]).tolist() == [[0, 0], [0, 7]]  # from front to back
+
+
+def test_planes_go_through_the_worst_slice_of_the_roi() -> None:
+    roi, false = np.zeros((4, 5, 5), bool), np.zeros((4, 5, 5), bool)
+    false[0, :4] = True  # the most false positives, but no ROI
+    assert _centre(roi, roi) == (2, 2, 2)
+    assert _centre(roi, false) == (0, 1, 2)  # the middle of rows 0 to 3 is 1.5: the first of two
+    roi[1, 1:4, 1:4] = roi[2, 3, 4] = roi[3, :2, 0] = True
+    false[2, 0, 0] = True
+    assert _centre(roi, false) == (2, 3, 4)
+    false[2] = False
+    assert _centre(roi, false) == (1, 2, 2)  # of equals the largest
+
+
+def test_contours_lie_in_millimetres() -> None:
+    """A mask of 1 x 1 voxels of 2 x 1 mm (y, x) in a slice of 16 x 10 mm, which is in the middle of 16 x 16 mm."""
+    facts, arrays = sections(*stored("SAR"))
+    (axial, *_) = panels({"picture": facts}, arrays)["M"]
+    assert 'viewBox="0 0 16.00 16.00"' in axial
+    assert 'x="3.00" y="0.00" width="10.00" height="16.00"' in axial
+    (path,) = re.findall(r'<path class="reference" d="M([^Z]*)Z"', axial)
+    points = np.array([[float(v) for v in point.split(",")] for point in path.split("L")])
+    assert (points.min(0).tolist(), points.max(0).tolist()) == ([3, 0], [4, 2])
 
 
 def test_panels_colour_the_background_and_draw_the_errors() -> None:

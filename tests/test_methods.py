@@ -16,7 +16,9 @@ from contextseg.methods import METHODS, Method
 from contextseg.train import Stopped
 
 torch.set_num_threads(1)
-every = pytest.mark.parametrize(("name", "dims"), [(name, dims) for name in METHODS for dims in (2, 3)])
+NAMES = [name for name, entry in METHODS.items() if not getattr(entry, "guided", False)]
+"""A guided method (propagation) segments nothing by itself: tests/test_fill.py."""
+every = pytest.mark.parametrize(("name", "dims"), [(name, dims) for name in NAMES for dims in (2, 3)])
 
 
 def weights(method: Method) -> dict[str, torch.Tensor]:
@@ -100,7 +102,7 @@ def one_rank_of_two(rank: int, name: str, dims: int, labelled: int, folder: Path
 
 
 @pytest.mark.parametrize("labelled", [4, 1])  # 1: one rank has annotation, the other has none
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_equal_one(name: str, labelled: int, tmp_path: Path) -> None:
     before = weights(laws.make(name))
     mp.spawn(one_rank_of_two, (name, 3, labelled, tmp_path), nprocs=2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from contextseg.batch import IGNORE, Batch
 from contextseg.data import phantom
 from contextseg.disk import Problem, read_json, write_json
-from contextseg.job import main_job, teach
+from contextseg.job import teach
 from contextseg.methods import METHODS, Method
 from contextseg.methods.consensus import HUMAN, NOBODY, Known, agreement, learnt, majority, over_classes
 from contextseg.methods.pseudo import QC
@@ -159,7 +159,9 @@ class Taught:
     def __init__(self, models: Sequence[Method]) -> None:
         self.models, self.calls = list(models), []
 
-    def __call__(self, method: Method, labels: Mapping[str, Path] = {}, annotated: Mapping[str, Any] = {}) -> Method:
+    def __call__(
+        self, method: Method, labels: Mapping[str, Path] = {}, annotated: Mapping[str, Any] = {}, **_: Any
+    ) -> Method:
         self.calls.append((method.unlabelled, {n: np.load(p) for n, p in labels.items()}, dict(annotated)))
         return self.models[len(self.calls) - 1].eval()
 
@@ -236,7 +238,7 @@ def test_the_list_puts_the_worst_first(data: Path, tmp_path: Path) -> None:
 
 
 def test_voxels_are_kept_where_cases_are_not(data: Path, tmp_path: Path) -> None:
-    models = [Above(2.0, -3.0), Above(2.05, -5.2), Above(2.0)]
+    models = [Above(2.0, -3.0), Above(2.05, -6.5), Above(2.0)]
     run, taught = prepared(data, tmp_path, models, "threshold=0.9", "keep=voxels")
     teach(run)
     unlabelled, labels, annotated = taught.calls[2]
@@ -251,7 +253,7 @@ def test_voxels_are_kept_where_cases_are_not(data: Path, tmp_path: Path) -> None
 
 def test_rounds_go_on_until_nothing_is_new(data: Path, tmp_path: Path) -> None:
     """Round 1 keeps phantom_001 alone; in round 2 the models have learnt enough for the others; then all is known."""
-    models = [Above(at, -3.0) for at in (2.0, 2.9, 2.0, 2.05, 2.0)]
+    models = [Above(at, -3.0) for at in (2.0, 3.4, 2.0, 2.05, 2.0)]
     run, taught = prepared(data, tmp_path, models, "threshold=0.9", "rounds=5")
     assert teach(run) is models[4]
     assert [sorted(labels) for _, labels, _ in taught.calls[2:]] == [["phantom_001"]] * 2 + [
@@ -301,15 +303,15 @@ def test_a_killed_vote_goes_on_and_a_finished_run_is_only_opened(
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == written
 
 
-@pytest.mark.parametrize(("student", "deployed"), [(2.0, 2), (9.0, 0)])
+@pytest.mark.parametrize(("student", "deployed"), [(2.2, 2), (9.0, 0)])
 def test_without_a_gain_on_validation_cases_nothing_is_replaced(tmp_path: Path, student: float, deployed: int) -> None:
     folder = phantom.write_dataset(tmp_path / "d", labelled=5, unlabelled=1, test=0)
-    models = [Above(at, classes=2) for at in (2.6, 2.65, student)]
+    models = [Above(at, classes=2) for at in (3.4, 3.45, student)]
     run, _ = prepared(folder, tmp_path / "run", models, "threshold=0.5", fold=0)
     assert teach(run) is models[deployed]
     scores = [read_json(path)["dice"] for path in sorted((tmp_path / "run").glob("*-validate/dice.json"))]
     validated = run.cached(run.split[1])
-    for found, at in zip(scores, (2.6, student)):
+    for found, at in zip(scores, (3.4, student)):
         by_hand = [dice(run.image(case)[0] > at, np.array(case.label) == 1) for case in validated]
         assert found == pytest.approx(np.mean(by_hand), abs=1e-6)
 
@@ -317,13 +319,13 @@ def test_without_a_gain_on_validation_cases_nothing_is_replaced(tmp_path: Path, 
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_run(data: Path, tmp_path: Path) -> None:
-    small = [*SMALL, "base=supervised", "optimizer=sgd", "threshold=0.01", "keep=voxels"]
-    outcome = main_job(Run(tmp_path, Settings(str(data), "pseudo").set(small)))
-    assert outcome.table is not None
+def test_a_whole_run_in_slices(data: Path, tmp_path: Path) -> None:
+    """Networks of two steps see something of everything somewhere, so with this threshold something is learnt."""
+    flat = ["dims=2", "patch_vox=16,16", "threshold=0.0001", "keep=voxels", "cutmix=true"]
+    teach(Run(tmp_path, Settings(str(data), "pseudo").set([*SMALL, *flat])))
     stages = [path.parent.name[3:] for path in sorted(tmp_path.glob("*/done.json"))]
-    assert stages[3:7] == ["survey", "train", "train", "pseudo"]
-    assert stages[7:] in (["train", "predict", "evaluate", "report"], ["predict", "evaluate", "report"])
+    assert stages[3:] == ["survey", "train", "train", "pseudo", "train"]
+    assert (pd.read_csv(tmp_path / QC).kept > 0).any()
     weights = [torch.load(path, weights_only=True) for path in sorted(tmp_path.glob("*-train/model.pt"))]
     assert any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0])  # they began elsewhere
     again = Run.open(tmp_path).finished()

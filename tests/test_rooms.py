@@ -19,7 +19,7 @@ FLOORS = (
     {"scan"},
     {"run"},
     {"experiments", "report"},
-    {"job", "diagnose"},
+    {"job", "diagnose", "fill"},
     {"compare"},
     {"recipes"},
     {"cli", "web", "nnunet"},

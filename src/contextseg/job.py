@@ -15,7 +15,7 @@ from contextseg.data.roi import restricted
 from contextseg.disk import Problem, read_json
 from contextseg.experiments import Pair, evaluate, save_table
 from contextseg.experiments.calibration import calibration, confidence_file, save_calibration
-from contextseg.methods import Method
+from contextseg.methods import METHODS, Method
 from contextseg.run import Run
 from contextseg.scan import predict_with_confidence
 from contextseg.settings import UNDECIDED, Prediction, Settings
@@ -75,6 +75,9 @@ def main_job(run: Run) -> Outcome:
     What is predicted: the test cases; without any, the validation cases of the fold. Raises `Problem` where a stage
     cannot be done; what was finished stays.
     """
+    if getattr(METHODS[run.settings.method], "guided", False):
+        what = "it fills a scan from labelled slices, and cannot predict one without"
+        raise Problem(f"method={run.settings.method}", what, "use `contextseg train`, then `contextseg propagate`")
     method = teach(run)
     cases = list(run.dataset.test or run.split[1])
 

@@ -239,8 +239,10 @@ class Run:
         def work(folder: Path, tell: Callable[..., None]) -> None:
             training, validation = self.split
             more = (settings.augmentation, labels, method.unlabelled, maps, annotated or {})
-            sampler = Sampler(self.cached(training), self.plan, settings.seed, *more)
-            looked_at = [case for case in validation if case.label]
+            taught = self.cached(training)
+            own = method.sampler(taught, self.plan, settings.seed, settings.augmentation, settings.training.steps)
+            sampler = own or Sampler(taught, self.plan, settings.seed, *more)
+            looked_at = [] if own else [case for case in validation if case.label]
             still = (Augmentation(strength=0), labels, 0, maps, annotated or {})
             check = Sampler(self.cached(looked_at), self.plan, 1 + settings.seed, *still) if looked_at else None
             train(

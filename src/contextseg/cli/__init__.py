@@ -30,6 +30,7 @@ from contextseg.cli.options import (
 from contextseg.console import say, watch
 from contextseg.diagnose import verb as diagnosis
 from contextseg.disk import Problem
+from contextseg.fill import verb as filling
 from contextseg.recipes.verb import EPILOG, recipe
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ app.command(epilog=measuring.COMPARE)(measuring.compare)
 app.command(epilog=measuring.CURVE)(measuring.curve)
 app.command(epilog=EPILOG)(recipe)
 app.command(epilog=diagnosis.EPILOG)(diagnosis.diagnose)
+app.command(epilog=filling.EPILOG)(filling.propagate)
 
 
 @app.command(epilog="Example: contextseg report runs/plain")

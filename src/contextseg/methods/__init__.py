@@ -13,6 +13,7 @@ from contextseg.methods.cmu import CMU, cmu, cmu_pretrain
 from contextseg.methods.colab import CoLab
 from contextseg.methods.context import Contexts, Dilated
 from contextseg.methods.cps import CPS
+from contextseg.methods.propagate import Propagation
 from contextseg.methods.pseudo import pseudo
 from contextseg.methods.split import context
 from contextseg.methods.supervised import Supervised
@@ -25,6 +26,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "cmu-pretrain": cmu_pretrain,
     "cps": CPS,
     "pseudo": pseudo,
+    "stcn": Propagation,
 }
 
 __all__ = ["CMU", "CPS", "METHODS", "CoLab", "Contexts", "Dilated", "Method", "Supervised"]

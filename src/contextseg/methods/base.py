@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from contextseg.batch import Batch
+from contextseg.data.augment import Augmentation
+from contextseg.data.cache import Cached
 from contextseg.data.plan import Plan
 from contextseg.disk import Problem, did_you_mean
 from contextseg.nets import NETS
@@ -35,6 +38,9 @@ class Method(nn.Module, abc.ABC):
     unlabelled = 0
     """How many items of each batch come from cases without a label."""
 
+    guided = False
+    """Whether a scan is segmented from labels of its own: then `predict` is not offered."""
+
     maps: Maps | None = None
     """What `Batch.maps` is to tell of each voxel, worked out once over each whole labelled case; None for nothing."""
 
@@ -56,6 +62,10 @@ class Method(nn.Module, abc.ABC):
     def decay(self, done: float) -> float:
         """The factor on the learning rates after the fraction `done` of the training; nnU-Net's polynomial."""
         return (1 - done) ** 0.9
+
+    def sampler(self, cases: Sequence[Cached], plan: Plan, seed: int, augmentation: Augmentation, steps: int) -> Any:
+        """What draws the batches (its `batch` is that of `Sampler`); None, as for most: patches with labels."""
+        return None
 
     def lookahead(self, batch: Batch, lr: float, step: int, mean: Mean) -> dict[str, list[Tensor]]:
         """Gradients for groups of parameters that no loss term trains (bilevel methods); {} for everyone else.

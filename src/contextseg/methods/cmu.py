@@ -64,9 +64,9 @@ class CMU(Method):
         if loss not in LOSSES:
             raise Problem(f"loss={loss}", "there is no such loss", did_you_mean(loss, LOSSES))
         _check(presence_weight, gamma, alpha, cycles)
-        self.net = with_head(net, plan) if presence_weight else build_net(net, plan)
+        self.net = with_head(net, plan, gamma, alpha) if presence_weight else build_net(net, plan)
         self.optimizer, self.loss, self.cycles = optimizer, LOSSES[loss], cycles
-        self.weight, self.gamma, self.alpha = presence_weight, gamma, alpha
+        self.weight = presence_weight
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """One group."""
@@ -83,7 +83,7 @@ class CMU(Method):
         outputs, present = self.net.both(batch.image)
         return {
             "seg": (1 - self.weight) * deep(self.loss, outputs, batch.label, batch.annotated),
-            "presence": self.weight * presence_loss(present, batch.tags, self.gamma, self.alpha),
+            "presence": self.weight * presence_loss(present, batch.tags, self.net.gamma, self.net.alpha),
         }
 
     def predict(self, image: Tensor) -> Tensor:
@@ -108,8 +108,8 @@ class Classifier(Method):
     ) -> None:
         super().__init__()
         _check(0, gamma, alpha, cycles)
-        self.net = with_head(net, plan)
-        self.optimizer, self.gamma, self.alpha, self.cycles = optimizer, gamma, alpha, cycles
+        self.net = with_head(net, plan, gamma, alpha)
+        self.optimizer, self.cycles = optimizer, cycles
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """One group, without the decoder, which no gradient reaches and weight decay would wear away."""
@@ -122,7 +122,8 @@ class Classifier(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One term, "presence"."""
-        return {"presence": presence_loss(self.net.both(batch.image)[1], batch.tags, self.gamma, self.alpha)}
+        present = self.net.both(batch.image)[1]
+        return {"presence": presence_loss(present, batch.tags, self.net.gamma, self.net.alpha)}
 
     def predict(self, image: Tensor) -> Tensor:
         """The logits of a decoder that has learnt nothing yet."""

@@ -26,8 +26,8 @@ from contextseg.disk import Problem, read_json, write_json, write_text
 from contextseg.methods.base import Method, build_net
 from contextseg.nets import Presence
 
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-"""The gates that are tried on validation cases."""
+SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""The gates that are tried on validation cases: each shuts out that share of the patches in which the class is."""
 TABLE = "presence.csv"
 """The table in a folder of predictions that says what the head saw in each case."""
 Flags = dict[str, dict[str, Any]]
@@ -35,12 +35,12 @@ Flags = dict[str, dict[str, Any]]
 _COLUMNS = ["case", "class", "presence", "predicted_vox", "flag"]
 
 
-def with_head(name: str, plan: Plan) -> Presence:
-    """The network `name` of the registry with a presence head, at the plan's size.
+def with_head(name: str, plan: Plan, gamma: float = 2.0, alpha: float = 0.5) -> Presence:
+    """The network `name` of the registry with a presence head, at the plan's size; gamma and alpha of its loss.
 
     Its own weights are those that it would have without the head. Raises `Problem` for an unknown name.
     """
-    return Presence(build_net(name, plan), len(plan.channels), len(plan.classes), plan.dims)
+    return Presence(build_net(name, plan), len(plan.channels), len(plan.classes), plan.dims, gamma, alpha)
 
 
 def presence_loss(logits: Tensor, tags: Tensor, gamma: float = 2.0, alpha: float = 0.5) -> Tensor:
@@ -106,18 +106,15 @@ def _inside(patch_vox: Sequence[int], parts: Sequence[np.ndarray], fill: float) 
 
 
 @torch.no_grad()
-def largest_presence(method: nn.Module, image: np.ndarray, plan: Plan) -> list[float]:
+def largest_presence(head: Presence, image: np.ndarray, plan: Plan) -> list[float]:
     """For each class but the background, the largest probability over a case's patches that it is there.
 
-    image (C, D, H, W) float32, normalised. Each patch is seen once, as it lies, whatever the gate. [] without a head.
+    image (C, D, H, W) float32, normalised. Each patch is seen once, as it lies, whatever the gate.
     """
-    head = head_of(method)
-    if head is None:
-        return []
     most, device = torch.zeros(len(plan.classes) - 1), head.linear.weight.device
     for boxes in _batches(image.shape[1:], plan.patch_vox):
         x = _inside(plan.patch_vox, [image[(slice(None), *box)] for box in boxes], 0)
-        most = most.maximum(head.both(x.to(device))[1].sigmoid().amax(0).cpu())
+        most = most.maximum(head.probability(head.both(x.to(device))[1]).amax(0).cpu())
     return most.tolist()
 
 
@@ -127,9 +124,8 @@ def largest_presence(method: nn.Module, image: np.ndarray, plan: Plan) -> list[f
 def gate(run: Any, method: Method) -> Method:
     """The stage "gate": thresholds below which a class is not in a patch, chosen on validation cases; `method` again.
 
-    For each class the threshold of `THRESHOLDS` with the best mean Dice over the cases, where that beats no gate by
-    more than the gain's standard error; otherwise 0, no gate. Without validation cases (`--fold all`) there is no
-    stage and no gate. `gate.json` holds, for each class, the threshold, the cases, and the Dice of each threshold.
+    And from which probability on a class counts as seen in a case (`chosen`). Without validation cases (`--fold all`)
+    there is no stage, no gate, and that is 0.5. `gate.json` holds for each class what `chosen` says.
     """
     head, plan = head_of(method), run.plan
     cases = [case for case in run.split[1] if case.label]
@@ -138,79 +134,118 @@ def gate(run: Any, method: Method) -> Method:
 
     def work(folder: Path, tell: Callable[..., None]) -> None:
         head.gate = (0.0,) * len(head.gate)
-        rows = []
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
         for i, case in enumerate(found := run.cached(cases)):
-            rows.append(_swept(method, head, case, plan))
+            rows.append(_looked(method, head, case, plan))
             tell(i + 1, len(found))
-        content = {name: chosen(np.array([row[k] for row in rows])) for k, name in enumerate(plan.classes[1:])}
+        known = [[k for k in range(len(found)) if found[k].annotated[c]] for c in range(len(plan.classes))]
+        content = {
+            name: chosen([rows[i][0][:, c - 1] for i in known[c]], [rows[i][1][:, c - 1] for i in known[c]])
+            for c, name in enumerate(plan.classes)
+            if c
+        }
         write_json(folder / "gate.json", content)
 
     told = read_json(run.stage("gate", work) / "gate.json")
     head.gate = tuple(told[name]["threshold"] for name in plan.classes[1:])
+    head.seen = tuple(told[name]["seen"] for name in plan.classes[1:])
     return method
 
 
 @torch.no_grad()
-def _swept(method: Method, head: Presence, case: Cached, plan: Plan) -> np.ndarray:
-    """The Dice of one case, (K - 1, 1 + thresholds): without a gate, and with each; NaN for a class not looked for.
-
-    Over its patches, where those overlap more than once; a class that is neither there nor predicted has 1. What a gate
-    shuts out counts as background, though another class may be next.
+def _looked(method: Method, head: Presence, case: Cached, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of a case's N patches and each class: the probability that it is there (N, K - 1), and how many voxels
+    are (rightly predicted, predicted, of the class) (N, K - 1, 3).
     """
-    steps, patch, device = torch.tensor([0.0, *THRESHOLDS]), plan.patch_vox, head.linear.weight.device
-    classes = range(1, len(plan.classes))
-    hits, found, there = (torch.zeros(len(classes), n, dtype=torch.int64) for n in (len(steps), len(steps), 1))
-    label = np.array(case.label)
+    patch, device, classes = plan.patch_vox, head.linear.weight.device, range(1, len(plan.classes))
+    probabilities, counts, label = [], [], np.array(case.label)
     for boxes in _batches(label.shape, patch):
         x = _inside(patch, [case.patch(box, plan.channels) for box in boxes], 0).to(device)
         y = _inside(patch, [label[box] for box in boxes], IGNORE).flatten(1)
         logits, present = head.during(partial(method.predict, x))
-        z, opened = logits.argmax(1).flatten(1).cpu(), (present.sigmoid().cpu()[..., None] >= steps).long()
-        for row, k in enumerate(classes):
-            p = (z == k) & (y != IGNORE)
-            hits[row] += (p & (y == k)).sum(1) @ opened[:, row]
-            found[row] += p.sum(1) @ opened[:, row]
-            there[row] += (y == k).sum()
-    dice = np.where(found + there > 0, 2 * hits / (found + there).clamp(min=1), 1.0)
-    dice[~np.array(case.annotated[1 : 1 + len(classes)])] = np.nan
-    return dice
+        z = logits.argmax(1).flatten(1).cpu().where(y != IGNORE, IGNORE)
+        voxels = [[((z == k) & (y == k)).sum(1), (z == k).sum(1), (y == k).sum(1)] for k in classes]
+        counts.append(np.array([[n.numpy() for n in row] for row in voxels]).transpose(2, 0, 1))
+        probabilities.append(head.probability(present).cpu().numpy())
+    return np.concatenate(probabilities), np.concatenate(counts)
 
 
-def chosen(dice: np.ndarray) -> dict[str, Any]:
-    """Which threshold of `THRESHOLDS` to use, 0 for none: {"threshold", "cases", "dice": [without, each]}.
+def chosen(probabilities: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The gate of one class, and when it counts as seen, from the validation cases in which it was looked for.
 
-    dice (cases, 1 + thresholds): of one class, without a gate and with each; rows of NaN do not count. With fewer than
-    two cases there is no standard error, and no gate. Of equal thresholds the smallest.
+    probabilities  of each case (N,): that the class is in each of its patches.
+    counts         of each case (N, 3): each patch's voxels that are rightly predicted, predicted, of the class.
 
-    >>> dice = np.full((2, 1 + len(THRESHOLDS)), 0.5)
-    >>> dice[:, 4] = 0.6, 0.7
-    >>> chosen(dice)["threshold"]
-    0.2
+    Tried are thresholds, midway between two patches, that shut out `SHARES` of those with the class: by the mean over
+    cases of the Dice over patches (overlapping ones count more than once; a class neither there nor predicted has 1;
+    what is shut out counts as background, though another class may be next). The best is taken if it beats no gate by
+    more than the gain's standard error; otherwise the threshold is 0, no gate. Fewer than two cases have no such error.
+
+    seen: the largest probability of a patch without the class; 0.5 if there is none.
+
+    >>> patches = np.array([[5, 5, 5], [0, 5, 0]])
+    >>> told = chosen([np.array([0.9, 0.2])] * 2, [patches] * 2)
+    >>> told["threshold"], told["seen"], round(told["dice"], 3), told["tried"]
+    (0.55, 0.2, 0.667, [[0.55, 1.0]])
     """
-    dice = dice[~np.isnan(dice).any(1)]
-    mean = dice.mean(0) if len(dice) else np.zeros(dice.shape[1])
+    every, there = np.concatenate([[], *probabilities]), np.concatenate([[], *(n[:, 2] for n in counts)]) > 0
+    seen = float(every[~there].max()) if not there.all() else 0.5
+    tried = sorted({_under(every, np.quantile(every[there], share, method="lower")) for share in SHARES if there.any()})
+    dice = [[_dice(n, p >= t) for t in (0.0, *tried)] for p, n in zip(probabilities, counts)]
+    table = np.array(dice).reshape(-1, 1 + len(tried))
+    mean = table.mean(0) if len(table) else np.zeros(1)
     best = int(mean.argmax())
-    gain = dice[:, best] - dice[:, 0]
-    helps = len(dice) > 1 and gain.mean() > gain.std(ddof=1) / len(dice) ** 0.5
-    threshold = THRESHOLDS[best - 1] if helps and best else 0.0
-    return {"threshold": threshold, "cases": len(dice), "dice": [round(float(d), 6) for d in mean]}
+    gain = table[:, best] - table[:, 0]
+    helps = len(table) > 1 and gain.mean() > gain.std(ddof=1) / len(table) ** 0.5
+    return {
+        "threshold": tried[best - 1] if helps else 0.0,
+        "seen": seen,
+        "cases": len(table),
+        "dice": float(mean[0]),
+        "tried": [[t, float(score)] for t, score in zip(tried, mean[1:])],
+    }
+
+
+def _under(values: np.ndarray, value: float) -> float:
+    """Midway from `value` to the next smaller one of `values`, or to 0."""
+    return float(value + max(values[values < value], default=0.0)) / 2
+
+
+def _dice(counts: np.ndarray, opened: np.ndarray) -> float:
+    hits, predicted, _ = counts[opened].sum(0)
+    total = predicted + counts[:, 2].sum()
+    return float(2 * hits / total) if total else 1.0
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 
-def flags(plan: Plan, present: Sequence[float], label: np.ndarray, least: float = 0.5) -> Flags:
+def flags(plan: Plan, present: Sequence[float], seen: Sequence[float], label: np.ndarray) -> Flags:
     """What the head saw against what was segmented.
 
-    present  `largest_presence`.   label: the segmentation, in the label files' values.
-    The flag is "missed" where no voxel is of the class although it was seen with a probability of `least` or more.
+    present  for each class but the background, `largest_presence`.   seen: from which on it counts, `Presence.seen`.
+    label    the segmentation, in the label files' values.
+
+    The flag is "missed" where no voxel is of a class whose probability is above that.
     """
     rows = {}
-    for name, value, p in zip(plan.classes[1:], plan.values[1:], present):
+    for name, value, p, least in zip(plan.classes[1:], plan.values[1:], present, seen):
         voxels = int((label == value).sum())
-        flag = "missed" if voxels == 0 and p >= least else ""
+        flag = "missed" if voxels == 0 and p > least else ""
         rows[name] = {"presence": round(p, 4), "predicted_vox": voxels, "flag": flag}
     return rows
+
+
+def noticed(views: Sequence[tuple[nn.Module, np.ndarray, Plan]], label: np.ndarray) -> list[Flags]:
+    """The `flags` of a case, by the mean of several methods' heads: one of them, or none where no method has a head.
+
+    views: each method with the case's image as it sees it (C, D, H, W), and its plan.
+    """
+    heads = [(head, largest_presence(head, image, plan)) for m, image, plan in views if (head := head_of(m))]
+    if not heads:
+        return []
+    present, seen = (np.mean(rows, 0).tolist() for rows in ([p for _, p in heads], [head.seen for head, _ in heads]))
+    return [flags(views[0][2], present, seen, label)]
 
 
 def write_flags(folder: str | Path, case: str, rows: Flags) -> None:

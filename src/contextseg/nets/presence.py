@@ -22,21 +22,25 @@ Result = TypeVar("Result")
 class Presence(nn.Module):
     """A network with a presence head; in place of the network wherever that was called.
 
-    net      gives logits (B, K, *S); in training it may give a list of them.
-    inputs   channels C of the image.   classes: K, background included.   dims: how many axes S has.
+    net           gives logits (B, K, *S); in training it may give a list of them.
+    inputs        channels C of the image.   classes: K, background included.   dims: how many axes S has.
+    gamma, alpha  of the focal loss that the head is trained with: without them its logits say no probability.
 
     The features are the output of the network's last stage (`stages[-1]`), or of its `encoder`; they are read by a
     hook, so that a network need not know of the head. `gate` holds a threshold for each class but the background: in
     evaluation, where the probability that a class is in the image is below its threshold, the class does not win
-    (`gated`). It is all 0, off, until somebody sets it, and no part of the weights.
+    (`gated`). It is all 0, off, until somebody sets it. `seen` holds the probability from which on a class counts as
+    seen in a case: 0.5, until somebody knows better. Neither is a part of the weights.
 
     Raises `Problem` for a network that has neither stages nor an encoder.
     """
 
-    def __init__(self, net: nn.Module, inputs: int, classes: int, dims: int) -> None:
+    def __init__(
+        self, net: nn.Module, inputs: int, classes: int, dims: int, gamma: float = 2.0, alpha: float = 0.5
+    ) -> None:
         super().__init__()
-        self.net = net
-        self.gate = (0.0,) * (classes - 1)
+        self.net, self.gamma, self.alpha = net, gamma, alpha
+        self.gate, self.seen = (0.0,) * (classes - 1), (0.5,) * (classes - 1)
         self._probe = (1, inputs, *[1] * dims)
         net.eval()
         with torch.no_grad():
@@ -50,7 +54,11 @@ class Presence(nn.Module):
             return self.net(x)
         z, present = self.both(x)
         assert isinstance(z, Tensor)
-        return gated(z, present.sigmoid(), self.gate)
+        return gated(z, self.probability(present), self.gate)
+
+    def probability(self, present: Tensor) -> Tensor:
+        """Presence logits to probabilities, among patches as they are drawn in training."""
+        return posterior(present, self.gamma, self.alpha)
 
     def both(self, x: Tensor) -> tuple[Tensor | list[Tensor], Tensor]:
         """(B, C, *S) -> (what the network gives, no gate; presence logits (B, K - 1), for class 1 and so on)."""
@@ -92,6 +100,26 @@ def _last_stage(net: nn.Module) -> nn.Module:
         return encoder
     what = "a presence head does not find its encoder"
     raise Problem(type(net).__name__, what, "name the encoder's levels `stages`, or all of it `encoder`")
+
+
+def posterior(logits: Tensor, gamma: float, alpha: float) -> Tensor:
+    """The probability of "yes" that logits mean if they were trained by a focal loss with that gamma and alpha.
+
+    Such a loss is least at another number q than the probability: alpha beyond a half pushes it up, gamma towards a
+    half. Where it is least its slope is 0, which says what the probability was; for gamma alone this is Charoenphakdee
+    et al. (CVPR 2021), Theorem 11. With gamma 0 and alpha 0.5 it is the sigmoid. Rises with the logits.
+
+    >>> posterior(torch.tensor([0.0]), 2.0, 0.8)  # for one that is four times as dear
+    tensor([0.2000])
+    """
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    q = z.sigmoid().clamp(1e-6, 1 - 1e-6)
+
+    def slope(q: Tensor) -> Tensor:
+        return (1 - q) ** gamma / q - gamma * (1 - q) ** (gamma - 1) * q.log()
+
+    yes, no = slope(1 - q) * (1 - alpha), slope(q) * alpha
+    return yes / (yes + no)
 
 
 def gated(z: Tensor, present: Tensor, thresholds: Sequence[float]) -> Tensor:

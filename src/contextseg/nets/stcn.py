@@ -59,7 +59,7 @@ class STCN(nn.Module):
     >>> encoded = net.encode(image)
     >>> value = net.memorise(image, encoded, masks)
     >>> encoded.key.shape, value.shape, net.decode(encoded, value).shape
-    (torch.Size([2, 32, 6, 8]), torch.Size([2, 3, 64, 6, 8]), torch.Size([2, 3, 21, 30]))
+    (torch.Size([2, 32, 3, 4]), torch.Size([2, 3, 64, 3, 4]), torch.Size([2, 3, 21, 30]))
     """
 
     def __init__(
@@ -145,9 +145,9 @@ def stcn_stock(inputs: int = 3) -> STCN:
 
 
 def stcn_small(inputs: int = 3) -> STCN:
-    """For images of about a hundred pixels and for CPUs: stride 4, ResNet-18 of a quarter of the width for keys too."""
+    """For images of about a hundred pixels and for CPUs: stride 8, ResNet-18 of a quarter of the width for keys too."""
     return STCN(
-        inputs, (2, 2, 2), 16, False, key_dim=32, value_dim=64, up_dim=32, stride=4, key_bias=False, value_bias=False
+        inputs, (2, 2, 2), 16, False, key_dim=32, value_dim=64, up_dim=32, stride=8, key_bias=False, value_bias=False
     )
 
 

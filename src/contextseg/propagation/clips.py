@@ -33,8 +33,10 @@ class ClipSampler:
 
     steps         of the whole training, which `jumps` divides into equal parts.
     patch_vox     pixels of a slice; None is the last two numbers of the plan's patch.
-    frames        slices in a walk, of which the first is labelled. references: slices whose label is given, so many
-                  less one before the walk: half of them beyond its end, the others anywhere, with the object or without.
+    frames        slices in a walk, of which the first is labelled.
+    references    slices whose label is given: that one, and before it others, half of them beyond the walk's end and
+                  half anywhere, with the object or without. 1 as published; ours 2, since a network that has never
+                  remembered a slice without the object takes such a slice for the object's end everywhere.
     objects       followed at once, at most; the first is any class of the walk's first slice, another one any class
                   beside it in a reference. With 1 there is never another (as Pham et al.).
     axes          slices are taken across one of these (0, 1, 2 of D, H, W), drawn anew for each clip.
@@ -201,7 +203,9 @@ def follow(network: Network, batch: Batch, references: int = 2) -> tuple[Tensor,
             masks = torch.stack([label == k for k in range(1, objects + 1)], 1).float()
             heard.append(said_at(label != IGNORE, network.stride).flatten(1))
         else:
-            weights = top_k_softmax(affinity(torch.cat(keys, 2), now.key.flatten(2), torch.cat(heard, 1)))
+            said = torch.cat(heard, 1)
+            said = said | ~said.any(1, keepdim=True)  # with nothing said anywhere, anything: no NaN
+            weights = top_k_softmax(affinity(torch.cat(keys, 2), now.key.flatten(2), said))
             read = readout(weights, torch.cat(values, 3)).unflatten(3, now.key.shape[2:])
             logits.append(aggregate(network.decode(now, read)))
             masks = logits[-1].softmax(1)[:, 1:]

@@ -66,7 +66,8 @@ def lovasz_softmax(logits: Tensor, target: Tensor, annotated: Tensor | None = No
         mine = y == k
         error = torch.where(mine, 1 - p[:, k], p[:, k]).masked_fill(~said, 0)
         ordered, order = error.masked_fill(~said, -1).sort(1, descending=True)
-        losses.append((ordered.clamp(min=0) * _slopes(mine.gather(1, order), said.gather(1, order))).sum(1))
+        slopes = _slopes(mine.gather(1, order), said.gather(1, order)).to(p.dtype)
+        losses.append((ordered.clamp(min=0) * slopes).sum(1))
         present.append(mine.any(1))
     there = torch.stack(present, 1).to(p.dtype)
     return _mean((torch.stack(losses, 1) * there).sum(1) / there.sum(1).clamp(min=1))
@@ -80,7 +81,7 @@ def _slopes(mine: Tensor, said: Tensor) -> Tensor:
     mine, said = mine.double(), said.double()
     missed, added = mine.cumsum(1), (said - mine).cumsum(1)
     jaccard = (missed + added) / (mine.sum(1, keepdim=True) + added).clamp(min=1)
-    return torch.diff(jaccard, dim=1, prepend=torch.zeros_like(jaccard[:, :1])).to(torch.get_default_dtype())
+    return torch.diff(jaccard, dim=1, prepend=torch.zeros_like(jaccard[:, :1]))
 
 
 def _merged(logits: Tensor, target: Tensor, annotated: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -57,10 +57,11 @@ def aggregate(logits: Tensor) -> Tensor:
 
     With p the sigmoid of an object's logit, the background's probability is the product of all 1 - p; each probability
     becomes its log-odds, log(p / (1 - p)), and the softmax of these is the result (soft aggregation, Oh et al., ICCV
-    2019). Computed from the logits, in float32, where p itself would round to 0 or 1; they are held to +-60.
+    2019; so a lone object's log-odds are doubled). Computed from the logits, in float32, where p itself would round to
+    0 or 1; they are held to +-60.
 
-    >>> aggregate(torch.zeros(1, 2)).softmax(1).tolist()[0]  # odds 1/3, 1, 1 of background and two objects
-    [0.14285719394683838, 0.4285713732242584, 0.4285713732242584]
+    >>> [round(7 * p, 3) for p in aggregate(torch.zeros(1, 2)).softmax(1).tolist()[0]]  # odds 1/3, 1 and 1
+    [1.0, 3.0, 3.0]
     """
     z = _full(logits).clamp(-60, 60)
     none = F.softplus(z).sum(1, keepdim=True)  # minus the log of the background's probability
@@ -70,13 +71,13 @@ def aggregate(logits: Tensor) -> Tensor:
 def said_at(said: Tensor, stride: int) -> Tensor:
     """Pixels (B, H, W) bool to positions (B, h, w) bool, h = ceil(H / stride): at least half of a position's pixels.
 
-    Where no position of an item reaches a half, its best ones stand.
+    Where no position of an item reaches a half, its best ones stand; where nothing is said, none.
 
     >>> said_at(torch.tensor([[[True, True, False, False, True]]]), 2).tolist()
     [[[True, False, True]]]
     """
     share = F.avg_pool2d(said.float(), stride, ceil_mode=True)
-    return share >= share.amax((1, 2), keepdim=True).clamp(max=0.5)
+    return (share > 0) & (share >= share.amax((1, 2), keepdim=True).clamp(max=0.5))
 
 
 class MemoryBank:
@@ -94,7 +95,8 @@ class MemoryBank:
 
     def __init__(self, most: int = 32, every: int = 5, top_k: int | None = 20) -> None:
         if most < 2 or every < 1 or (top_k is not None and top_k < 1):
-            raise ValueError(f"a memory of {most} slices, every {every}, top {top_k}: two slices at least, and one")
+            got = f"most={most}, every={every}, top_k={top_k}"
+            raise ValueError(f"a memory needs room for two slices, and one or more of the others; got {got}")
         self.most, self.every, self.top_k = most, every, top_k
         self._references = 0
         self._some_unsaid = False

@@ -1,12 +1,14 @@
 """From a few labelled slices to a labelled volume: the walk over slices, along any axis, for any classes.
 
 The reference slices cut the volume into stretches. Between two references a stretch is walked from both, and the
-probabilities of both walks are averaged; outside the first and the last it is walked from the one beside it. Every walk
-remembers all references, and, of the slices that it has filled itself, every fifth and the last. So walks do not depend
-on one another, and a volume turned round gives the same labels turned round.
+probabilities of both walks are averaged, each weighed by how near its reference is; outside the first and the last it
+is walked from the one beside it. Every walk remembers all references, and, of the slices that it has filled itself,
+every fifth and the last. So walks do not depend on one another, and a volume turned round gives the same labels turned
+round.
 
 After Pham, Nguyen-Ho, Tran (FLARE22, LNCS 13816). Different here: memory holds probabilities (theirs holds sums of two,
-up to 2); every slice is filled wherever the references lie; a slice is encoded once for both walks.
+up to 2); the walks are weighed (theirs count the same); every slice is filled wherever the references lie; a slice is
+encoded once for both walks.
 """
 
 from __future__ import annotations
@@ -46,9 +48,9 @@ class Result:
     """A volume, filled.
 
     labels         (D, H, W) int16: 0, or one of `classes`. What the references said stands there as it was.
-    confidence     (n,) float32, one number in [0, 1] for each slice along the axis: the Dice that is to be expected of
-                   its labels if the probabilities are right, 1 where a reference says all. Where the two walks
-                   disagree, their average is undecided, and the slice is low; the lowest is the one to correct next.
+    confidence     (n,) float32, one number in [0, 1] for each slice along the axis: 1 where a reference says all; else
+                   the Dice to be expected of its labels if the probabilities were right, and where two walks came by
+                   the mean of that and their agreement. The lowest is the slice to correct next.
     agreement      (n,) float32: the Dice of the two walks with each other, all classes together; NaN where only one
                    came by, or none.
     probabilities  (1 + O, D, H, W) float16, background first, then `classes`; None unless asked for.
@@ -121,31 +123,35 @@ class Session:
         top_k: int | None = 20,
         every: int = 5,
         most: int = 32,
+        weighted: bool = True,
         probabilities: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Result:
         """Fill the volume from its reference slices.
 
         references     slice number to label (H, W), integers: the plane's two axes in the volume's order. `IGNORE`
-                       where nobody has said: it is filled, and the memory is told nothing there.
+                       where nobody has said: it is filled, and the memory is told nothing there. A slice of nothing
+                       else is no reference.
         classes        what to follow; None is every class in the references. Others count as background.
         top_k          how many memorised positions each position reads; None is all.
         every, most    of the memory: every `every`th filled slice stays, `most` slices at most. With more references
                        than it has room for, each stretch has the nearest.
+        weighted       whether of two walks the nearer one counts more, linearly; else both count the same.
         probabilities  whether to keep them for the whole volume.
         progress       called with (slices walked, in all).
 
         Raises `Problem` for no reference or no class, and for a reference that does not fit.
         """
         labels = checked(references, len(self), tuple(self.slices.shape[2:]))
+        labels = {i: label for i, label in labels.items() if (label != IGNORE).any()}
         found = sorted({int(k) for label in labels.values() for k in np.unique(label) if k > 0})
         names = tuple(found if classes is None else (int(k) for k in classes))
-        if not names:
+        if not labels or not names:
             raise Problem("reference slices", "they hold no class", "label a structure in at least one of them")
         if most < 3:
             raise Problem(f"most={most}", "the memory is too small", "give 3 slices or more")
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            return _Walk(self, labels, names, top_k, every, most, probabilities, progress).result()
+            return _Round(self, labels, names, (most, every, top_k), weighted, probabilities, progress).result()
 
     def image(self, slices: Sequence[int]) -> Tensor:
         """(B, C, H, W) float32 on the device: these slices."""
@@ -167,7 +173,7 @@ class Session:
                 self._encoded.popitem(last=False)
 
 
-class _Walk:
+class _Round:
     """One round: the references in the memory, the stretches walked, the result written slice by slice."""
 
     def __init__(
@@ -175,19 +181,20 @@ class _Walk:
         session: Session,
         labels: dict[int, np.ndarray],
         classes: tuple[int, ...],
-        top_k: int | None,
-        every: int,
-        most: int,
+        memory: tuple[int, int, int | None],
+        weighted: bool,
         probabilities: bool,
         progress: Callable[[int, int], object] | None,
     ) -> None:
-        self.session, self.labels, self.classes, self.progress = session, labels, classes, progress
+        self.session, self.labels, self.classes = session, labels, classes
+        self.weighted, self.progress = weighted, progress
         n, *plane = session.slices.shape[1:]
         self.known = sorted(labels)
         self.stretches = _stretches(self.known, n)
         longest = max((b - a - 1 for a, b in self.stretches), default=0)
+        most, every, top_k = memory
         self.references = min(len(labels), most - 2)
-        self.bank_settings = (min(most, self.references + longest // every + 1), every, top_k)
+        self.memory = (min(most, self.references + longest // every + 1), every, top_k)
         self.remembered: tuple[int, ...] = ()
         self.done, self.total = 0, sum((b - a - 1) * ((a >= 0) + (b < n)) for a, b in self.stretches)
         self.out = np.zeros((n, *plane), np.int16)
@@ -212,8 +219,11 @@ class _Walk:
         if a >= 0 and b < n:
             up = {i: p.half() for i, p in self.walk(bank, inside)}
             for i, p in self.walk(bank, inside[::-1]):
-                self.write(i, (up[i].float() + p.half().float()) / 2)
-                self.agreement[i] = _dice(up.pop(i).argmax(0), p.argmax(0))
+                one, other = up.pop(i).float(), p.half().float()
+                share = (i - a) / (b - a) if self.weighted else 0.5
+                self.write(i, (1 - share) * one + share * other)
+                self.agreement[i] = _dice(one.argmax(0), other.argmax(0))
+                self.confidence[i] = (self.confidence[i] + self.agreement[i]) / 2
         else:
             for i, p in self.walk(bank, inside if a >= 0 else inside[::-1]):
                 self.write(i, p)
@@ -240,17 +250,14 @@ class _Walk:
         middle = (a + b) / 2
         nearest = tuple(sorted(sorted(self.known, key=lambda i: abs(i - middle))[: self.references]))
         if nearest != self.remembered:
-            self._bank, self.remembered = MemoryBank(*self.bank_settings), nearest
+            self._bank, self.remembered = MemoryBank(*self.memory), nearest
             for i, encoded in self.session.encoded(nearest):
                 label = torch.from_numpy(self.labels[i]).to(self.session.device)
                 masks = torch.stack([label == k for k in self.classes]).float()
-                said = (
-                    None
-                    if bool((label != IGNORE).all())
-                    else said_at(label[None] != IGNORE, self.session.network.stride)[0]
-                )
+                said = label[None] != IGNORE
+                heard = None if bool(said.all()) else said_at(said, self.session.network.stride)[0]
                 value = self.session.network.memorise(self.session.image([i]), encoded, masks[None])
-                self._bank.refer(encoded.key[0], value[0], said)
+                self._bank.refer(encoded.key[0], value[0], heard)
         return self._bank
 
     def write(self, i: int, p: Tensor) -> None:

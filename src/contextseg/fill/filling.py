@@ -1,0 +1,143 @@
+"""From labelled slices to a labelled scan, on the scan's own grid; and which slice to label next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from contextseg.batch import IGNORE
+from contextseg.data.plan import Plan
+from contextseg.data.prepare import normalise, prepare
+from contextseg.disk import Problem, did_you_mean
+from contextseg.fill.slices import Partial
+from contextseg.methods import Method
+from contextseg.propagation.interpolate import between, nearest
+from contextseg.propagation.propagate import Session
+from contextseg.volume import Volume, axis_moves, resample
+
+WAYS = ("propagation", "interpolation", "nearest")
+"""What fills the slices between: a taught network, the signed distances of shapes, or the nearest labelled slice."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A scan's labels on its own grid, with `confidence` (n,) in [0, 1] of each slice along `axis`; NaN: unknown."""
+
+    label: Volume
+    axis: int
+    confidence: np.ndarray
+
+
+def fill(
+    scan: Volume,
+    partial: Partial,
+    model: tuple[Method, Plan] | None = None,
+    way: str = "",
+    progress: Callable[[int, int], object] | None = None,
+) -> Filled:
+    """Fill the slices that nobody has labelled. What is labelled stays as it is, voxel by voxel.
+
+    model  a finished run of method "stcn" and its plan.   way  one of `WAYS`; "" is propagation with a model, and
+    interpolation without.
+
+    With a model, each slice is resampled to the pixels that it was taught on and its probabilities back, linearly;
+    slices stay as they are. Interpolation leaves what lies beyond the first and the last labelled slice empty.
+
+    Raises `Problem` for another way, for propagation without a model, and where scan and labels do not fit.
+    """
+    way = way or ("propagation" if model else "interpolation")
+    if way not in WAYS:
+        raise Problem(f"--way {way}", "there is no such way", did_you_mean(way, WAYS))
+    if way == "propagation" and model is None:
+        raise Problem(
+            "--way propagation", "it needs a network", "give --model RUN, made by `contextseg train --method stcn`"
+        )
+    n = scan.shape[partial.axis]
+    if way == "propagation" and model:
+        labels, confidence = _propagated(scan, partial, model, progress)
+    else:
+        spacing = [s for axis, s in enumerate(scan.spacing_mm) if axis != partial.axis]
+        drawn = {i: np.maximum(label, 0) for i, label in partial.slices.items()}
+        labels = between(drawn, n, spacing) if way == "interpolation" else nearest(drawn, n)
+        confidence = np.full(n, np.nan, np.float32)
+        confidence[list(drawn)] = 1
+    for i, label in partial.slices.items():
+        labels[i] = np.where(label == IGNORE, labels[i], label)
+    whole = np.ascontiguousarray(np.moveaxis(labels, 0, partial.axis))
+    smallest = np.uint8 if whole.max() < 256 else np.int16
+    return Filled(scan.with_array(whole.astype(smallest)), partial.axis, confidence)
+
+
+def _propagated(
+    scan: Volume, partial: Partial, model: tuple[Method, Plan], progress: Callable[[int, int], object] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(labels (n, H, W) int16 with the slices first, confidence (n,))."""
+    method, plan = model
+    network: Any = method.net
+    _, _, _, record = prepare(scan, plan)
+    turned = scan.oriented(plan.orientation)
+    order, flips = axis_moves(scan.orientation, plan.orientation)
+    across = order.index(partial.axis)
+    image = normalise(np.ascontiguousarray(turned.array, dtype=np.float32), plan.channels, record)
+    old = image.shape[1:]
+    new = [
+        n if a == across else max(1, round(n * s / t))
+        for a, (n, s, t) in enumerate(zip(old, turned.spacing_mm, plan.spacing_mm))
+    ]
+    rest = [a for a in range(3) if a != across]
+
+    def there(i: int, label: np.ndarray) -> tuple[int, np.ndarray]:
+        """A labelled slice as it lies in the turned volume, at the network's pixels."""
+        kept = [axis for axis in range(3) if axis != partial.axis]  # the label's axes, of the scan's
+        plane = label.transpose([kept.index(order[a]) for a in rest])
+        plane = np.flip(plane, tuple(n for n, a in enumerate(rest) if flips[a]))
+        index = [(2 * np.arange(new[a]) + 1) * old[a] // (2 * new[a]) for a in rest]
+        return old[across] - 1 - i if flips[across] else i, plane[np.ix_(*index)]
+
+    references = dict(there(i, label) for i, label in partial.slices.items())
+    if tuple(new) != tuple(old):
+        image = resample(image, new, plan.orders)
+    session = Session(network, image, across, device=next(method.parameters()).device)
+    found = session.propagate(references, probabilities=True, progress=progress)
+    assert found.probabilities is not None
+    labels = _at(np.moveaxis(found.probabilities, 1 + across, 1), [old[a] for a in rest], found.classes)
+    whole: Any = np.moveaxis(labels, 0, across)  # as the turned volume lies; now back to the scan's grid
+    whole = np.flip(whole, tuple(a for a, flip in enumerate(flips) if flip)).transpose(np.argsort(order))
+    confidence = found.confidence[::-1].copy() if flips[across] else found.confidence
+    return np.ascontiguousarray(np.moveaxis(whole, partial.axis, 0)), confidence
+
+
+def _at(probabilities: np.ndarray, size: list[int], classes: tuple[int, ...]) -> np.ndarray:
+    """(1 + O, n, h, w) -> the classes (n, *size) int16 of the linearly interpolated probabilities, slice by slice."""
+    values = np.array([0, *classes], np.int16)
+    out = np.empty((probabilities.shape[1], *size), np.int16)
+    for i in range(len(out)):
+        plane = torch.from_numpy(probabilities[:, i].astype(np.float32))[None]
+        plane = plane if list(plane.shape[2:]) == size else F.interpolate(plane, size, mode="bilinear")
+        out[i] = values[plane[0].argmax(0).numpy()]
+    return out
+
+
+def advice(filled: Filled, partial: Partial) -> tuple[int, str]:
+    """The next slice worth labelling, and why: the least certain one, or, where nothing is known of certainty, the
+    middle of the longest stretch without labels (its end, beyond the first and the last labelled slice).
+
+    Raises `Problem` where every slice is labelled.
+    """
+    n = len(filled.confidence)
+    open_slices = [i for i in range(n) if i not in partial.slices]
+    if not open_slices:
+        raise Problem("labels", "every slice is labelled", "there is nothing to suggest")
+    if np.isfinite(filled.confidence[open_slices]).any():
+        worst = min(open_slices, key=lambda i: float(filled.confidence[i]))
+        return worst, f"the least certain of all, {filled.confidence[worst]:.2f} (a Dice that is to be expected)"
+    ends = [-1, *sorted(partial.slices), n]
+    a, b = max(pairwise(ends), key=lambda pair: pair[1] - pair[0])
+    place = 0 if a < 0 else n - 1 if b == n else (a + b) // 2
+    return place, f"the longest stretch without labels is from {a + 1} to {b - 1}"

@@ -1,0 +1,190 @@
+"""A scan filled from a few labelled slices: as files, in any orientation, with and without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import laws
+from contextseg.batch import IGNORE
+from contextseg.cli import app
+from contextseg.data import phantom
+from contextseg.disk import Problem
+from contextseg.fill.filling import advice, fill
+from contextseg.fill.slices import labelled_slices
+from contextseg.job import main_job, teach
+from contextseg.methods.propagate import Propagation
+from contextseg.run import Run
+from contextseg.settings import Settings
+from contextseg.volume import Volume, read_labels, write
+
+torch.set_num_threads(1)
+
+
+def ball(shape: tuple[int, int, int] = (16, 20, 20)) -> tuple[Volume, Volume]:
+    """A scan of 2 x 1 x 1 mm with a bright ball of 7 mm radius around its middle, and its label."""
+    mm = np.array([2.0, 1, 1])
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1) * mm
+    inside = ((grid - (np.array(shape) - 1) / 2 * mm) ** 2).sum(-1) < 7**2
+    affine = np.array([[0.0, 0, 1, -10], [0, 1, 0, 5], [2, 0, 0, 0], [0, 0, 0, 1]])
+    noise = np.random.default_rng(0).normal(0, 0.1, shape)
+    return Volume((1 + 2 * inside + noise)[None].astype(np.float32), affine), Volume(inside.astype(np.uint8), affine)
+
+
+def some(label: Volume, kept: list[int], axis: int = 0) -> Volume:
+    array = np.zeros_like(label.array)
+    index = tuple(kept if a == axis else slice(None) for a in range(3))
+    array[index] = label.array[index]
+    return label.with_array(array)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("taught")
+    data = phantom.write_dataset(folder / "data", labelled=3, test=1, classes=3)
+    words = ["steps=40", "lr=0.002", "patch_vox=16,24,24", "batch_size=2", "spacing_mm=2,1,1"]
+    run = Run(folder / "run", Settings(str(data), "stcn").set(words))
+    teach(run)
+    return run
+
+
+# --- which slices -----------------------------------------------------------------------------------------------------
+
+
+def test_labelled_slices_are_found_along_the_axis_they_were_drawn_on() -> None:
+    _, label = ball()
+    assert label.orientation == "SAR"
+    for axis, kept in ((0, [5, 8, 10]), (1, [9]), (2, [8, 11])):
+        partial = labelled_slices(some(label, kept, axis))
+        assert (partial.axis, sorted(partial.slices)) == (axis, kept)
+        assert np.array_equal(partial.slices[kept[0]], label.array.take(kept[0], axis))
+    assert labelled_slices(some(label, [5], 0), plane="axial").axis == 0
+
+
+def test_a_value_may_mean_unlabelled() -> None:
+    _, label = ball()
+    array = np.full(label.shape, 255, np.uint8)
+    array[6] = label.array[6]
+    array[12] = 0  # looked at, and empty: known to be background
+    array[12, :2] = 255
+    partial = labelled_slices(label.with_array(array), unlabelled=255)
+    assert sorted(partial.slices) == [6, 12]
+    assert (partial.slices[12][:2] == IGNORE).all()
+    assert not partial.slices[12][2:].any()
+
+
+def test_what_cannot_be_filled_is_said() -> None:
+    scan, label = ball()
+    with pytest.raises(Problem, match="no slice is labelled"):
+        labelled_slices(label.with_array(np.zeros(label.shape, np.uint8)))
+    with pytest.raises(Problem, match="--unlabelled"):
+        labelled_slices(label.with_array(np.ones(label.shape, np.uint8)))
+    with pytest.raises(Problem, match="choose auto"):
+        labelled_slices(label, plane="oblique")
+    partial = labelled_slices(some(label, [5, 10]))
+    with pytest.raises(Problem, match="needs a network"):
+        fill(scan, partial, way="propagation")
+    with pytest.raises(Problem, match="there is no such way"):
+        fill(scan, partial, way="magic")
+
+
+# --- without a network ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_shapes_are_interpolated_between_labelled_slices(axis: int) -> None:
+    scan, label = ball()
+    there = np.flatnonzero(label.array.any(tuple({0, 1, 2} - {axis})))
+    kept = [int(there[0]), int(there[len(there) // 2]), int(there[-1])]
+    partial = labelled_slices(some(label, kept, axis), plane=("axial", "coronal", "sagittal")[axis])
+    filled = fill(scan, partial)
+    copied = fill(scan, partial, way="nearest").label.array > 0
+    assert dice(filled.label.array > 0, label.array > 0) > 0.75
+    assert not np.array_equal(copied, filled.label.array > 0)
+    for i in kept:
+        assert np.array_equal(filled.label.array.take(i, axis), label.array.take(i, axis))
+    place, why = advice(filled, partial)
+    assert place not in kept
+    assert "longest stretch" in why
+
+
+# --- with one ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_fills_a_scan_that_lies_in_any_way(taught: Run) -> None:
+    scan, label = ball()
+    model = (Run.open(taught.folder).finished(), taught.plan)
+    kept = [5, 7, 8, 10]
+    straight = fill(scan, labelled_slices(some(label, kept)), model)
+    assert straight.confidence.shape == (16,)
+    assert (straight.confidence[kept] == 1).all()
+    turned, drawn = scan.oriented("LIP"), some(label, kept).oriented("LIP")
+    other = fill(turned, labelled_slices(drawn), model)
+    assert other.axis == 1
+    assert other.label.shape == turned.shape
+    back = other.label.oriented(label.orientation).array
+    assert (back == straight.label.array).mean() > 0.999  # ties of the pixels' nearest neighbours, at most
+    assert np.allclose(other.confidence[::-1], straight.confidence, atol=1e-3)
+    for i in kept:
+        assert np.array_equal(straight.label.array[i], label.array[i])
+
+
+def test_other_pixels_than_it_was_taught_on(taught: Run) -> None:
+    scan, label = ball((16, 20, 20))
+    fine = Volume(scan.array.repeat(2, 2).repeat(2, 3), scan.affine @ np.diag([1, 0.5, 0.5, 1]))
+    truth = label.array.repeat(2, 1).repeat(2, 2)
+    drawn = some(Volume(truth, fine.affine), [5, 8, 11])
+    filled = fill(fine, labelled_slices(drawn), (Run.open(taught.folder).finished(), taught.plan))
+    assert filled.label.shape == truth.shape
+    assert np.array_equal(filled.label.array[8], truth[8])
+
+
+def test_the_command_fills_a_file_and_names_the_next_slice(taught: Run, tmp_path: Path) -> None:
+    scan, label = ball()
+    write(tmp_path / "scan.nii.gz", scan)
+    write(tmp_path / "drawn.nii.gz", some(label, [5, 10]))
+    words = ["propagate", str(tmp_path / "scan.nii.gz"), "--labels", str(tmp_path / "drawn.nii.gz"), "--suggest"]
+    for extra in ([], ["--model", str(taught.folder)]):
+        out = tmp_path / f"filled{len(extra)}.nii.gz"
+        done = CliRunner().invoke(app, [*words, "-o", str(out), *extra])
+        assert done.exit_code == 0, done.output
+        assert "label slice" in done.output
+        assert read_labels(out).same_grid(scan)
+        rows = (tmp_path / f"filled{len(extra)}-slices.csv").read_text().splitlines()
+        assert len(rows) == 17
+        assert rows[6].startswith("5,yes")
+    write(tmp_path / "other.nii.gz", label.cropped([slice(0, 9), slice(0, 20), slice(0, 20)]))
+    words[3] = str(tmp_path / "other.nii.gz")
+    with pytest.raises(Problem, match="grid differs"):
+        CliRunner().invoke(app, [*words, "-o", str(tmp_path / "x.nii.gz")], catch_exceptions=False)
+
+
+# --- laws of the method -----------------------------------------------------------------------------------------------
+
+
+def test_training_is_of_clips_and_resumes(taught: Run, tmp_path: Path) -> None:
+    assert isinstance(Run.open(taught.folder).finished(), Propagation)
+    import csv
+
+    with open(next(taught.folder.glob("*-train")) / "log.csv", encoding="utf-8") as file:
+        row = next(csv.DictReader(file))
+    assert {"ohem", "lovasz"} <= set(row)
+    method = laws.make("stcn")
+    assert [method.decay(done) for done in (0, 0.8, 0.9)] == [1, 0.5, 0.25]
+
+
+def test_it_is_no_method_to_predict_with(taught: Run, tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="contextseg propagate"):
+        main_job(taught)
+    with pytest.raises(Problem, match="contextseg propagate"):
+        laws.make("stcn").predict(torch.zeros(1, 1, 8, 8, 8))
+    with pytest.raises(Problem, match="size=stcn-large"):
+        laws.make("stcn", size="stcn-large")
