@@ -1,6 +1,6 @@
-"""Write what is generated: docs/cli.md and docs/methods.md from the code, the README's results from a finished demo.
+"""Write what is generated: cli.md, methods.md and recipes.md from the code, the README's results from a finished demo.
 
-python docs/generate.py            the two pages, and the README from docs/demo.csv
+python docs/generate.py            the pages, and the README from docs/demo.csv
 python docs/generate.py demo       first take docs/demo.csv and docs/demo.png from the folder of a finished demo
 """
 
@@ -20,6 +20,7 @@ from contextseg.disk import read_json
 from contextseg.job import demo_settings
 from contextseg.methods import METHODS
 from contextseg.nets import NETS
+from contextseg.recipes.command import page
 from contextseg.report import summary_markdown
 from contextseg.settings import defaults
 
@@ -35,8 +36,9 @@ def cli_page() -> str:
     for name, command in group.commands.items():  # type: ignore[attr-defined]
         parts += [f"## contextseg {name}", _block(command, typer.Context(command, info_name=name, parent=context))]
     parts += ["## Settings", "For `--set name=value`, with their defaults; `part.name` where two parts share a name."]
+    parts += ["### With every method", _settings_table("supervised", arguments=False)]
     for method in METHODS:
-        parts += [f"### With `--method {method}`", "| name | default |\n|---|---|\n" + _settings_rows(method)]
+        parts += [f"### With `--method {method}`", _settings_table(method, arguments=True)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -45,8 +47,9 @@ def _block(command: object, context: object) -> str:
     return "```\n" + "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n```"
 
 
-def _settings_rows(method: str) -> str:
-    return "\n".join(f"| `{name}` | `{value}` |" for name, value in defaults(method).items())
+def _settings_table(method: str, arguments: bool) -> str:
+    rows = {n: v for n, v in defaults(method).items() if n.startswith("arguments.") == arguments}
+    return "| name | default |\n|---|---|\n" + "\n".join(f"| `{name}` | `{value}` |" for name, value in rows.items())
 
 
 def methods_page() -> str:
@@ -99,7 +102,12 @@ def take(demo: Path) -> None:
 
 def pages() -> dict[Path, str]:
     """Every generated page and what it should say."""
-    return {DOCS / "cli.md": cli_page(), DOCS / "methods.md": methods_page(), ROOT / "README.md": readme()}
+    return {
+        DOCS / "cli.md": cli_page(),
+        DOCS / "methods.md": methods_page(),
+        DOCS / "recipes.md": page(),
+        ROOT / "README.md": readme(),
+    }
 
 
 if __name__ == "__main__":

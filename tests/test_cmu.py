@@ -503,15 +503,15 @@ def test_a_gate_is_chosen_where_its_gain_is_more_than_its_error() -> None:
     assert chosen(*zip(patches(right, wrong), patches(right), patches(right)))["threshold"] == 0  # 0.111, error 0.111
     assert chosen(*zip(patches(right, wrong)))["threshold"] == 0  # one case has no error
     assert chosen(*zip(patches(right), patches(right)))["threshold"] == 0  # no gain
-    assert chosen(*zip(patches(right), patches(right)))["seen"] == 0.5  # no patch without the class
+    assert chosen(*zip(patches(right), patches(right)))["seen"] == 1  # no patch without the class
     unsure = (0.2, 10, 10, 10)  # to shut out the wrong patch costs a right one
     told = chosen(*zip(*[patches(right, wrong, unsure)] * 2))
     assert told["tried"] == [[0.1, pytest.approx(0.8)]]
     assert told["threshold"] == 0
     many = [(0.5 + i / 100, 10, 10, 10) for i in range(40)]
-    told = chosen(*zip(*[patches(*many, (0.545, 0, 1000, 0))] * 2))
-    assert [t for t, _ in told["tried"]] == pytest.approx([0.25, 0.505, 0.525, 0.565])  # 0, 1, 3 and 7 of 40 below
-    assert told["tried"][-1][1] == pytest.approx(2 * 330 / (330 + 400))
+    told = chosen(*zip(*[patches(*many, (0.502, 0, 1000, 0))] * 2))
+    assert [t for t, _ in told["tried"]] == pytest.approx([0.25, 0.506])  # none of 40 below, and one
+    assert told["tried"][-1][1] == pytest.approx(2 * 390 / (390 + 400))
     assert told["threshold"] == told["tried"][-1][0]
     nothing = chosen(*zip(*[patches((0.4, 0, 5, 0))] * 2))  # a class that no case has
     assert nothing == {"threshold": 0.0, "seen": 0.4, "cases": 2, "dice": 0.0, "tried": []}

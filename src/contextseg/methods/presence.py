@@ -26,7 +26,7 @@ from contextseg.disk import Problem, read_json, write_json, write_text
 from contextseg.methods.base import Method, build_net
 from contextseg.nets import Presence
 
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+SHARES = (0.0, 0.01, 0.02, 0.05)
 """The gates that are tried on validation cases: each shuts out that share of the patches in which the class is."""
 TABLE = "presence.csv"
 """The table in a folder of predictions that says what the head saw in each case."""
@@ -125,7 +125,7 @@ def gate(run: Any, method: Method) -> Method:
     """The stage "gate": thresholds below which a class is not in a patch, chosen on validation cases; `method` again.
 
     And from which probability on a class counts as seen in a case (`chosen`). Without validation cases (`--fold all`)
-    there is no stage, no gate, and that is 0.5. `gate.json` holds for each class what `chosen` says.
+    there is no stage, no gate, and nothing counts. `gate.json` holds for each class what `chosen` says.
     """
     head, plan = head_of(method), run.plan
     cases = [case for case in run.split[1] if case.label]
@@ -181,7 +181,7 @@ def chosen(probabilities: Sequence[np.ndarray], counts: Sequence[np.ndarray]) ->
     what is shut out counts as background, though another class may be next). The best is taken if it beats no gate by
     more than the gain's standard error; otherwise the threshold is 0, no gate. Fewer than two cases have no such error.
 
-    seen: the largest probability of a patch without the class; 0.5 if there is none.
+    seen: the largest probability of a patch without the class; 1, which nothing is above, if there is none.
 
     >>> patches = np.array([[5, 5, 5], [0, 5, 0]])
     >>> told = chosen([np.array([0.9, 0.2])] * 2, [patches] * 2)
@@ -189,7 +189,7 @@ def chosen(probabilities: Sequence[np.ndarray], counts: Sequence[np.ndarray]) ->
     (0.55, 0.2, 0.667, [[0.55, 1.0]])
     """
     every, there = np.concatenate([[], *probabilities]), np.concatenate([[], *(n[:, 2] for n in counts)]) > 0
-    seen = float(every[~there].max()) if not there.all() else 0.5
+    seen = float(every[~there].max()) if not there.all() else 1.0
     tried = sorted({_under(every, np.quantile(every[there], share, method="lower")) for share in SHARES if there.any()})
     dice = [[_dice(n, p >= t) for t in (0.0, *tried)] for p, n in zip(probabilities, counts)]
     table = np.array(dice).reshape(-1, 1 + len(tried))

@@ -29,8 +29,8 @@ class Presence(nn.Module):
     The features are the output of the network's last stage (`stages[-1]`), or of its `encoder`; they are read by a
     hook, so that a network need not know of the head. `gate` holds a threshold for each class but the background: in
     evaluation, where the probability that a class is in the image is below its threshold, the class does not win
-    (`gated`). It is all 0, off, until somebody sets it. `seen` holds the probability from which on a class counts as
-    seen in a case: 0.5, until somebody knows better. Neither is a part of the weights.
+    (`gated`). It is all 0, off, until somebody sets it. `seen` holds the probability above which a class counts as seen
+    in a case; it is 1, never, until then. Neither is a part of the weights.
 
     Raises `Problem` for a network that has neither stages nor an encoder.
     """
@@ -40,7 +40,7 @@ class Presence(nn.Module):
     ) -> None:
         super().__init__()
         self.net, self.gamma, self.alpha = net, gamma, alpha
-        self.gate, self.seen = (0.0,) * (classes - 1), (0.5,) * (classes - 1)
+        self.gate, self.seen = (0.0,) * (classes - 1), (1.0,) * (classes - 1)
         self._probe = (1, inputs, *[1] * dims)
         net.eval()
         with torch.no_grad():

@@ -119,7 +119,6 @@ class MemoryBank:
         """
         if self._references + 1 >= self.most:
             raise ValueError(f"a memory of {self.most} slices has no room for {self._references + 1} references")
-        self.restart()
         if not self._references:
             self._make(key, value)
         self._write(self._references, key, value, said)
