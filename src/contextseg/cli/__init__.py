@@ -140,6 +140,27 @@ def run(
     _show(outcome)
 
 
+@app.command(epilog="Example: contextseg pseudo Dataset001_Sarcoma -o runs/pseudo --models 3 --rounds 3 --set lr=0.001")
+def pseudo(
+    dataset: Dataset,
+    output: Output,
+    base: Annotated[str, typer.Option(help="What the models are: cps or supervised.")] = "cps",
+    models: Annotated[int, typer.Option(help="How many must agree.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Of training and labelling, at most.")] = 1,
+    threshold: Annotated[float, typer.Option(help="Certainty from which a pseudo label is kept, 0 to 1.")] = 0.9,
+    keep: Annotated[str, typer.Option(help="What is kept: cases, or certain classes and voxels.")] = "cases",
+    fold: Fold = "auto",
+    seed: Seed = 0,
+    plan: PlanFile = None,
+    roi: Roi = [],  # noqa: B006
+    settings: Set = [],  # noqa: B006
+) -> None:
+    """Learn unlabelled scans from what several models agree on; OUTPUT/qc.csv lists what to look at, worst first."""
+    given = {"base": base, "models": models, "rounds": rounds, "threshold": threshold, "keep": keep}
+    words = [f"{name}={value}" for name, value in given.items()]
+    run(dataset, output, "pseudo", fold, seed, plan, roi, settings=[*words, *settings])
+
+
 @app.command(epilog="Example: contextseg demo --output demo")
 def demo(output: Output = Path("demo"), settings: Set = []) -> None:  # noqa: B006
     """The whole job on sixteen real MR scans of soft-tissue sarcoma that come with contextseg: minutes on two cores."""

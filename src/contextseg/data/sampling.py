@@ -52,7 +52,7 @@ class Sampler:
             remedy = "label at least one case, or check the label file names"
             raise Problem("training cases", "none has a label", remedy)
         if self.unlabelled and not self._unlabelled:
-            raise Problem("training cases", "all have labels", "use a method that needs no unlabelled cases")
+            raise Problem("training cases", "all have labels", "use another method, or --set unlabelled_items=0")
         if self.unlabelled >= self.plan.batch_size:
             what = f"{self.unlabelled} of the {self.plan.batch_size} items of a batch are unlabelled, none is labelled"
             raise Problem("batch_size", what, f"raise it to {2 * self.unlabelled}")

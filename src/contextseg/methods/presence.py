@@ -124,7 +124,7 @@ def largest_presence(head: Presence, image: np.ndarray, plan: Plan) -> list[floa
 def gate(run: Any, method: Method) -> Method:
     """The stage "gate": thresholds below which a class is not in a patch, chosen on validation cases; `method` again.
 
-    And from which probability on a class counts as seen in a case (`chosen`). Without validation cases (`--fold all`)
+    And the probability above which a class counts as seen in a case (`chosen`). Without validation cases (`--fold all`)
     there is no stage, no gate, and nothing counts. `gate.json` holds for each class what `chosen` says.
     """
     head, plan = head_of(method), run.plan
@@ -223,7 +223,7 @@ def _dice(counts: np.ndarray, opened: np.ndarray) -> float:
 def flags(plan: Plan, present: Sequence[float], seen: Sequence[float], label: np.ndarray) -> Flags:
     """What the head saw against what was segmented.
 
-    present  for each class but the background, `largest_presence`.   seen: from which on it counts, `Presence.seen`.
+    present  for each class but the background, `largest_presence`.   seen: above which it counts, `Presence.seen`.
     label    the segmentation, in the label files' values.
 
     The flag is "missed" where no voxel is of a class whose probability is above that.

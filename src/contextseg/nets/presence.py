@@ -107,7 +107,7 @@ def posterior(logits: Tensor, gamma: float, alpha: float) -> Tensor:
 
     Such a loss is least at another number q than the probability: alpha beyond a half pushes it up, gamma towards a
     half. Where it is least its slope is 0, which says what the probability was; for gamma alone this is Charoenphakdee
-    et al. (CVPR 2021), Theorem 11. With gamma 0 and alpha 0.5 it is the sigmoid. Rises with the logits.
+    et al. (CVPR 2021). With gamma 0 and alpha 0.5 it is the sigmoid. Rises with the logits.
 
     >>> posterior(torch.tensor([0.0]), 2.0, 0.8)  # for one that is four times as dear
     tensor([0.2000])
