@@ -111,9 +111,12 @@ def test_shapes_are_interpolated_between_labelled_slices(axis: int) -> None:
     assert not np.array_equal(copied, filled.label.array > 0)
     for i in kept:
         assert np.array_equal(filled.label.array.take(i, axis), label.array.take(i, axis))
+    first, middle, last = kept
     place, why = advice(filled, partial)
-    assert place not in kept
+    assert place == ((first + middle) // 2 if middle - first >= last - middle else (middle + last) // 2)
     assert "longest stretch" in why
+    alone = labelled_slices(some(label, [middle], axis), plane=("axial", "coronal", "sagittal")[axis])
+    assert advice(fill(scan, alone), alone)[0] == middle + 1
 
 
 # --- with one ---------------------------------------------------------------------------------------------------------

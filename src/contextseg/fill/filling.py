@@ -125,8 +125,8 @@ def _at(probabilities: np.ndarray, size: list[int], classes: tuple[int, ...]) ->
 
 
 def advice(filled: Filled, partial: Partial) -> tuple[int, str]:
-    """The next slice worth labelling, and why: the least certain one, or, where nothing is known of certainty, the
-    middle of the longest stretch without labels (its end, beyond the first and the last labelled slice).
+    """The next slice worth labelling, and why: the least certain one; where nothing is known of certainty, the middle
+    of the longest stretch between labelled slices; where there is none, the slice after the last or before the first.
 
     Raises `Problem` where every slice is labelled.
     """
@@ -137,7 +137,9 @@ def advice(filled: Filled, partial: Partial) -> tuple[int, str]:
     if np.isfinite(filled.confidence[open_slices]).any():
         worst = min(open_slices, key=lambda i: float(filled.confidence[i]))
         return worst, f"the least certain of all, {filled.confidence[worst]:.2f} (a Dice that is to be expected)"
-    ends = [-1, *sorted(partial.slices), n]
-    a, b = max(pairwise(ends), key=lambda pair: pair[1] - pair[0])
-    place = 0 if a < 0 else n - 1 if b == n else (a + b) // 2
-    return place, f"the longest stretch without labels is from {a + 1} to {b - 1}"
+    known = sorted(partial.slices)
+    a, b = max(pairwise(known), key=lambda pair: pair[1] - pair[0], default=(0, 0))
+    if b - a > 1:
+        return (a + b) // 2, f"the longest stretch between labelled slices is from {a + 1} to {b - 1}"
+    beyond = known[-1] + 1 if known[-1] + 1 < n else known[0] - 1
+    return beyond, "all slices between the labelled ones are labelled; the structure may go on beyond them"
