@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +201,15 @@ def test_slices_of_3d_cases_go_in_and_volumes_come_out_on_the_command_line(data:
     assert {"seg", "presence"} <= set(log)
     told = read_json(out / "05-gate" / "gate.json")
     assert {name: (row["cases"], row["threshold"]) for name, row in told.items()} == {"bright": (1, 0), "dark": (1, 0)}
+    with open(next(out.glob("*-predict/presence.csv")), encoding="utf-8") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["bright", "dark"]
+    for k, (name, row) in enumerate(rows.items(), 1):
+        assert row["case"] == scan.name
+        assert int(row["predicted_vox"]) == (label.array == k).sum()
+        assert 0 < float(row["presence"]) < 1
+        missed = row["predicted_vox"] == "0" and float(row["presence"]) > told[name]["seen"]
+        assert row["flag"] == ("missed" if missed else "")
     told["dark"]["threshold"] = 0.4
     write_json(out / "05-gate" / "gate.json", told)
     head = head_of(run.finished())

@@ -83,7 +83,8 @@ def is_same(one: Batch, other: Batch) -> bool:
 def stacked(parts: list[Batch], world: int, size: int) -> Batch:
     """The batch whose shards `parts` are."""
     where = [(i % world, i // world) for i in range(size)]
-    return Batch(*[torch.stack([getattr(parts[r], f.name)[j] for r, j in where]) for f in fields(Batch)[:4]])
+    names = [f.name for f in fields(Batch) if f.name != "maps"]
+    return Batch(**{name: torch.stack([getattr(parts[r], name)[j] for r, j in where]) for name in names})
 
 
 # --- a function of (seed, n) ------------------------------------------------------------------------------------------
@@ -124,6 +125,23 @@ def test_a_rank_without_items_gets_an_empty_batch(tmp_path: Path) -> None:
         assert empty.image.shape == (0, 1, *p.patch_vox)
         assert empty.label.shape == (0, *p.patch_vox)
         assert (empty.annotated.shape, empty.case.shape, len(empty)) == ((0, 3), (0,), 0)
+
+
+@pytest.mark.parametrize("patch", [(40, 40), (30, 40, 40)])
+def test_what_lies_outside_the_scan_hides_no_class(patch: tuple[int, ...], tmp_path: Path) -> None:
+    p, half = plan(patch), organs()
+    half[:, 12:] = IGNORE
+    whole = Sampler([case(tmp_path, p, organs(), "a")], p)
+    partly = Sampler([case(tmp_path, p, half, "b", (True, True, True))], p)
+    nobody = Sampler([case(tmp_path, p, organs(), "c"), case(tmp_path, p, None, "d")], p, unlabelled=2)
+    for n in range(4):
+        b = whole.batch(n)
+        assert (b.label == IGNORE).flatten(1).any(1).all()
+        assert torch.equal(b.tags, torch.stack([(b.label == k).flatten(1).any(1) for k in range(3)], 1).long())
+        assert torch.equal(b.shard(1, 2).tags, b.tags[1::2])
+        assert set(partly.batch(n).tags.flatten().tolist()) == {IGNORE, 1}
+        assert (nobody.batch(n).tags[2:] == IGNORE).all()
+    assert whole.batch(0, 4, 5).tags.shape == (0, 3)
 
 
 # --- where patches lie ------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ class Batch:
                background *or* k. Column 0 (background) is True.
     case       (B,) int64: which training case each item came from.
     maps       (B, N, *S) float32: what a method asked to be told of each voxel (`Method.maps`), or None.
+    complete   (B,) bool: True where all that lies inside the scan is annotated, so that what is `IGNORE` lies outside
+               it; or None: then it is where nothing is `IGNORE`.
     """
 
     image: Tensor
@@ -34,6 +36,7 @@ class Batch:
     annotated: Tensor
     case: Tensor
     maps: Tensor | None = None
+    complete: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -57,7 +60,8 @@ class Batch:
 
         classes = range(self.annotated.shape[1])
         present = torch.stack([(self.label == k).flatten(1).any(1) for k in classes], 1)
-        closed = (self.label != IGNORE).flatten(1).all(1, keepdim=True) & self.annotated
+        complete = (self.label != IGNORE).flatten(1).all(1) if self.complete is None else self.complete
+        closed = complete.unsqueeze(1) & self.annotated
         return torch.where(present, 1, torch.where(closed, 0, IGNORE))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:

@@ -16,6 +16,7 @@ from contextseg.disk import Problem, read_json
 from contextseg.experiments import Pair, evaluate, save_table
 from contextseg.experiments.calibration import calibration, confidence_file, save_calibration
 from contextseg.methods import METHODS, Method
+from contextseg.methods.presence import Flags, write_flags
 from contextseg.run import Run
 from contextseg.scan import predict_with_confidence
 from contextseg.settings import UNDECIDED, Prediction, Settings
@@ -145,8 +146,8 @@ def predict_cases(
     """Segment each case into `folder`/CASE`ending`; what is there already is kept. Returns the failures, by case.
 
     Where `how` asks for it, `folder`/confidence/CASE`ending` says how sure it is: 0 to 255 for 0 to 1; and where it
-    asks for the largest component alone, `folder`/postprocessing.csv says what else there was. A case that cannot be
-    read does not stop the others.
+    asks for the largest component alone, `folder`/postprocessing.csv says what else there was. Of methods with a
+    presence head, `folder`/presence.csv says what it saw. A case that cannot be read does not stop the others.
     """
     failed = {}
     for i, case in enumerate(cases):
@@ -154,10 +155,12 @@ def predict_cases(
         tell(i, len(cases), {})
         if not out.exists():
             try:
-                changes: list[Change] = []
-                label, sure = predict_with_confidence(read(*case.images), members, how, case.name, changes=changes)
+                scan, changes, seen = read(*case.images), list[Change](), list[Flags]()
+                label, sure = predict_with_confidence(scan, members, how, case.name, changes=changes, presence=seen)
                 for change in changes:  # first: a label map that is there is a case that is done
                     write_change(folder, case.name, change)
+                for rows in seen:
+                    write_flags(folder, case.name, rows)
                 if sure is not None:
                     write(confidence_file(out), sure)
                 write(out, label)

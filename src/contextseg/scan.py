@@ -13,6 +13,7 @@ from contextseg.data.components import Change, keep_largest
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import normalise, prepare, undo
 from contextseg.methods import Method
+from contextseg.methods.presence import Flags, head_of, noticed
 from contextseg.predict import segment
 from contextseg.settings import Prediction
 from contextseg.volume import Volume
@@ -35,11 +36,13 @@ def predict_with_confidence(
     name: str = "",
     tell: Any = None,
     changes: list[Change] | None = None,
+    presence: list[Flags] | None = None,
 ) -> tuple[Volume, Volume | None]:
     """`predict_scan`, and how sure it is of each voxel: uint8, 0 to 255 for 0 to 1; None unless `how` asks for it.
 
     Outside the body, which no network sees, it is sure of the background. Where the largest component alone is kept,
-    what else there was is appended to `changes`; it is background now, which is as likely as its class was not.
+    what else there was is appended to `changes`; it is background now, which is as likely as its class was not. What
+    presence heads saw, against what was segmented, is appended to `presence`.
     """
     plan = members[0][1]
     raw, _, _, record = prepare(scan, plan, name)
@@ -69,4 +72,7 @@ def predict_with_confidence(
     whole = undo(label, record, plan.values[0])
     kept = keep_largest(whole, changes) if how.largest_component else whole
     sure = None if confidence is None else undo(confidence, record, 255)
+    if presence is not None:
+        heads = [(method, p) for method, p in members if head_of(method)]
+        presence += noticed([(method, normalise(raw, p.channels, record), p) for method, p in heads], kept.array)
     return kept, sure and sure.with_array(np.where(kept.array == whole.array, sure.array, 255 - sure.array))

@@ -79,7 +79,8 @@ class Sampler:
             annotated = swap_annotated(draws, annotated, plan.swaps, lateral)
         case = torch.tensor([item.case for item in items], dtype=torch.int64)
         image, maps = image.split([len(plan.channels), self._maps], 1)
-        return Batch(image, label, annotated.to(device), case.to(device), maps if self.maps else None)
+        complete = torch.tensor([item.complete for item in items], dtype=torch.bool, device=device)
+        return Batch(image, label, annotated.to(device), case.to(device), maps if self.maps else None, complete)
 
     @cached_property
     def _allowed(self) -> Augmentation:
@@ -131,11 +132,13 @@ class Sampler:
         start = [_start(*place) for place in zip(centre, patch, size, grid)]
         box = tuple(slice(max(a, 0), min(a + s, g)) for a, s, g in zip(start, size, grid))
         before = [s.start - a for s, a in zip(box, start)]
-        image = _padded(self._told(index, box), before, size, 0)
-        here = np.full(size, IGNORE, np.int16) if label is None else _padded(np.array(label[box]), before, size, IGNORE)
+        image = self._told(index, box)
+        inside = np.full(image.shape[1:], IGNORE, np.int16) if label is None else np.array(label[box])
+        complete = bool((inside != IGNORE).all())
+        image, here = _padded(image, before, size, 0), _padded(inside, before, size, IGNORE)
         if slice_of:
             image, here = image[:, 0], here[0]
-        return _Item(index, change, image, here)
+        return _Item(index, change, image, here, complete)
 
     def _label(self, index: int) -> np.ndarray | None:
         case = self.cases[index]
@@ -203,6 +206,7 @@ class _Item:
     draw: Draw
     image: np.ndarray
     label: np.ndarray
+    complete: bool
 
 
 def _start(centre: int, patch: int, size: int, grid: int) -> int:
