@@ -100,7 +100,7 @@ def stepper(size: Size, device: torch.device, name: str, arguments: dict[str, An
 def megabytes(name: str, arguments: dict[str, Any], quick: bool) -> float:
     """Peak MB of two steps, of which the first looks ahead, in a process of its own."""
     command = [sys.executable, __file__, "--memory", name, json.dumps(arguments), *(["--quick"] if quick else [])]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
 
 
 def peak(name: str, arguments: dict[str, Any], quick: bool) -> float:

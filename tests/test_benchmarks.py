@@ -32,7 +32,9 @@ def test_scripts_import_no_peer_and_offer_rows(run: ModuleType) -> None:
     for name in SCRIPTS:
         assert list(inspect.signature(import_module(name).rows).parameters) == ["quick"]
     code = f"import sys; import {', '.join(SCRIPTS)}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, encoding="utf-8", check=True
+    )
     assert not PEERS & set(done.stdout.split())
 
 
@@ -82,7 +84,7 @@ def rows(quick):
 def test_a_failure_keeps_the_rows_before_it_and_is_named(
     run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, rows: list[Any], why: str
 ) -> None:
-    (tmp_path / "trial.py").write_text(script)
+    (tmp_path / "trial.py").write_text(script, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert run.run("trial", quick=True) == (rows, why)
 

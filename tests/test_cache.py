@@ -235,7 +235,7 @@ def test_a_record_that_lacks_a_field_is_damaged(data: Dataset, tmp_path: Path) -
     path = done(data, tmp_path)[0].folder / "record.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     del content["box"]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(Problem, match=r"record\.json: this preprocessed file is damaged"):
         load_record(path)
     with pytest.raises(Problem, match="other remedy"):
@@ -243,7 +243,7 @@ def test_a_record_that_lacks_a_field_is_damaged(data: Dataset, tmp_path: Path) -
 
 
 def test_a_disk_that_cannot_be_written_to_is_a_problem(data: Dataset, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file")
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
     with pytest.raises(Problem, match="a file stands where a folder is needed"):
         done(data, tmp_path)
 

@@ -220,5 +220,8 @@ def test_slices_of_3d_cases_go_in_and_volumes_come_out_on_the_command_line(data:
 def test_pretraining_is_two_stages(data: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", settings(data, "cmu-pretrain"))
     teach(run)
-    logs = [json.loads(path.read_text().splitlines()[-1]) for path in sorted(run.folder.glob("*-train/log.jsonl"))]
+    logs = [
+        json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        for path in sorted(run.folder.glob("*-train/log.jsonl"))
+    ]
     assert [{"seg", "presence"} & set(log) for log in logs] == [{"presence"}, {"seg"}]

@@ -73,11 +73,11 @@ def test_the_table_and_its_means(tested: Comparison, data: Path) -> None:
     pairs = pd.read_csv(tested.folder / "test-pairs.csv")
     assert pairs[["a", "b", "n"]].drop_duplicates().values.tolist() == [["plain", "residual", 2]]
     assert (pairs["p"] >= 0.5).all()  # of two patients
-    page = tested.pages["test"].read_text()
+    page = tested.pages["test"].read_text(encoding="utf-8")
     assert "phantom, test split: mean over 2 cases, then over 2 seeds (0, 1)" in page
     assert "Test split scored once for each of 4 runs (4 in this comparison so far" in page
     assert "**" not in page
-    assert r"\toprule" in (tested.folder / "test.tex").read_text()
+    assert r"\toprule" in (tested.folder / "test.tex").read_text(encoding="utf-8")
     assert read_json(tested.folder / "comparison.json")["asked"]["methods"] == list(METHODS)
 
 
@@ -97,8 +97,8 @@ def test_runs_are_ordinary_runs_that_share_a_cache(tested: Comparison, data: Pat
 
 def test_what_is_done_is_not_done_again(tested: Comparison, data: Path) -> None:
     before = files(tested.folder / "runs") | files(tested.folder / "cache") | files(tested.folder / "check")
-    log = (tested.folder / "test_evaluations.jsonl").read_text()
-    table = tested.table.read_text()
+    log = (tested.folder / "test_evaluations.jsonl").read_text(encoding="utf-8")
+    table = tested.table.read_text(encoding="utf-8")
     said: list[str] = []
 
     @contextmanager
@@ -110,8 +110,8 @@ def test_what_is_done_is_not_done_again(tested: Comparison, data: Path) -> None:
     assert {path: before[path] for path in before} == {
         path: at for path, at in files(tested.folder).items() if path in before
     }
-    assert (tested.folder / "test_evaluations.jsonl").read_text() == log
-    assert tested.table.read_text() == table
+    assert (tested.folder / "test_evaluations.jsonl").read_text(encoding="utf-8") == log
+    assert tested.table.read_text(encoding="utf-8") == table
     assert said == []
 
 
@@ -144,7 +144,7 @@ def test_worst_cases_are_shown_wherever_the_folder_lies(tested: Comparison, data
     made = compare(grid(data, folder, seeds=(0, 1)))
     files = pd.read_csv(made.table)["prediction_file"]
     assert all(Path(path).is_relative_to(folder) and Path(path).exists() for path in files)
-    page = made.report.read_text()
+    page = made.report.read_text(encoding="utf-8")
     assert page.count('class="planes side"') == 2 * 2  # methods, cases
     assert page.count("<svg viewBox") == 2 * 2 * 3
     assert "No picture" not in page
@@ -161,7 +161,7 @@ def test_budgets_and_folds_on_validation_leave_the_test_split_alone(chosen: Comp
     for (_, fold), rows in table.groupby(["budget", "fold"]):
         assert set(rows["case"]) == held[int(str(fold))]
     assert set(table["budget"]) == {"2", "all"}
-    page = chosen.pages["validation"].read_text()
+    page = chosen.pages["validation"].read_text(encoding="utf-8")
     assert "| plain | 2 |" in page
     assert "| plain | all |" in page
     assert "mean over 2 cases, then over 1 seed (0)" in page  # the folds together are one repetition
@@ -169,7 +169,10 @@ def test_budgets_and_folds_on_validation_leave_the_test_split_alone(chosen: Comp
     kept = read_json(chosen.folder / "budgets.json")["labelled"]["fold 0"]["2"]
     few = Run.open(chosen.folder / "runs" / "plain-labels2-fold0-seed0")
     assert [case.name for case in few.split[0] if case.label] == sorted(kept)
-    assert "04-train" in (few.folder / "log.txt").read_text() or (few.folder / "04-train" / "model.pt").exists()
+    assert (
+        "04-train" in (few.folder / "log.txt").read_text(encoding="utf-8")
+        or (few.folder / "04-train" / "model.pt").exists()
+    )
 
 
 def test_the_test_split_is_opened_at_the_end(chosen: Comparison, data: Path, tmp_path: Path) -> None:
@@ -181,7 +184,7 @@ def test_the_test_split_is_opened_at_the_end(chosen: Comparison, data: Path, tmp
     assert set(made.pages) == {"validation", "test"}
     table = pd.read_csv(made.table)
     assert (table["split"] == "test").sum() == 2 * 2 * 2
-    assert "then over 1 seed (0) of each of 2 folds" in made.pages["test"].read_text()
+    assert "then over 1 seed (0) of each of 2 folds" in made.pages["test"].read_text(encoding="utf-8")
     log = evaluations(folder / "test_evaluations.jsonl")
     assert len({row["run"] for row in log}) == len(log) == 4
     assert all(row["cases"] == 2 for row in log)
@@ -253,7 +256,7 @@ def test_the_same_scan_or_patient_on_both_sides_stops_everything(tmp_path: Path)
         compare(grid(data, tmp_path / "out"))
     assert not (tmp_path / "out" / "runs").exists()
     data = phantom.write_dataset(tmp_path / "other", labelled=5, test=1)
-    (data / "patients.json").write_text(json.dumps({"phantom_001": "p", "phantom_005": "p"}))
+    (data / "patients.json").write_text(json.dumps({"phantom_001": "p", "phantom_005": "p"}), encoding="utf-8")
     with pytest.raises(Problem, match="patient p is in train"):
         compare(grid(data, tmp_path / "out2"))
 
@@ -270,7 +273,9 @@ def test_twins_are_a_leak_where_a_fold_parts_them(tmp_path: Path) -> None:
     assert [len(_leaks(found, opened, numbers)) for numbers in ({0}, {-1}, {0, -1})] == [1, 0, 1]
     parted = [fold for fold in range(5) if first in {case.name for case in folds(opened, fold)[1]}]
     assert [bool(_leaks(found, opened, {fold})) for fold in range(5)] == [fold in (0, *parted) for fold in range(5)]
-    (data / "patients.json").write_text(json.dumps({first: "p", second: "p"}))  # which keeps them together
+    (data / "patients.json").write_text(
+        json.dumps({first: "p", second: "p"}), encoding="utf-8"
+    )  # which keeps them together
     assert _leaks(found, open_dataset(data), set(range(5))) == []
 
 
@@ -308,7 +313,7 @@ def test_others_join_as_rows(tested: Comparison, data: Path, tmp_path: Path) -> 
     pd.testing.assert_frame_equal(table.loc["nnU-Net", columns], table.loc["plain-seed0", columns])
     assert table.loc["paper", "dsc"].tolist() == table.loc["residual-seed1", "dsc"].tolist()
     assert table.loc["paper", "hd95_mm"].isna().all()
-    page = made.pages["test"].read_text()
+    page = made.pages["test"].read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith("| paper†"))
     assert [cell.strip() for cell in row.split("|")][4] == "–"
     assert "† as its own summary.json says" in page
@@ -337,7 +342,7 @@ def test_others_on_validation_with_a_budget(chosen: Comparison, data: Path, tmp_
     assert set(zip(pairs["budget"], pairs["a"], pairs["b"])) == {("2", "plain", "same")}
     assert (pairs["difference"] == 0).all()
     assert (pairs["p"] == 1).all()
-    assert "| same | 2 |" in made.pages["validation"].read_text()
+    assert "| same | 2 |" in made.pages["validation"].read_text(encoding="utf-8")
 
 
 # --- where cells run --------------------------------------------------------------------------------------------------
@@ -352,7 +357,7 @@ def test_sigterm_leaves_no_process_behind(data: Path, tmp_path: Path) -> None:
     )
     settings = [*TINY, "steps=100000", "save_every=1"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(data), str(tmp_path), *settings], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(data), str(tmp_path), *settings], stderr=subprocess.PIPE, encoding="utf-8"
     )
     checkpoints = [tmp_path / "runs" / f"{name}-seed0" / "04-train" / "checkpoint.pt" for name in "ab"]
     while not all(path.exists() for path in checkpoints) and process.poll() is None:
@@ -363,7 +368,7 @@ def test_sigterm_leaves_no_process_behind(data: Path, tmp_path: Path) -> None:
     assert "stopped" in said
     for path in checkpoints:
         with alone(path.parents[1]):  # nobody has it
-            assert "stopped at step" in (path.parents[1] / "log.txt").read_text()
+            assert "stopped at step" in (path.parents[1] / "log.txt").read_text(encoding="utf-8")
 
 
 def test_submitit_on_this_machine(chosen: Comparison, data: Path, tmp_path: Path) -> None:

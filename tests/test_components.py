@@ -106,7 +106,7 @@ def test_a_case_is_noted_once(tmp_path: Path) -> None:
         ["a,b", "3", "2", "6", "9.0"],
         ["c", "0", "0", "0", "0.0"],
     ]
-    (tmp_path / TABLE).write_text("something,else\n1,2\n")
+    (tmp_path / TABLE).write_text("something,else\n1,2\n", encoding="utf-8")
     with pytest.raises(Problem, match="its columns are not case, components"):
         write_change(tmp_path, "c", Change())
 

@@ -273,7 +273,10 @@ def test_contexts_are_shown(tmp_path: Path, data: Path) -> None:
     said = CliRunner().invoke(app, ["diagnose", str(tmp_path / "run"), "--training-cases", "1"])
     assert said.exit_code == 0, said.output
     assert str(tmp_path / "run" / "diagnosis.html") in said.output
-    facts, page = read_json(tmp_path / "run" / "diagnosis.json"), (tmp_path / "run" / "diagnosis.html").read_text()
+    facts, page = (
+        read_json(tmp_path / "run" / "diagnosis.json"),
+        (tmp_path / "run" / "diagnosis.html").read_text(encoding="utf-8"),
+    )
     assert facts["context_classes"] == 3
     assert sum(facts["context_shares"]) == pytest.approx(1)
     for heading in ("M", "Likeliest context", "Context 1", "Context 2", "Context 3"):

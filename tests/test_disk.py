@@ -17,11 +17,11 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.txt"
     with replacing(path) as temporary:
         assert temporary.suffix == ".txt"
-        temporary.write_text("old")
+        temporary.write_text("old", encoding="utf-8")
 
     def fail() -> None:
         with replacing(path) as temporary:
-            temporary.write_text("half of the n")
+            temporary.write_text("half of the n", encoding="utf-8")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -34,7 +34,7 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     for content in ("first", "second"):
         with replacing(tmp_path / "case") as temporary:
             temporary.mkdir()
-            (temporary / content).write_text(content)
+            (temporary / content).write_text(content, encoding="utf-8")
     assert [p.name for p in (tmp_path / "case").iterdir()] == ["second"]
 
     def fail() -> None:
@@ -91,7 +91,7 @@ def test_no_space_and_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_where_a_folder_is_needed_and_the_reverse(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(Problem, match="a file stands where a folder is needed"):
         write_json(tmp_path / "file" / "a.json", {})
     (tmp_path / "folder").mkdir()
@@ -105,7 +105,7 @@ def test_json(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") == {"name": "Müller"}
     (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([1]).encode())  # as some Windows editors save it
     assert read_json(tmp_path / "b.json") == [1]
-    (tmp_path / "c.json").write_text("{'a': 1}")
+    (tmp_path / "c.json").write_text("{'a': 1}", encoding="utf-8")
     with pytest.raises(Problem, match="not valid JSON"):
         read_json(tmp_path / "c.json")
     with pytest.raises(Problem, match="does not exist"):

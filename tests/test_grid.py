@@ -104,7 +104,7 @@ def test_budgets_are_nested_grouped_by_patient_and_saved(tmp_path: Path) -> None
     """Eight labelled scans of six patients: a budget counts patients, and takes all scans of each."""
     data = phantom.write_dataset(tmp_path / "data", labelled=8, unlabelled=1, test=1)
     owner = {f"phantom_{i:03d}": f"p{max(i - 2, 0)}" for i in range(9)}  # the first three are one patient's
-    (data / "patients.json").write_text(json.dumps(owner))
+    (data / "patients.json").write_text(json.dumps(owner), encoding="utf-8")
     opened = open_dataset(data)
     made = cells(grid(data, tmp_path / "out", budgets=(5, 1, 3, None), folds=(-1, 4)), opened)
     for fold in (-1, 4):
@@ -144,7 +144,7 @@ def test_hidden_labels_teach_nothing(data: Path, tmp_path: Path) -> None:
     scans = shutil.copytree(data, tmp_path / "scans")
     table = read_json(scans / "dataset.json")
     table["channel_names"] = {"0": "CT"}  # whose plan takes its intensities from under the labels
-    (scans / "dataset.json").write_text(json.dumps(table))
+    (scans / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
     other = shutil.copytree(scans, tmp_path / "other")
     for i in (0, 2, 4):
         path = other / "labelsTr" / f"phantom_{i:03d}.nii.gz"
@@ -195,7 +195,7 @@ def test_the_log_by_hand(tmp_path: Path) -> None:
     assert [(row["run"], row["weights"], row["cases"]) for row in evaluations(log)] == [("a", "1", 5), ("b", "2", 5)]
     with pytest.raises(Problem, match="a was evaluated on the test split with other weights"):
         unlock(log, "a", "2", 5)
-    log.write_text("{")
+    log.write_text("{", encoding="utf-8")
     with pytest.raises(Problem, match="not in JSON"):
         unlock(log, "c", "3", 5)
 
@@ -227,11 +227,11 @@ def test_what_is_refused_is_not_begun(tmp_path: Path) -> None:
 
 def test_why_a_process_ended(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    log.write_text("step 1\n\ncontextseg: x: is broken\n\n")
+    log.write_text("step 1\n\ncontextseg: x: is broken\n\n", encoding="utf-8")
     assert _why(log, 0) == ""
     assert _why(log, 1) == f"x: is broken ({log})"
     assert "killed by signal 9" in _why(log, -9)
-    log.write_text("")
+    log.write_text("", encoding="utf-8")
     assert "exit code 3" in _why(log, 3)
 
 

@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = phantom.write_dataset(tmp_path_factory.mktemp("data") / "set", labelled=1, test=3, classes=3)
     table = read_json(folder / "dataset.json")
     table["labels"] = {"background": 0, "left kidney": 1, "spleen": 2, "both": [1, 2]}
-    (folder / "dataset.json").write_text(json.dumps(table))
+    (folder / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
     return open_dataset(folder)
 
 
@@ -76,17 +76,21 @@ def test_other_values_are_matched_by_name(data: Dataset, predicted: Path, tmp_pa
         other[0, 0, :3] = 3
         write(theirs / path.name, label.with_array(other))
     table = {"labels": {"background": 0, "Spleen": 1, "kidney_left": 7, "liver": 3}}
-    (theirs / "dataset.json").write_text(json.dumps(table))
+    (theirs / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
     found = imported(find(theirs), wanted(data), data, tmp_path / "into")
     pd.testing.assert_frame_equal(by_class(found), by_class(measured(data, predicted)))
 
 
 def test_a_class_that_the_tool_does_not_know_gives_no_row(data: Dataset, predicted: Path, tmp_path: Path) -> None:
     shutil.copytree(predicted, tmp_path / "theirs")
-    (tmp_path / "theirs" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "spleen": 2, "x": 1}}))
+    (tmp_path / "theirs" / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "spleen": 2, "x": 1}}), encoding="utf-8"
+    )
     found = imported(find(tmp_path / "theirs"), wanted(data), data, tmp_path / "into")
     pd.testing.assert_frame_equal(by_class(found), by_class(measured(data, predicted, ["spleen"])))
-    (tmp_path / "theirs" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2}}))
+    (tmp_path / "theirs" / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "a": 1, "b": 2}}), encoding="utf-8"
+    )
     with pytest.raises(Problem, match="none of the classes is known"):
         imported(find(tmp_path / "theirs"), wanted(data), data, tmp_path / "into")
 
@@ -121,7 +125,7 @@ def test_a_summary_alone_is_taken_as_it_is(data: Dataset, predicted: Path, tmp_p
     ]
     path = tmp_path / "theirs" / "summary.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({"metric_per_case": cases}))
+    path.write_text(json.dumps({"metric_per_case": cases}), encoding="utf-8")
     for place in (path, path.parent):
         table = imported(find(place), wanted(data), data, tmp_path / "into")
         assert set(table["source"]) == {"summary.json"}
@@ -144,7 +148,7 @@ def test_our_own_summary_comes_back(data: Dataset, predicted: Path, tmp_path: Pa
 
 def test_where_there_are_predictions_the_summary_is_not_asked(data: Dataset, predicted: Path, tmp_path: Path) -> None:
     shutil.copytree(predicted, tmp_path / "theirs")
-    (tmp_path / "theirs" / "summary.json").write_text('{"metric_per_case": []}')
+    (tmp_path / "theirs" / "summary.json").write_text('{"metric_per_case": []}', encoding="utf-8")
     assert find(tmp_path / "theirs").kind == "labels"
 
 
@@ -177,7 +181,7 @@ def test_what_cannot_be_imported_is_said(data: Dataset, predicted: Path, tmp_pat
         "[]",
         '{"metric_per_case": [{"metrics": {"1": {"Dice": 1}}, "prediction_file": "phantom_001.nii.gz"}]}',
     ):
-        (tmp_path / "summary.json").write_text(text)
+        (tmp_path / "summary.json").write_text(text, encoding="utf-8")
         with pytest.raises(Problem, match=r"not nnU-Net v2's|not there"):
             imported(find(tmp_path / "summary.json"), wanted(data)[:1], data, tmp_path / "into")
 

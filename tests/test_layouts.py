@@ -67,8 +67,8 @@ def test_nnunet_with_any_ending_two_channels_and_unlabelled_cases(tmp_path: Path
     put_nnunet(tmp_path, cases=3, labelled=2, channels=2, end=end)
     put(tmp_path / "imagesTs" / f"z_0000{end}")
     put(tmp_path / "imagesTs" / f"z_0001{end}")
-    (tmp_path / "imagesTr" / f"._a_0000{end}").write_text("macOS leaves these")
-    (tmp_path / "imagesTr" / "notes.txt").write_text("a person's")
+    (tmp_path / "imagesTr" / f"._a_0000{end}").write_text("macOS leaves these", encoding="utf-8")
+    (tmp_path / "imagesTr" / "notes.txt").write_text("a person's", encoding="utf-8")
     data = open_dataset(tmp_path)
     assert names(data.train) == ["a", "b", "c"]
     assert data.train[1].images == tuple(tmp_path / "imagesTr" / f"b_000{c}{end}" for c in range(2))
@@ -211,7 +211,7 @@ def test_plain_names_that_end_in_numbers(tmp_path: Path, images: list[str], labe
 def test_plain_sub_folders_are_dicom_series(tmp_path: Path) -> None:
     for name in ("p.1", "p.2"):
         (tmp_path / "images" / name).mkdir(parents=True)
-        (tmp_path / "images" / name / "1.dcm").write_text("")
+        (tmp_path / "images" / name / "1.dcm").write_text("", encoding="utf-8")
     (tmp_path / "images" / "empty").mkdir()
     put_label(tmp_path / "labels" / "p.1.nii.gz")
     data = open_dataset(tmp_path)
@@ -232,7 +232,7 @@ def test_plain_two_files_of_one_name_and_a_scan_among_the_labels(tmp_path: Path)
 @pytest.mark.parametrize(("end", "written"), [(".mhd", ".mha"), (".nhdr", ".nrrd"), (".xyz", ".nii.gz")])
 def test_predictions_get_an_ending_that_can_be_written(tmp_path: Path, end: str, written: str) -> None:
     (tmp_path / "imagesTr").mkdir()
-    (tmp_path / "imagesTr" / f"a_0000{end}").write_text("")
+    (tmp_path / "imagesTr" / f"a_0000{end}").write_text("", encoding="utf-8")
     put_nnunet(tmp_path, cases=0, file_ending=end)
     assert open_dataset(tmp_path).ending == written
 
@@ -248,13 +248,13 @@ def test_scans_to_predict(tmp_path: Path) -> None:
     put(tmp_path / "two" / "a_0000.nii.gz")
     put(tmp_path / "two" / "a_0001.nii.gz")
     put(tmp_path / "two" / "c_0000.nii.gz")
-    (tmp_path / "two" / "._a_0000.nii.gz").write_text("")
+    (tmp_path / "two" / "._a_0000.nii.gz").write_text("", encoding="utf-8")
     assert [(case.name, len(case.images)) for case in cases_in(tmp_path / "two")] == [("a", 2), ("b", 2), ("c", 1)]
     (tmp_path / "series").mkdir()
-    (tmp_path / "series" / "IM0001").write_text("")
+    (tmp_path / "series" / "IM0001").write_text("", encoding="utf-8")
     assert cases_in(tmp_path / "series") == (Case("series", (tmp_path / "series",)),)
     (tmp_path / "many" / "p1").mkdir(parents=True)
-    (tmp_path / "many" / "p1" / "1.dcm").write_text("")
+    (tmp_path / "many" / "p1" / "1.dcm").write_text("", encoding="utf-8")
     assert cases_in(tmp_path / "many") == (Case("p1", (tmp_path / "many" / "p1",)),)
 
 
@@ -303,7 +303,7 @@ def test_tables_that_are_broken(tmp_path: Path) -> None:
             open_dataset(tmp_path)
         assert caught.value.where == str(tmp_path / "dataset.json")
     for text in ("{", "[1, 2]"):
-        (tmp_path / "dataset.json").write_text(text)
+        (tmp_path / "dataset.json").write_text(text, encoding="utf-8")
         with pytest.raises(Problem, match="JSON"):
             open_dataset(tmp_path)
 

@@ -75,7 +75,7 @@ def test_where_masks_overlap_the_later_name_has_it(tmp_path: Path) -> None:
 )
 def test_label_maps_with_a_table(tmp_path: Path, file: str, table: object) -> None:
     write(tmp_path / "a.nii.gz", Volume(7 * LIVER + 2 * SPLEEN, AFFINE))
-    (tmp_path / file).write_text(json.dumps(table))
+    (tmp_path / file).write_text(json.dumps(table), encoding="utf-8")
     assert label_names(tmp_path) == {0: "background", 2: "spleen", 7: "liver"}
     names = structures(tmp_path, ["a"])
     assert names == ("spleen", "liver")  # by value
@@ -102,8 +102,8 @@ def test_what_else_lies_there(tmp_path: Path) -> None:
     """A preview beside masks is none; pictures alone are label maps of a 2-D data set."""
     put_structures(tmp_path, "a", liver=LIVER)
     write(tmp_path / "a" / "preview.png", Volume(np.ones((1, 5, 5), np.uint8), np.eye(4)))
-    (tmp_path / "a" / "statistics.json").write_text("{}")
-    (tmp_path / "notes.txt").write_text("by hand")
+    (tmp_path / "a" / "statistics.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("by hand", encoding="utf-8")
     (tmp_path / ".hidden").mkdir()
     assert mask_files(tmp_path) == ("structures", {"a": (tmp_path / "a" / "liver.nii.gz",)})
     assert structures(tmp_path, ["a"]) == ("liver",)
@@ -233,10 +233,10 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 def test_values_that_mean_nothing(tmp_path: Path) -> None:
     write(tmp_path / "a.nii.gz", Volume(7 * LIVER, AFFINE))
-    (tmp_path / "labels.json").write_text('{"liver": 1}')
+    (tmp_path / "labels.json").write_text('{"liver": 1}', encoding="utf-8")
     with pytest.raises(Problem, match=r"a\.nii\.gz.*label table does not have: 7"):
         read_masks(tmp_path, "a", scan())
-    (tmp_path / "labels.json").write_text("[1]")
+    (tmp_path / "labels.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(Problem, match="not a JSON object"):
         read_masks(tmp_path, "a", scan())
     assert "not a JSON object" in check_masks(tmp_path, [Case("a", (Path(),))] * 2)[0].what

@@ -64,7 +64,7 @@ def test_what_a_person_writes_into_the_file_is_what_is_loaded(tmp_path: Path) ->
     content = json.loads(path.read_text(encoding="utf-8"))
     content["patch_vox"] = [64, 48, 40]
     content["channels"][0]["kind"] = "rescale"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     loaded = Plan.load(path)
     assert loaded == replace(plan, patch_vox=(64, 48, 40), channels=(Channel("MR", "rescale"),))
 
@@ -95,7 +95,7 @@ def test_a_damaged_plan_is_a_problem_that_says_what_is_wrong(change: object, mes
     path = tmp_path / "plan.json"
     content = asdict(planned(facts()))
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(Problem, match=r"plan\.json") as caught:
         Plan.load(path)
     assert message in str(caught.value)
@@ -109,7 +109,7 @@ def test_no_plan_and_half_a_plan(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8")[:200])
     with pytest.raises(Problem, match="not valid JSON"):
         Plan.load(path)
-    path.write_text("[1, 2]")
+    path.write_text("[1, 2]", encoding="utf-8")
     with pytest.raises(Problem, match="not a plan"):
         Plan.load(path)
 
@@ -248,7 +248,7 @@ from contextseg.data.topology import topology, training_gb
 from contextseg.methods import METHODS
 
 def memory(name):
-    with open("/proc/self/status") as lines:
+    with open("/proc/self/status", encoding="utf-8") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**20
 
 def step(patch, batch, classes, width):
@@ -278,7 +278,9 @@ print(step(tuple(patch), *rest), memory("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("shape", [[[32, 32, 32], 4, 2, 16], [[16, 40, 40], 2, 20, 16], [[144, 144], 6, 2, 16]])
 def test_the_memory_estimate_is_that_of_a_real_step(shape: list) -> None:
-    ran = subprocess.run([sys.executable, "-c", _STEP, json.dumps(shape)], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", _STEP, json.dumps(shape)], capture_output=True, encoding="utf-8", check=True
+    )
     estimate, peak = map(float, ran.stdout.split())
     assert 1 / 1.6 < estimate / peak < 1.6
 

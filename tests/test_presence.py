@@ -379,7 +379,7 @@ def test_a_class_that_is_seen_and_not_segmented_is_flagged(tmp_path: Path) -> No
         ("a", "bright", "0.1", "0", ""),
         ("a", "dark", "0.9", "2", ""),
     ]
-    (tmp_path / "presence.csv").write_text("another,table\n")
+    (tmp_path / "presence.csv").write_text("another,table\n", encoding="utf-8")
     with pytest.raises(Problem, match=r"presence\.csv: its columns are not"):
         write_flags(tmp_path, "a", rows)
 

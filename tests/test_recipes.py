@@ -205,7 +205,7 @@ def test_what_decathlon_lists_is_expected(tmp_path: Path) -> None:
     ("mend", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "the folder does not exist"),
-        (lambda folder: (shutil.rmtree(folder), folder.write_text("")), "is a file, not a folder"),
+        (lambda folder: (shutil.rmtree(folder), folder.touch()), "is a file, not a folder"),
         (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "no file that belongs to liver tumour in CT"),
         (lambda folder: [p.unlink() for p in folder.rglob("volume-*")], "no case has both a scan and a label"),
         (
@@ -229,7 +229,7 @@ def test_folders_that_are_no_download(mend: Callable[[Path], object], message: s
 
 
 def test_an_output_that_cannot_be_written_to(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file")
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
     with pytest.raises(Problem, match="a file stands where a folder is needed"):
         arrange(RECIPES["vs"], vs(tmp_path / "download"), tmp_path / "out", partial=True)
 
@@ -360,7 +360,7 @@ def test_one_command_from_a_download_to_results(tmp_path: Path, monkeypatch: pyt
     times = {path: path.stat().st_mtime_ns for path in out.rglob("model.pt")}
     assert len(times) == 2
     again = CliRunner().invoke(app, words)
-    assert (out / "compared" / "beside.md").read_text() in again.output + "\n"
+    assert (out / "compared" / "beside.md").read_text(encoding="utf-8") in again.output + "\n"
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("model.pt")}
 
 

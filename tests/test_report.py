@@ -132,8 +132,8 @@ def test_page_is_whole_and_loads_nothing(full):
     assert len(loaded) == 12 + 4 + 3  # planes, curves, box plots
     assert all(address.startswith("data:image/") for address in loaded)
     assert all(address.startswith("#") for address in (a["href"] for tag, a in page.tags if tag == "a"))
-    assert "url(" not in path.read_text()
-    assert "@import" not in path.read_text()
+    assert "url(" not in path.read_text(encoding="utf-8")
+    assert "@import" not in path.read_text(encoding="utf-8")
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
@@ -256,7 +256,7 @@ def test_report_does_not_load_torch():
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(Problem, match="file stands where a folder"):
         report(tmp_path / "file")
 

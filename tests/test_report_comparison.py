@@ -268,7 +268,7 @@ def test_marked_methods_bear_a_dagger(tmp_path):
 
 def test_a_comparison_leaves_its_page(tmp_path):
     grid = Grid("data", tmp_path, ("plain", "wide"))
-    (tmp_path / "comparison.json").write_text(json.dumps({"provenance": {"python": "3.11.7"}}))
+    (tmp_path / "comparison.json").write_text(json.dumps({"provenance": {"python": "3.11.7"}}), encoding="utf-8")
     data = SimpleNamespace(name="organs", test=(), train=(), regions={}, values=(), ignore=None)
     made = _save(grid, data, [], [several(("plain", "wide"))])  # type: ignore[arg-type]
     assert made.report == tmp_path / "report.html"

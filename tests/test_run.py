@@ -138,7 +138,7 @@ def test_an_edited_plan_is_obeyed(data: Path, tmp_path: Path) -> None:
     run.make_plan()
     content = read_json(tmp_path / "plan.json")
     content["mirror"] = [True, True, False]
-    (tmp_path / "plan.json").write_text(json.dumps(content))
+    (tmp_path / "plan.json").write_text(json.dumps(content), encoding="utf-8")
     run = Run(tmp_path, Settings(str(data)).set(TINY))
     main_job(run)
     assert run.plan.mirror == (True, True, False)
@@ -201,8 +201,8 @@ def test_label_values_with_gaps_and_unknown_classes_come_back(tmp_path: Path) ->
         write(path, label.with_array(np.array([0, 7, 200], np.int16)[label.array]))
     table = read_json(data / "dataset.json")
     table["labels"] = {"background": 0, "bright": 7, "dark": 200}
-    (data / "dataset.json").write_text(json.dumps(table))
-    (data / "labelsTr" / "phantom_001.json").write_text(json.dumps({"annotated": ["bright"]}))
+    (data / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
+    (data / "labelsTr" / "phantom_001.json").write_text(json.dumps({"annotated": ["bright"]}), encoding="utf-8")
     first = read_labels(data / "labelsTr" / "phantom_001.nii.gz")
     write(data / "labelsTr" / "phantom_001.nii.gz", first.with_array(np.where(first.array == 200, 0, first.array)))
     run = Run(tmp_path / "run", Settings(str(data)).set([*TINY, "steps=100", "lr=0.1", "base_width=8"]))
@@ -220,8 +220,8 @@ def test_a_region_is_scored_where_all_its_classes_were_looked_for(tmp_path: Path
     table = read_json(data / "dataset.json")
     table["labels"] = {"background": 0, "both": [1, 2], "dark": 2}
     table["regions_class_order"] = [1, 2]
-    (data / "dataset.json").write_text(json.dumps(table))
-    (data / "labelsTs" / "phantom_001.json").write_text(json.dumps({"annotated": ["dark"]}))
+    (data / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
+    (data / "labelsTs" / "phantom_001.json").write_text(json.dumps({"annotated": ["dark"]}), encoding="utf-8")
     opened = open_dataset(data)
     found = {pair.case: pair.annotated for pair in references(opened, opened.test, tmp_path)}
     assert found == {"phantom_001": ("dark",), "phantom_002": None}
@@ -233,7 +233,7 @@ def test_nnunet_regions_and_ignore_label(tmp_path: Path, monkeypatch: pytest.Mon
     table = read_json(data / "dataset.json")
     table["labels"] = {"background": 0, "both": [1, 2], "dark": 2, "ignore": 3}
     table["regions_class_order"] = [1, 2]
-    (data / "dataset.json").write_text(json.dumps(table))
+    (data / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
     for path in sorted(data.glob("labels*/*.nii.gz")):
         label = read_labels(path)
         label.array[:, :, 12:] = 3
@@ -276,7 +276,7 @@ def test_a_class_that_no_training_case_has(tmp_path: Path) -> None:
     data = phantom.write_dataset(tmp_path / "data", labelled=2, test=1)
     table = read_json(data / "dataset.json")
     table["labels"]["ghost"] = 2
-    (data / "dataset.json").write_text(json.dumps(table))
+    (data / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
     outcome = main_job(Run(tmp_path / "run", Settings(str(data)).set(TINY)))
     assert outcome.table is not None
     rows = pd.read_csv(outcome.table).set_index("class")
@@ -298,7 +298,7 @@ def test_a_broken_data_set_stops_with_one_message(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_that_cannot_be_written_to(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     done = command("run", data, "-o", tmp_path / "file" / "run", *sets(TINY))
     assert done.returncode == 1
     assert "choose another output folder" in done.stderr
@@ -380,7 +380,7 @@ def test_a_recipe_of_several_stages_resumes_and_never_overwrites_an_annotator(
 def test_predictions_that_are_there_are_kept(data: Path, finished: Path, tmp_path: Path) -> None:
     members, how = open_ensemble([finished])
     cases = list(Run.open(finished).dataset.test)
-    (tmp_path / "phantom_006.nii.gz").write_text("mine")
+    (tmp_path / "phantom_006.nii.gz").write_text("mine", encoding="utf-8")
     assert predict_cases(cases, members, how, tmp_path) == {}
     assert (tmp_path / "phantom_006.nii.gz").read_text(encoding="utf-8") == "mine"
     assert (tmp_path / "phantom_007.nii.gz").exists()

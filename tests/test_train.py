@@ -73,7 +73,7 @@ def test_the_log_of_a_resumed_run_is_the_log_of_an_uninterrupted_one(tmp_path: P
 
     def stops(n: int, *rest: object) -> Batch:
         if n == 5 and not (tmp_path / "again").exists():
-            (tmp_path / "again").write_text("")
+            (tmp_path / "again").write_text("", encoding="utf-8")
             raise KeyboardInterrupt
         return ones(n)
 
@@ -81,7 +81,7 @@ def test_the_log_of_a_resumed_run_is_the_log_of_an_uninterrupted_one(tmp_path: P
         try:
             train(Line(), stops, tmp_path / "part", settings, batch_size=1)
         except KeyboardInterrupt:
-            with open(tmp_path / "part" / "log.jsonl", "a") as file:
+            with open(tmp_path / "part" / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write('{"step": 5, "half a li')  # killed while writing
     whole, part = (
         [

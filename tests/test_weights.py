@@ -302,8 +302,8 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     net = SmallTransUNet(3, 4)
     with pytest.raises(Problem, match=r"gone\.pt: there is no such file"):
         load_weights(net, tmp_path / "gone.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "text.pt").write_text("hello", encoding="utf-8")
+    (tmp_path / "text.npz").write_text("hello", encoding="utf-8")
     torch.save({"a": Code(), "b": torch.zeros(3)}, tmp_path / "code.pt")
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     np.savez(tmp_path / "words.npz", a=np.array(["b"]))

@@ -128,7 +128,7 @@ def evaluations(log: str | Path) -> list[dict[str, Any]]:
     """Every evaluation of the test split so far: time, run, weights, cases. Raises `Problem` for a damaged log."""
     path = Path(log)
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     except ValueError as error:
         raise Problem(
             path, f"line not in JSON ({error})", "mend it: it says what the test split was used for"
@@ -158,7 +158,7 @@ def alone(folder: str | Path) -> Iterator[None]:
         return
     with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file = open(Path(folder) / ".lock", "a")  # noqa: SIM115
+        file = open(Path(folder) / ".lock", "a", encoding="utf-8")  # noqa: SIM115
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

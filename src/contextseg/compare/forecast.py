@@ -106,5 +106,5 @@ def _logged(folder: Path) -> Mapping[str, int]:
 
 
 def _rows(log: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     return [row for row in rows if row["part"] == "train"]

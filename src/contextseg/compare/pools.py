@@ -62,7 +62,7 @@ def in_processes(works: Sequence[Work], jobs: int, tell: Tell = lambda *_: None)
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
                 env={**os.environ, **surroundings(slot, jobs, gpus)},
             )
             running.add(process)
