@@ -114,14 +114,20 @@ def test_lower_levels_average_q_and_take_the_smallest_m() -> None:
 
 def test_context_classes_become_background() -> None:
     z = torch.tensor([[1.0, 2.0, 3.0, 0.0]]).view(1, 4, 1)  # background, ROI, two contexts
-    assert folded(z, 2).flatten().tolist() == [3, 2]
-    assert folded(z, 2, "sum")[0, 0, 0] == pytest.approx(np.log(np.exp(1) + np.exp(3) + 1), rel=1e-6)
-    p = folded(z, 2, "sum").softmax(1)
+    assert folded(z, 2, "max").flatten().tolist() == [3, 2]
+    assert folded(z, 2)[0, 0, 0] == pytest.approx(np.log(np.exp(1) + np.exp(3) + 1), rel=1e-6)
+    p = folded(z, 2).softmax(1)
     assert p[0, 1, 0] == pytest.approx(float(z.softmax(1)[0, 1, 0]))
     assert folded(z, 4) is z
     random = torch.randn(2, 6, 7, 5)
     every = random.argmax(1)
-    assert torch.equal(folded(random, 3).argmax(1), torch.where(every >= 3, 0, every))
+    assert torch.equal(folded(random, 3, "max").argmax(1), torch.where(every >= 3, 0, every))
+
+
+def test_contexts_that_are_not_told_apart_do_not_enlarge_the_roi() -> None:
+    z = torch.tensor([0.3, 0.4, 0.3]).log().view(1, 3, 1)  # one background of 0.6, in two contexts, beside a ROI of 0.4
+    assert folded(z, 2).argmax(1).item() == 0
+    assert folded(z, 2, "max").argmax(1).item() == 1
 
 
 def test_unknown_organs_make_contexts_unknown() -> None:

@@ -21,7 +21,7 @@ from contextseg.cli import app
 from contextseg.data import phantom
 from contextseg.diagnose.advice import Advice, advise
 from contextseg.diagnose.arrays import Seen, _centre, intensities, sample, sections
-from contextseg.diagnose.contexts import Taught, context_classes, taught
+from contextseg.diagnose.contexts import Taught, context_classes, learnt, taught
 from contextseg.diagnose.diagnosis import TRAINING_CASES, _evenly, _measurable, diagnose
 from contextseg.diagnose.measure import BIN, FAR, NEAR, ROI, Margins, Measured, distance_mm, measure, overlap
 from contextseg.disk import Problem, read_json
@@ -282,6 +282,8 @@ def test_contexts_are_shown(tmp_path: Path, data: Path) -> None:
     for heading in ("M", "Likeliest context", "Context 1", "Context 2", "Context 3"):
         assert f"<figcaption>{heading}</figcaption>" in page
     assert "Intensity by context class" in page
+    assert 'alt="Contexts at step 0"' in page
+    assert 'alt="Contexts at step 10"' not in page
     with np.load(tmp_path / "run" / "diagnosis.npz") as arrays:
         for plane in ("axial", "coronal", "sagittal"):
             q = arrays[f"{plane}/q"]
@@ -310,6 +312,28 @@ def test_colab_is_seen_as_it_was_taught() -> None:
     assert np.abs(found.near - nearness(vox, 2.0, 1.0).numpy()).max() < 2e-2  # distances are kept as float16
     assert context_classes(method) == 3
     assert context_classes(laws.make("colab", context_classes=1)) == 1
+
+
+def test_contexts_are_kept_as_they_are_learnt() -> None:
+    method = laws.make("colab", context_classes=3, generator_every=1000)
+    assert isinstance(method, CoLab)
+    assert learnt(method) == {}
+    first = laws.batch(0).image[:1].half().float()
+    for step in range(3):
+        with torch.no_grad():
+            for parameter in method.generator.parameters():  # type: ignore[union-attr]
+                parameter.add_(0.1 * step)
+        batch = laws.batch(step)
+        method.forward(batch)["seg"].backward()
+        method.lookahead(batch, 1e-3, step, lambda values: None)
+        if step < 2:
+            q = method.contexts_of(first)[0]
+            assert (method.snapshots[step].float() - q[:, q.shape[1] // 2]).abs().max() < 1e-3
+    found = learnt(method)
+    assert found["learnt/steps"].tolist() == [0, 1]
+    assert np.abs(found["learnt/q"].sum(1, dtype=int) - 255).max() <= 2
+    assert not np.array_equal(*found["learnt/q"])
+    assert found["learnt/grey"].shape == found["learnt/q"].shape[2:]
 
 
 def test_contexts_that_were_split_beforehand() -> None:

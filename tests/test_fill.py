@@ -161,7 +161,7 @@ def test_the_command_fills_a_file_and_names_the_next_slice(taught: Run, tmp_path
         assert done.exit_code == 0, done.output
         assert "label slice" in done.output
         assert read_labels(out).same_grid(scan)
-        rows = (tmp_path / f"filled{len(extra)}-slices.csv").read_text().splitlines()
+        rows = (tmp_path / f"filled{len(extra)}-slices.csv").read_text(encoding="utf-8").splitlines()
         assert len(rows) == 17
         assert rows[6].startswith("5,yes")
     write(tmp_path / "other.nii.gz", label.cropped([slice(0, 9), slice(0, 20), slice(0, 20)]))

@@ -377,6 +377,35 @@ def test_a_recipe_of_several_stages_resumes_and_never_overwrites_an_annotator(
     assert same(method.state_dict(), again)
 
 
+def test_draws_choose_the_batches(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextseg import methods
+    from contextseg.batch import Batch
+    from contextseg.methods import Method, Supervised
+
+    seen: list[list[torch.Tensor]] = []
+
+    class Watching(Supervised):
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            seen[-1].append(batch.image)
+            return super().forward(batch)
+
+    def thrice(run: Run) -> Method:
+        for draws in (0, 1, 0):
+            seen.append([])
+            method = run.train(Watching(run.plan), draws=draws)
+        return method
+
+    monkeypatch.setitem(methods.METHODS, "thrice", thrice)
+    run = Run(tmp_path, replace(Settings(str(data), method="thrice").set(TINY), training=Training(steps=2)))
+    run.check()
+    run.make_plan()
+    run.preprocess()
+    run.fit()
+    first, other, again = (torch.cat(batches) for batches in seen)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_predictions_that_are_there_are_kept(data: Path, finished: Path, tmp_path: Path) -> None:
     members, how = open_ensemble([finished])
     cases = list(Run.open(finished).dataset.test)

@@ -227,11 +227,13 @@ class Run:
         method: Method,
         labels: Mapping[str, Path] | None = None,
         annotated: Mapping[str, Sequence[bool]] | None = None,
+        draws: int = 0,
     ) -> Method:
         """The stage "train": teach `method` on the training cases, with `labels` in place of their own where given.
 
-        `annotated` says which classes those labels know, by case, where that differs from the data set. Before it comes
-        the stage "maps", where the method asks for some.
+        `annotated` says which classes those labels know, by case, where that differs from the data set. `draws` picks
+        another sequence of batches, so that the models of a vote need not see the same one. Before it comes the stage
+        "maps", where the method asks for some.
         """
         settings, labels = self.settings, labels or {}
         maps = self._maps(method.maps, labels) if method.maps else {}
@@ -240,8 +242,9 @@ class Run:
             training, validation = self.split
             more = (settings.augmentation, labels, method.unlabelled, maps, annotated or {})
             taught = self.cached(training)
-            own = method.sampler(taught, self.plan, settings.seed, settings.augmentation, settings.training.steps)
-            sampler = own or Sampler(taught, self.plan, settings.seed, *more)
+            seed = settings.seed + 999_983 * draws
+            own = method.sampler(taught, self.plan, seed, settings.augmentation, settings.training.steps)
+            sampler = own or Sampler(taught, self.plan, seed, *more)
             looked_at = [] if own else [case for case in validation if case.label]
             still = (Augmentation(strength=0), labels, 0, maps, annotated or {})
             check = Sampler(self.cached(looked_at), self.plan, 1 + settings.seed, *still) if looked_at else None

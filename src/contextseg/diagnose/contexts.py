@@ -9,6 +9,7 @@ import torch
 
 from contextseg.data.cache import Cached, load_array
 from contextseg.methods import CoLab, Contexts, Dilated, Method
+from contextseg.methods.colab import WATCHED
 from contextseg.methods.context import nearness
 from contextseg.predict import sliding_window
 from contextseg.run import Run
@@ -52,6 +53,26 @@ def taught(run: Run, method: Method, case: Cached, image: np.ndarray) -> Taught 
     label = load_array(path, "delete the folder of this stage and those after it, and give `contextseg train` the run")
     context = np.maximum(label - len(run.plan.classes) + 1, 0)
     return Taught(np.stack([context == j for j in range(method.contexts)]).astype(np.float32), None)
+
+
+def learnt(method: Method) -> dict[str, np.ndarray]:
+    """How CoLab's contexts were learnt, on one slice (H, W) of a patch; nothing for other methods and old runs.
+
+    learnt/grey (H, W) uint8, its first channel from the 1st to the 99th percentile; learnt/steps (n,) int64; learnt/q
+    (n, t, H, W) uint8, 0 to 255 for a probability of 0 to 1.
+    """
+    if not isinstance(method, CoLab) or method.generator is None or not method.snapshots.any():
+        return {}
+    image = method.watched[0, 0].float().cpu().numpy()
+    image = image if image.ndim == 2 else image[len(image) // 2]
+    low, high = np.percentile(image, (1, 99))
+    q = method.snapshots.float().cpu().numpy()
+    seen = q.any((1, 2, 3))
+    return {
+        "learnt/grey": np.clip((image - low) / max(high - low, 1e-6) * 255, 0, 255).round().astype(np.uint8),
+        "learnt/steps": np.array(list(WATCHED))[seen],
+        "learnt/q": np.rint(q[seen] * 255).astype(np.uint8),
+    }
 
 
 def _distances(run: Run, method: CoLab | Dilated, case: Cached) -> torch.Tensor:

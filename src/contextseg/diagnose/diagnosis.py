@@ -13,7 +13,7 @@ from torch import Tensor
 from contextseg.data.layouts import Case
 from contextseg.diagnose.advice import advise
 from contextseg.diagnose.arrays import Seen, histograms, intensities, sample, sections
-from contextseg.diagnose.contexts import context_classes, taught
+from contextseg.diagnose.contexts import context_classes, learnt, taught
 from contextseg.diagnose.measure import BIN, EDGES_MM, FAR, NEAR, ROI, TISSUES, Measured, distance_mm, measure, overlap
 from contextseg.disk import Problem, read_json, replacing, write_json
 from contextseg.methods import Method
@@ -64,7 +64,7 @@ def diagnose(folder: str | Path, training_cases: int = TRAINING_CASES, watch: Wa
     image, label = run.image(shown.case), np.array(shown.case.label)
     facts["picture"], drawn = sections(run, shown, image, label)
     if shown.taught is not None:
-        arrays |= intensities(samples)
+        arrays |= intensities(samples) | learnt(method)
         weights = arrays["intensity/counts"].sum(1)
         facts["context_shares"] = (weights / max(weights.sum(), 1e-12)).tolist()
     page = run.folder / f"{NAME}.html"

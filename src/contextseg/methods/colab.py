@@ -211,6 +211,8 @@ class Generator(nn.Module):
 
 
 SIZES = ("small", "full")
+WATCHED = {0: 0, **{10**n: n + 1 for n in range(7)}}
+"""Steps at which the contexts of one patch are kept, so that it can be seen how they are learnt: step -> place."""
 
 
 class CoLab(Method):
@@ -227,6 +229,11 @@ class CoLab(Method):
     background           how the context classes become background again: "max" or "sum" (see `folded`).
     """
 
+    watched: Tensor
+    """The patch whose contexts are kept, (1, C, *patch) float16: the first of the first batch."""
+    snapshots: Tensor
+    """q of its middle slice at the steps of `WATCHED`, (n, t, H, W) float16; 0 where training has not come."""
+
     def __init__(
         self,
         plan: Plan,
@@ -242,7 +249,7 @@ class CoLab(Method):
         tau: float = 20.0,
         distance_unit: str = "vox",
         absent: float = 0.0,
-        background: str = "max",
+        background: str = "sum",
     ) -> None:
         super().__init__()
         check_contexts(context_classes, background)
@@ -259,6 +266,9 @@ class CoLab(Method):
         self.near = partial(nearness, margin=margin, tau=tau, absent=absent)
         if context_classes > 1:
             self.maps = partial(roi_distance, unit=distance_unit)
+            self.register_buffer("watched", torch.zeros(1, len(plan.channels), *plan.patch_vox, dtype=torch.float16))
+            kept = (len(WATCHED), context_classes, *plan.patch_vox[-2:])
+            self.register_buffer("snapshots", torch.zeros(kept, dtype=torch.float16))
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """f by the optimiser that was asked for, g by Adam."""
@@ -283,6 +293,8 @@ class CoLab(Method):
 
     def lookahead(self, batch: Batch, lr: float, step: int, mean: Mean) -> dict[str, list[Tensor]]:
         """The meta-gradient for "generator", in every `generator_every`th step."""
+        if self.generator is not None and len(batch) and step in WATCHED:
+            self._watch(batch.image[:1], step)
         if self.generator is None or step % self.every:
             return {}
         part = self._in_turn(batch, step // self.every)
@@ -296,6 +308,13 @@ class CoLab(Method):
         near = self.near(distances(part))
         found = meta_gradient(self.net, self.generator, part, near, lr, over_all, self.meta)
         return {"generator": [g * share for g in found]}
+
+    def _watch(self, image: Tensor, step: int) -> None:
+        """Keep q of the middle slice of the first item of the first batch, whatever the batch is now."""
+        if step == 0:
+            self.watched.copy_(image)
+        q = self.contexts_of(self.watched.to(image.dtype))[0]
+        self.snapshots[WATCHED[step]] = q if q.ndim == 3 else q[:, q.shape[1] // 2]
 
     def _in_turn(self, batch: Batch, n: int) -> Batch:
         """The items of the `n`th look-ahead: every `turns`-th of those of all ranks."""

@@ -81,14 +81,16 @@ def known_classes(annotated: Tensor, contexts: int) -> Tensor:
     return torch.cat([annotated, annotated.all(1, keepdim=True).expand(-1, contexts - 1)], 1)
 
 
-BACKGROUNDS = ("max", "sum")
+BACKGROUNDS = ("sum", "max")
 
 
-def folded(z: Tensor, classes: int, background: str = "max") -> Tensor:
+def folded(z: Tensor, classes: int, background: str = "sum") -> Tensor:
     """Logits (B, K+t-1, *S) -> (B, K, *S): the context classes are background.
 
-    "max": its logit is the largest of theirs, so that argmax is argmax over all channels, as the paper; "sum": their
-    log-sum-exp, so that probabilities add up. Without context classes, `z` itself.
+    "sum": its logit is the log-sum-exp of theirs, so that their probabilities add up. "max", the paper's: the largest
+    of theirs, so that argmax is argmax over all channels. It calls a voxel background only where one context alone
+    beats the ROI, and so draws the ROI too large where contexts are not told apart sharply: with t equal ones the ROI
+    wins from a probability of 1 / (t + 1), not 1/2. Without context classes, `z` itself.
     """
     if z.shape[1] == classes:
         return z
@@ -113,7 +115,7 @@ class Contexts(Method):
         net: str = "unet",
         optimizer: str = "sgd",
         context_classes: int = 2,
-        background: str = "max",
+        background: str = "sum",
     ) -> None:
         super().__init__()
         check_contexts(context_classes, background)
@@ -152,7 +154,7 @@ class Dilated(Method):
         margin: float = 30.0,
         tau: float = 20.0,
         distance_unit: str = "vox",
-        background: str = "max",
+        background: str = "sum",
     ) -> None:
         super().__init__()
         check_contexts(2, background)

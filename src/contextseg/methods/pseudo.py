@@ -54,8 +54,8 @@ def pseudo(
     """Train several models, let them predict what nobody labelled, learn from what they agree on, and again.
 
     base       the method of every model: "cps", "supervised", or any other that is trained once.
-    models     how many are trained, from different initial weights. The last round trains one, which is deployed; so a
-               run is models * rounds + 1 trainings of `steps` steps, fewer where it ends before.
+    models     how many are trained, from other initial weights on other batches. The last round trains one, which is
+               deployed; so a run is models * rounds + 1 trainings of `steps` steps, fewer where it ends before.
     rounds     at most; it ends before where nothing is left, where nothing new is certain, and, with validation cases,
                where the mean Dice of these does not rise: then what was there before is deployed.
     threshold  of the certainty (see `consensus.agreement`): a mean Dice, and with "voxels" also a share of the models.
@@ -81,7 +81,7 @@ def pseudo(
     make = _maker(run.plan, base, own)
     survey = _survey(run)
     cases: dict[str, dict[str, Any]] = {name: {"labelled": said} for name, said in survey["left"].items()}
-    taught = [run.train(make(_unlabelled(cases))) for _ in range(models)]
+    taught = [run.train(make(_unlabelled(cases)), draws=i) for i in range(models)]
     best = _validated(run, taught[0]) if survey["validated"] else -1.0
     for number in range(1, rounds + 1):
         voted = _vote(run, taught, cases, number, threshold, keep)
@@ -93,7 +93,8 @@ def pseudo(
         labels = {name: case["folder"] / "label" / f"{name}.npy" for name, case in joined.items()}
         known = {name: case["annotated"] for name, case in joined.items()}
         students = [
-            run.train(make(_unlabelled(cases)), labels=labels, annotated=known) for _ in range(models if again else 1)
+            run.train(make(_unlabelled(cases)), labels=labels, annotated=known, draws=i)
+            for i in range(models if again else 1)
         ]
         if survey["validated"]:
             dice = _validated(run, students[0])

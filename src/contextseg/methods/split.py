@@ -40,7 +40,7 @@ def context(
     margin: float = 30.0,
     tau: float = 20.0,
     distance_unit: str = "vox",
-    background: str = "max",
+    background: str = "sum",
 ) -> Method:
     """Plain training on a background that was split beforehand, or any other way to split it.
 

@@ -167,6 +167,28 @@ def _intensity(edges: np.ndarray, counts: np.ndarray, axes: Axes) -> None:
     axes.legend(handlelength=2.6)
 
 
+def learning_charts(arrays: Arrays) -> dict[str, bytes]:
+    """A slice, and its contexts at growing steps of training (Fig. 8): the likeliest, white where none is likelier."""
+    grey, q = arrays["learnt/grey"], arrays["learnt/q"].astype(float) / 255
+    t, height_in = q.shape[1], min(3.6 * grey.shape[0] / grey.shape[1], 5) + 0.3
+    shown = {"Slice": np.repeat(grey[..., None], 3, -1)}
+    for step, p in zip(arrays["learnt/steps"].tolist(), q):
+        sure = np.clip((p.max(0) * t - 1) / (t - 1), 0, 1)[..., None]
+        colour = sure * _palette(t)[p.argmax(0)] + (1 - sure) * 255
+        shown[f"Contexts at step {grouped(step)}"] = _tinted(grey, colour, np.ones(grey.shape, bool))
+    return {title: chart(partial(_painted, title, rgb), height_in) for title, rgb in shown.items()}
+
+
+def _painted(title: str, rgb: np.ndarray, axes: Axes) -> None:
+    axes.imshow(rgb, interpolation="nearest")
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _palette(contexts: int) -> np.ndarray:
+    return np.array([[int(colour_of(j)[i : i + 2], 16) for i in (1, 3, 5)] for j in range(contexts)])
+
+
 def colour_of(context: int) -> str:
     """The colour of context class 0, 1, ...; they repeat after eight."""
     return CONTEXTS[context % len(CONTEXTS)]
@@ -202,8 +224,7 @@ def _layers(part: Arrays) -> dict[str, np.ndarray]:
     if "near" in part:
         layers["M"] = _tinted(part["grey"], scale[part["near"]], outside)
     if "q" in part:
-        palette = np.array([[int(colour_of(j)[i : i + 2], 16) for i in (1, 3, 5)] for j in range(len(part["q"]))])
-        layers["Likeliest context"] = _tinted(part["grey"], palette[part["q"].argmax(0)], outside)
+        layers["Likeliest context"] = _tinted(part["grey"], _palette(len(part["q"]))[part["q"].argmax(0)], outside)
         t = len(part["q"])
         for j in range(1 if t == 2 else 0, t if t <= SOFT else 0):  # of two, one probability tells both
             layers[f"Context {j + 1}"] = _tinted(part["grey"], scale[part["q"][j]], outside)

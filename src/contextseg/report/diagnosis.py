@@ -19,6 +19,7 @@ from contextseg.report.contexts import (
     distance_chart,
     grouped,
     intensity_chart,
+    learning_charts,
     logit_charts,
     overlap_chart,
     panels,
@@ -55,6 +56,10 @@ CONTEXT = (
     "Colours lie on the background: the likeliest context of each voxel, and the probability of a context, from 0 "
     "(dark) to 1 (bright), at the end of the training. Shares and intensities are those of background voxels in the "
     "body, of all validation cases, each counted as much as it is taught to be of the context."
+)
+LEARNING = (
+    "The middle slice of the first training patch, as it was drawn (turned or mirrored, perhaps), and its likeliest "
+    "context at growing steps of the training; white where all contexts are equally likely."
 )
 VIEW = (
     f"Near: within {NEAR_MM:g} mm of the ROI, also across slices; the others are far. The patient’s right (R) is at "
@@ -216,8 +221,9 @@ def _pictures(facts: Facts, arrays: Arrays) -> str:
     rows = 1 + len(found[ERRORS])
     made = told + KEY + _contexts_key(facts) + f'<div class="sides" style="--rows:{rows}">{columns}</div>'
     more = "" if facts["context_classes"] <= SOFT else f" More than {SOFT} contexts are not shown one by one."
-    charts = charts_html({"Intensity by context class": intensity_chart(arrays)})
-    return made + sentence(VIEW) + sentence(("M" in found) * NEARNESS + CONTEXT + more) + charts
+    charts = {"Intensity by context class": intensity_chart(arrays)}
+    made += sentence(VIEW) + sentence(("M" in found) * NEARNESS + CONTEXT + more) + charts_html(charts)
+    return made + (charts_html(learning_charts(arrays)) + sentence(LEARNING) if "learnt/q" in arrays else "")
 
 
 def _contexts_key(facts: Facts) -> str:
