@@ -1,12 +1,13 @@
 """Every benchmark, one after the other, into RESULTS.md: nothing in that file is typed by hand.
 
-Each script offers `rows(quick)`: (claim, input, ours, the peer's, the peer's name), in seconds, or in MB where the
-claim ends so. It runs in a process of its own, on one thread; if it fails, the rows that it gave and those of the
-others stand, and the file says what failed.
+Each script offers `rows(quick)`: (claim, input, ours, the peer's, the peer's name), in seconds, or in MB or slices/s
+where the claim ends so. It runs in a process of its own, on one thread; if it fails, the rows that it gave and those
+of the others stand, and the file says what failed.
 
     python benchmarks/run.py              all of them, at full size, into benchmarks/RESULTS.md
     python benchmarks/run.py --quick      small inputs, to see that all work; printed, not written
     python benchmarks/run.py training     only some, printed
+    python benchmarks/run.py training --write   and written: a section of its own, the rest of RESULTS.md as it was
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = ("logits", "training", "colab", "augment", "preprocessing", "distances")
+SCRIPTS = ("logits", "training", "colab", "propagation", "augment", "preprocessing", "distances")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OURS = ("contextseg", "torch", "numpy", "scipy", "edt", "connected-components-3d")
 PEERS = ("nnunetv2", "batchgeneratorsv2", "dynamic-network-architectures", "monai", "surface-distance", "medpy")
@@ -33,7 +35,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GL
 METHOD = (
     "Both sides had the same input in one run, in turn, round by round, or (logits, preprocessing) each in a process "
     "of its own. Numbers are medians: seconds of CPU time on one thread (wall time where the input names a GPU), or MB "
-    "of peak memory above that of the imports. The ratio is the peer's over ours: above 1, ours is faster or smaller."
+    "of peak memory above that of the imports, or slices a second. Above a ratio of 1, ours is faster or smaller."
 )
 Row = tuple[str, str, float, float, str]
 
@@ -42,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the benchmarks and write benchmarks/RESULTS.md.")
     parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"only these, printed: {', '.join(SCRIPTS)}")
     parser.add_argument("--quick", action="store_true", help="small inputs; printed, not written")
+    parser.add_argument("--write", action="store_true", help="of some, a section each in RESULTS.md; the rest stays")
     parser.add_argument("--output", type=Path, help="write to this file in any case")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -49,6 +52,8 @@ def main() -> int:
         return child(asked.scripts[0], asked.quick, asked.child)
     if unknown := set(asked.scripts) - set(SCRIPTS):
         parser.error(f"no such script: {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
+    if asked.write and (asked.quick or not asked.scripts):
+        parser.error("--write is for scripts that are named, at full size")
     rows, failures = [], {}
     for name in asked.scripts or SCRIPTS:
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -56,6 +61,10 @@ def main() -> int:
         rows += found
         if why:
             failures[name] = why
+        if asked.write:
+            old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+            part = body(found, {name: why} if why else {}, facts())
+            RESULTS.write_text(with_section(old, name, part), encoding="utf-8")
     page = markdown(rows, failures, facts(), asked.quick)
     output = asked.output or (None if asked.quick or asked.scripts else RESULTS)
     if output:
@@ -130,20 +139,29 @@ def _versions(names: Iterable[str]) -> str:
 def markdown(rows: Sequence[Row], failures: Mapping[str, str], facts: Mapping[str, Any], quick: bool = False) -> str:
     """The page: facts, how it was measured, one line for each row, and what failed."""
     note = ["**Quick run: small inputs, which say that all works and nothing about speed.**", ""] if quick else []
+    head = ["# Benchmarks", "", "Written by `make bench` (`benchmarks/run.py`); not edited by hand.", "", *note]
+    return "\n".join([*head, body(rows, failures, facts)])
+
+
+def with_section(page: str, name: str, body: str) -> str:
+    """The page with a section for a script that was run alone, at the end; an older one is replaced."""
+    kept = re.sub(rf"^## {re.escape(name)}, run alone\n.*?(?=^## |\Z)", "", page, flags=re.DOTALL | re.MULTILINE)
+    return f"{kept.rstrip()}\n\n## {name}, run alone\n\n{body.replace('## Failed', '### Failed')}"
+
+
+def body(rows: Sequence[Row], failures: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+    """A page without its head."""
     table = ["| claim | input | ours | peer | ratio | which peer |", "|---|---|--:|--:|--:|---|"]
     for claim, given, ours, theirs, peer in rows:
-        unit = "MB" if claim.endswith("MB") else "s"
-        ratio = f"**{_ratio(theirs / ours)}**" if ours > 0 and theirs > 0 else "–"
-        cells = [claim.removesuffix(", s"), given, _number(ours, unit), _number(theirs, unit), ratio, peer]
+        unit = next((u for u in ("MB", "slices/s") if claim.endswith(u)), "s")
+        worse, better = (theirs, ours) if unit == "slices/s" else (ours, theirs)
+        ratio = f"**{_ratio(better / worse)}**" if ours > 0 and theirs > 0 else "–"
+        claim = claim.removesuffix(", s").removesuffix(", slices/s")
+        cells = [claim, given, _number(ours, unit), _number(theirs, unit), ratio, peer]
         table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     failed = [f"- {name}: {' '.join(why.split())}" for name, why in failures.items()]
     return "\n".join(
         [
-            "# Benchmarks",
-            "",
-            "Written by `make bench` (`benchmarks/run.py`); not edited by hand.",
-            "",
-            *note,
             *[f"- {name}: {value}" for name, value in facts.items()],
             "",
             METHOD,

@@ -406,3 +406,9 @@ def test_a_forecast_of_what_is_done(tested: Comparison, data: Path) -> None:
     found = forecast(grid(data, tested.folder, seeds=(0, 1)))
     assert found.seconds == 0
     assert str(found).splitlines()[-1] == "4 runs: 4 done"
+
+
+def test_an_unknown_metric_is_said_before_anything_runs(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="fp_near: no such metric"):
+        compare(grid(data, tmp_path / "out"), metrics=("dsc", "fp_near"))
+    assert not (tmp_path / "out").exists()

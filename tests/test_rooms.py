@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "contextseg"
 FLOORS = (
-    {"__init__", "console", "disk", "formats", "volume", "batch", "provenance", "ranks"},
+    {"__init__", "console", "disk", "formats", "volume", "batch", "provenance", "profile", "ranks"},
     {"data", "nets", "losses", "metrics"},
     {"propagation"},
     {"train", "predict", "methods"},
@@ -57,7 +57,7 @@ def test_imports_go_down_only(path: Path) -> None:
 
 
 def test_the_ground_floor_has_no_cycle() -> None:
-    order = ["console", "ranks", "disk", "provenance", "batch", "formats", "volume"]
+    order = ["console", "ranks", "disk", "provenance", "profile", "batch", "formats", "volume"]
     for i, name in enumerate(order):
         assert imported(SOURCE / f"{name}.py") <= set(order[:i])
 

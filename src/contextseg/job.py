@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from contextseg.experiments import Pair, evaluate, save_table
 from contextseg.experiments.calibration import calibration, confidence_file, save_calibration
 from contextseg.methods import METHODS, Method
 from contextseg.methods.presence import Flags, write_flags
+from contextseg.profile import Efficiency
 from contextseg.run import Run
 from contextseg.scan import predict_with_confidence
 from contextseg.settings import UNDECIDED, Prediction, Settings
@@ -142,12 +144,14 @@ def predict_cases(
     folder: Path,
     ending: str = ".nii.gz",
     tell: Callable[..., None] = lambda *_: None,
+    efficiency: Efficiency | None = None,
 ) -> dict[str, str]:
     """Segment each case into `folder`/CASE`ending`; what is there already is kept. Returns the failures, by case.
 
     Where `how` asks for it, `folder`/confidence/CASE`ending` says how sure it is: 0 to 255 for 0 to 1; and where it
     asks for the largest component alone, `folder`/postprocessing.csv says what else there was. Of methods with a
-    presence head, `folder`/presence.csv says what it saw. A case that cannot be read does not stop the others.
+    presence head, `folder`/presence.csv says what it saw; `efficiency` notes what each case costs that is segmented
+    now. A case that cannot be read does not stop the others.
     """
     failed = {}
     for i, case in enumerate(cases):
@@ -155,19 +159,24 @@ def predict_cases(
         tell(i, len(cases), {})
         if not out.exists():
             try:
-                scan, changes, seen = read(*case.images), list[Change](), list[Flags]()
-                label, sure = predict_with_confidence(scan, members, how, case.name, changes=changes, presence=seen)
-                for change in changes:  # first: a label map that is there is a case that is done
-                    write_change(folder, case.name, change)
-                for rows in seen:
-                    write_flags(folder, case.name, rows)
-                if sure is not None:
-                    write(confidence_file(out), sure)
-                write(out, label)
+                with efficiency.case(case.name) if efficiency else nullcontext():
+                    _predict_case(case, members, how, out)
             except Problem as problem:
                 failed[case.name] = str(problem)
         tell(i + 1, len(cases), {})
     return failed
+
+
+def _predict_case(case: Case, members: Sequence[tuple[Method, Plan]], how: Prediction, out: Path) -> None:
+    scan, changes, seen = read(*case.images), list[Change](), list[Flags]()
+    label, sure = predict_with_confidence(scan, members, how, case.name, changes=changes, presence=seen)
+    for change in changes:  # first: a label map that is there is a case that is done
+        write_change(out.parent, case.name, change)
+    for rows in seen:
+        write_flags(out.parent, case.name, rows)
+    if sure is not None:
+        write(confidence_file(out), sure)
+    write(out, label)
 
 
 def report_again(folder: str | Path) -> Path:

@@ -30,6 +30,8 @@ from contextseg.cli.options import (
 from contextseg.console import say, watch
 from contextseg.diagnose import verb as diagnosis
 from contextseg.disk import Problem
+from contextseg.fill import annotator_verb as annotating
+from contextseg.fill import stages_verb as staging
 from contextseg.fill import verb as filling
 from contextseg.recipes.verb import EPILOG, recipe
 
@@ -180,6 +182,10 @@ def predict(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs; several are an ensemble (mean of their logits).")],
     images: Annotated[Path, typer.Option("--input", "-i", help="A scan, a folder of scans, or a data set's folder.")],
     output: Output,
+    profile: Annotated[bool, typer.Option(help="Time and memory of each scan: efficiency.csv and a plot.")] = False,
+    profile_formula: Annotated[
+        str, typer.Option(help="Areas by trapezoid, or official: FLARE22's own sum.")
+    ] = "trapezoid",
     settings: Set = [],  # noqa: B006
 ) -> None:
     """Segment scans, each on its own grid. One that cannot be read does not stop the others; what is there is kept."""
@@ -187,14 +193,19 @@ def predict(
 
     from contextseg.data.layouts import cases_in
     from contextseg.job import open_ensemble, predict_cases
+    from contextseg.profile import Efficiency
     from contextseg.settings import Settings
 
+    efficiency = Efficiency(output, profile_formula) if profile else None
     cases = cases_in(images)
     members, how = open_ensemble(runs)
     how = replace(Settings("", prediction=how).set(settings).prediction)
     with watch("predict") as tell:
-        failed = predict_cases(cases, members, how, output, tell=tell)
+        failed = predict_cases(cases, members, how, output, tell=tell, efficiency=efficiency)
+    drawn = efficiency and efficiency.plot()
     say(f"{len(cases) - len(failed)} of {len(cases)} scans segmented: {output}")
+    if drawn:
+        say(f"what it cost: {drawn.with_name('efficiency.csv')} and {drawn.name}")
     failures(failed)
 
 
@@ -204,6 +215,8 @@ app.command(epilog=measuring.CURVE)(measuring.curve)
 app.command(epilog=EPILOG)(recipe)
 app.command(epilog=diagnosis.EPILOG)(diagnosis.diagnose)
 app.command(epilog=filling.EPILOG)(filling.propagate)
+app.command(epilog=staging.EPILOG)(staging.two_stage)
+app.command(epilog=annotating.EPILOG)(annotating.simulate)
 
 
 @app.command(epilog="Example: contextseg report runs/plain")

@@ -33,7 +33,7 @@ from contextseg.data.roi import restricted
 from contextseg.disk import Problem, digest, read_json, replacing, write_json
 from contextseg.experiments.importing import Source, find, imported
 from contextseg.experiments.learning import learning_curve
-from contextseg.experiments.tables import AS_IT_WAS, SHOWN, Results, results, save
+from contextseg.experiments.tables import AS_IT_WAS, SHOWN, Results, check_metrics, results, save
 from contextseg.job import references
 from contextseg.metrics import DSC, NSD
 from contextseg.provenance import PeakMemory, provenance
@@ -81,6 +81,7 @@ def compare(
     Raises `Problem` for a data set with errors, or with the same patient or the same scan on two sides of a split;
     after all other cells are done, for cells that failed; and if a cell would be tested a second time.
     """
+    check_metrics(metrics)  # now, not after hours of training
     with alone(grid.folder):
         data = restricted(open_dataset(grid.dataset), grid.roi)
         made = cells(grid, data)

@@ -87,6 +87,13 @@ class Results:
         return bool(mine.any() and (better & (pairs["p_holm"] < self.alpha))[mine].all())
 
 
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise `Problem` for a name that no table has."""
+    for name in metrics:
+        if name not in METRICS:
+            raise Problem(name, "no such metric", f"choose from {', '.join(METRICS)}")
+
+
 def results(
     table: DataFrame,
     *,
@@ -105,9 +112,7 @@ def results(
     """
     if not len(table):
         raise Problem(data, "there is nothing to compare", "predict and evaluate some cases first")
-    for name in metrics:
-        if name not in METRICS:
-            raise Problem(name, "no such metric", f"choose from {', '.join(METRICS)}")
+    check_metrics(metrics)
     budgets = "budget" in table and table["budget"].nunique() > 1
     by, within = (("method", "budget"), ("budget",)) if budgets else (("method",), ())
     shown = tuple(name for name in metrics if name in table and table[name].notna().any())

@@ -3,4 +3,8 @@
 slices   which slices are labelled, and along which axis
 filling  the labelled slices, and perhaps a taught network, to a labelled scan; which slice to label next
 verb     `contextseg propagate`
+
+reference    what a finished run says of some slices of a scan
+stages       such a run labels some slices, the best of them fill the rest; what became of each class
+stages_verb  `contextseg two-stage`
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -80,8 +80,8 @@ def _propagated(
     """(labels (n, H, W) int16 with the slices first, confidence (n,))."""
     method, plan = model
     network: Any = method.net
-    _, _, _, record = prepare(scan, plan)
     turned = scan.oriented(plan.orientation)
+    _, _, _, record = prepare(scan, replace(plan, spacing_mm=turned.spacing_mm))  # for the record: not resampled
     order, flips = axis_moves(scan.orientation, plan.orientation)
     across = order.index(partial.axis)
     image = normalise(np.ascontiguousarray(turned.array, dtype=np.float32), plan.channels, record)

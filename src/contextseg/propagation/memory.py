@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHUNK = 1 << 26  # affinities held at once, a quarter of a gibibyte
+_CHUNK = 1 << 26  # affinities held at once on a GPU, a quarter of a gibibyte; on a CPU 16 MB, near what its cache holds
 
 
 def affinity(mk: Tensor, qk: Tensor, said: Tensor | None = None) -> Tensor:
@@ -99,7 +99,6 @@ class MemoryBank:
             raise ValueError(f"a memory needs room for two slices, and one or more of the others; got {got}")
         self.most, self.every, self.top_k = most, every, top_k
         self._references = 0
-        self._some_unsaid = False
         self.restart()
 
     def __len__(self) -> int:
@@ -122,7 +121,6 @@ class MemoryBank:
         if not self._references:
             self._make(key, value)
         self._write(self._references, key, value, said)
-        self._some_unsaid |= said is not None
         self._references += 1
         self.restart()
 
@@ -140,13 +138,14 @@ class MemoryBank:
 
     def read(self, query: Tensor) -> Tensor:
         """What the slice with the keys (Ck, h, w) remembers: (O, Cv, h, w)."""
-        q = query.flatten(1)
         n = self._held * self._n
-        keys, values = self._keys[None, :, :n], self._values[:n]
-        said = self._said[None, :n] if self._some_unsaid else None
+        keys, values = self._keys[:, :n], self._values[:n]
+        asked = F.pad(query.flatten(1).float(), (0, 0, 0, 1), value=1.0).mT
+        chunk = _CHUNK if asked.is_cuda else _CHUNK >> 4
         parts = []
-        for part in q.split(max(1, _CHUNK // n), 1):
-            likeness = affinity(keys, part[None], said)[0].mT
+        for part in asked.split(max(1, chunk // n)):
+            with torch.autocast(asked.device.type, enabled=False):
+                likeness = part @ keys  # as `affinity`, in one product
             if self.top_k is None or self.top_k >= n:
                 parts.append(likeness.softmax(1).to(values.dtype) @ values)
             else:  # as `top_k_softmax` and `readout`, but only the k values are touched
@@ -158,15 +157,17 @@ class MemoryBank:
     def _make(self, key: Tensor, value: Tensor) -> None:
         self._n, self._shape = key[0].numel(), value.shape[:2]
         size, device = self.most * self._n, key.device
-        self._keys = torch.empty(len(key), size, device=device)
+        self._keys = torch.empty(len(key) + 1, size, device=device)  # each 2 k / sqrt(Ck), and -|k|^2 / sqrt(Ck) below
         self._values = torch.empty(size, self._shape.numel(), device=device, dtype=value.dtype)
-        self._said = torch.empty(size, device=device, dtype=torch.bool)
 
     def _write(self, slot: int, key: Tensor, value: Tensor, said: Tensor | None) -> None:
         place = slice(slot * self._n, (slot + 1) * self._n)
-        self._keys[:, place] = key.flatten(1)
+        k, scale = key.flatten(1).float(), len(key) ** -0.5
+        self._keys[:-1, place] = 2 * scale * k
+        self._keys[-1, place] = -scale * k.square().sum(0)
+        if said is not None:
+            self._keys[-1, place].masked_fill_(~said.flatten(), -torch.inf)
         self._values[place] = value.flatten(2).flatten(0, 1).mT
-        self._said[place] = True if said is None else said.flatten()
 
     def _free(self) -> int:
         if self._held < self.most:

@@ -3,8 +3,8 @@
 The reference slices cut the volume into stretches. Between two references a stretch is walked from both, and the
 probabilities of both walks are averaged, each weighed by how near its reference is; outside the first and the last it
 is walked from the one beside it. Every walk remembers all references, and, of the slices that it has filled itself,
-every fifth and the last. So walks do not depend on one another, and a volume turned round gives the same labels turned
-round.
+every fifth and, unless told otherwise, the last. So walks do not depend on one another, and a volume turned round gives
+the same labels turned round.
 
 After Pham, Nguyen-Ho, Tran (FLARE22, LNCS 13816). Different here: memory holds probabilities (theirs holds sums of two,
 up to 2); the walks are weighed (theirs count the same); every slice is filled wherever the references lie; a slice is
@@ -108,7 +108,7 @@ class Session:
             volume.movedim(axis + 1, 1) if isinstance(volume, Tensor) else np.moveaxis(volume, axis + 1, 1)
         )
         self.batch, self.keep = batch, keep
-        self._encoded: OrderedDict[int, Encoded] = OrderedDict()
+        self._encoded: OrderedDict[int, tuple[Tensor, Encoded]] = OrderedDict()
 
     def __len__(self) -> int:
         """Slices along the axis."""
@@ -123,6 +123,7 @@ class Session:
         top_k: int | None = 20,
         every: int = 5,
         most: int = 32,
+        previous: bool = True,
         weighted: bool = True,
         probabilities: bool = False,
         progress: Callable[[int, int], object] | None = None,
@@ -136,6 +137,8 @@ class Session:
         top_k          how many memorised positions each position reads; None is all.
         every, most    of the memory: every `every`th filled slice stays, `most` slices at most. With more references
                        than it has room for, each stretch has the nearest.
+        previous       whether each slice also reads the one before it, as Pham et al. Without, as STCN's authors: the
+                       values of four slices in five are never needed, which is the faster, and other labels.
         weighted       whether of two walks the nearer one counts more, linearly; else both count the same.
         probabilities  whether to keep them for the whole volume.
         progress       called with (slices walked, in all).
@@ -151,7 +154,8 @@ class Session:
         if most < 3:
             raise Problem(f"most={most}", "the memory is too small", "give 3 slices or more")
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            return _Round(self, labels, names, (most, every, top_k), weighted, probabilities, progress).result()
+            memory = (most, every, top_k)
+            return _Round(self, labels, names, memory, previous, weighted, probabilities, progress).result()
 
     def image(self, slices: Sequence[int]) -> Tensor:
         """(B, C, H, W) float32 on the device: these slices."""
@@ -159,22 +163,26 @@ class Session:
         part = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, np.float32))
         return part.to(self.device, torch.float32).transpose(0, 1)
 
-    def encoded(self, slices: Sequence[int]) -> Iterator[tuple[int, Encoded]]:
-        """Each slice and its encoding, in that order, encoded in batches ahead where it is not kept."""
+    def encoded(self, slices: Sequence[int]) -> Iterator[tuple[int, Tensor, Encoded]]:
+        """Each slice, its image and its encoding, in that order, encoded in batches ahead where it is not kept."""
         for place, i in enumerate(slices):
             if i not in self._encoded:
                 ahead = [j for j in slices[place : place + self.batch] if j not in self._encoded]
-                many = self.network.encode(self.image(ahead))
+                images = self.image(ahead)
+                many = self.network.encode(images)
                 for n, j in enumerate(ahead):
-                    self._encoded[j] = many[n : n + 1]
+                    self._encoded[j] = images[n : n + 1], many[n : n + 1]
             self._encoded.move_to_end(i)
-            yield i, self._encoded[i]
+            yield i, *self._encoded[i]
             while len(self._encoded) > max(self.keep, self.batch):
                 self._encoded.popitem(last=False)
 
 
 class _Round:
-    """One round: the references in the memory, the stretches walked, the result written slice by slice."""
+    """One round: the references in the memory, the stretches walked, the result written slice by slice.
+
+    The result is on the device until the end, so that a GPU never waits to be read.
+    """
 
     def __init__(
         self,
@@ -182,6 +190,7 @@ class _Round:
         labels: dict[int, np.ndarray],
         classes: tuple[int, ...],
         memory: tuple[int, int, int | None],
+        previous: bool,
         weighted: bool,
         probabilities: bool,
         progress: Callable[[int, int], object] | None,
@@ -194,23 +203,29 @@ class _Round:
         longest = max((b - a - 1 for a, b in self.stretches), default=0)
         most, every, top_k = memory
         self.references = min(len(labels), most - 2)
-        self.memory = (min(most, self.references + longest // every + 1), every, top_k)
+        self.memory = (min(most, self.references + longest // every + 1), every if previous else 1, top_k)
+        self.every = 1 if previous else every
         self.remembered: tuple[int, ...] = ()
         self.done, self.total = 0, sum((b - a - 1) * ((a >= 0) + (b < n)) for a, b in self.stretches)
-        self.out = np.zeros((n, *plane), np.int16)
-        self.confidence, self.agreement = np.ones(n, np.float32), np.full(n, np.nan, np.float32)
+        on: Any = {"device": session.device}
+        self.out = torch.zeros(n, *plane, dtype=torch.int16, **on)
+        self.confidence, self.agreement = torch.ones(n, **on), torch.full((n,), torch.nan, **on)
         shape = (n, 1 + len(classes), *plane)
         self.probabilities = np.zeros(shape, np.float16) if probabilities else None
-        self.names = np.array([0, *classes], np.int16)
+        self.names = torch.tensor([0, *classes], dtype=torch.int16, **on)
 
     def result(self) -> Result:
         axis = self.session.axis
         for a, b in self.stretches:
             self.stretch(a, b)
         for i, label in self.labels.items():
-            self.reference(i, label)
+            if (label == IGNORE).any():
+                self.unsaid(i)
+        out, confidence, agreement = (x.cpu().numpy() for x in (self.out, self.confidence, self.agreement))
+        for i, label in self.labels.items():
+            self.said(i, label, out[i])
         p = None if self.probabilities is None else np.moveaxis(self.probabilities.swapaxes(0, 1), 1, axis + 1)
-        return Result(np.moveaxis(self.out, 0, axis), self.confidence, self.agreement, self.classes, p)
+        return Result(np.moveaxis(out, 0, axis), confidence, agreement, self.classes, p)
 
     def stretch(self, a: int, b: int) -> None:
         """Fill the slices between a and b, which are references or just outside the volume."""
@@ -231,14 +246,14 @@ class _Round:
     def walk(self, bank: MemoryBank, slices: range) -> Iterator[tuple[int, Tensor]]:
         """Each slice and its probabilities (1 + O, H, W), each read from the references and the slices before it."""
         bank.restart()
-        for i, encoded in self.session.encoded(slices):
+        for step, (i, image, encoded) in enumerate(self.session.encoded(slices), 1):
             p = self.read(bank, encoded)
             yield i, p
             self.done += 1
             if self.progress:
                 self.progress(self.done, self.total)
-            if i != slices[-1]:
-                value = self.session.network.memorise(self.session.image([i]), encoded, p[None, 1:])
+            if i != slices[-1] and step % self.every == 0:
+                value = self.session.network.memorise(image, encoded, p[None, 1:])
                 bank.add(encoded.key[0], value[0])
 
     def read(self, bank: MemoryBank, encoded: Encoded) -> Tensor:
@@ -251,12 +266,12 @@ class _Round:
         nearest = tuple(sorted(sorted(self.known, key=lambda i: abs(i - middle))[: self.references]))
         if nearest != self.remembered:
             self._bank, self.remembered = MemoryBank(*self.memory), nearest
-            for i, encoded in self.session.encoded(nearest):
+            for i, image, encoded in self.session.encoded(nearest):
                 label = torch.from_numpy(self.labels[i]).to(self.session.device)
                 masks = torch.stack([label == k for k in self.classes]).float()
                 said = label[None] != IGNORE
                 heard = None if bool(said.all()) else said_at(said, self.session.network.stride)[0]
-                value = self.session.network.memorise(self.session.image([i]), encoded, masks[None])
+                value = self.session.network.memorise(image, encoded, masks[None])
                 self._bank.refer(encoded.key[0], value[0], heard)
         return self._bank
 
@@ -264,23 +279,25 @@ class _Round:
         best, k = p.max(0)
         inside = k > 0
         overlap, sizes = (best * inside).sum(), inside.sum() + (1 - p[0]).sum()
-        self.out[i] = self.names[k.cpu().numpy()]
-        self.confidence[i] = float(2 * overlap / sizes) if inside.any() else float(p[0].mean())
+        self.out[i] = self.names[k]
+        self.confidence[i] = torch.where(inside.any(), 2 * overlap / sizes, p[0].mean())
         if self.probabilities is not None:
             self.probabilities[i] = p.cpu().numpy()
 
-    def reference(self, i: int, label: np.ndarray) -> None:
-        """Write what was said; where nothing was, what the slice reads from the references, itself among them."""
+    def unsaid(self, i: int) -> None:
+        """Write what a reference reads from the references, itself among them: it stands where nothing was said."""
+        bank = self.bank(i - 1, i + 1)
+        bank.restart()
+        [(_, _, encoded)] = self.session.encoded([i])
+        self.write(i, self.read(bank, encoded))
+
+    def said(self, i: int, label: np.ndarray, out: np.ndarray) -> None:
+        """Write what was said of a reference into `out`, its plane."""
         said = label != IGNORE
-        if not said.all():
-            bank = self.bank(i - 1, i + 1)
-            bank.restart()
-            [(_, encoded)] = self.session.encoded([i])
-            self.write(i, self.read(bank, encoded))
         asked = np.where(np.isin(label, self.classes), label, 0)
-        self.out[i][said] = asked[said]
+        out[said] = asked[said]
         if self.probabilities is not None:
-            exact = (asked == self.names[:, None, None]).astype(np.float16)
+            exact = (asked == np.array([0, *self.classes])[:, None, None]).astype(np.float16)
             self.probabilities[i] = np.where(said, exact, self.probabilities[i])
 
 
@@ -294,7 +311,7 @@ def _stretches(known: Sequence[int], n: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairwise(ends) if b - a > 1]
 
 
-def _dice(one: Tensor, other: Tensor) -> float:
-    """Of two label maps, foreground classes together; 1 where both are empty."""
-    size = int((one > 0).sum() + (other > 0).sum())
-    return 2 * float(((one == other) & (one > 0)).sum()) / size if size else 1.0
+def _dice(one: Tensor, other: Tensor) -> Tensor:
+    """Of two label maps, foreground classes together; 1 where both are empty. A number, on their device."""
+    size = (one > 0).sum() + (other > 0).sum()
+    return torch.where(size > 0, 2 * ((one == other) & (one > 0)).sum() / size, 1.0)

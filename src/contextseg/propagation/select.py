@@ -5,7 +5,7 @@ Positions are along the first axis of what is given. Of equally good slices the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -71,26 +71,61 @@ def covering(label: np.ndarray, probability: np.ndarray | None = None) -> list[i
     return sorted(found)
 
 
-RULES: dict[str, Callable[..., list[int]]] = {"largest": largest, "certain": certain, "covering": covering}
+def everything(label: np.ndarray, probability: np.ndarray | None = None) -> list[int]:
+    """Every slice, those without a class too: they are known to be empty. [] where no slice holds one.
+
+    >>> everything(np.array([[[0, 0]], [[0, 1]]]))
+    [0, 1]
+    """
+    return list(range(len(label))) if (label > 0).any() else []
+
+
+RULES: dict[str, Callable[..., list[int]]] = {
+    "largest": largest,
+    "certain": certain,
+    "covering": covering,
+    "all": everything,
+}
 """By name; each takes the label (n, H, W) and its probability, and gives positions in n, sorted."""
 
 
 def select(
-    rule: str, label: np.ndarray, probability: np.ndarray | None = None, slices: Sequence[int] | None = None
+    rule: str,
+    label: np.ndarray,
+    probability: np.ndarray | None = None,
+    slices: Sequence[int] | None = None,
+    each: int = 1,
 ) -> list[int]:
     """The reference slices by one of `RULES`, as numbers of the volume, where `slices` says which n these are.
 
-    [] where the label holds no class: there is nothing to propagate. Raises `Problem` for an unknown rule.
+    each  for how many slices of a class the rule is asked (ours; the paper's is 1): the slices that hold the class are
+          cut into so many runs, as equally long as can be, and the rule is asked in each.
 
-    >>> select("largest", np.array([[[0, 0]], [[0, 1]], [[1, 1]]]), slices=[0, 7, 14])
-    [14]
+    By each rule, every class of the label is in one of the slices at least. [] where the label holds no class: there is
+    nothing to propagate. Raises `Problem` for an unknown rule, and for less than one slice.
+
+    >>> label = np.array([[[0, 0]], [[0, 1]], [[1, 1]]])
+    >>> select("largest", label, slices=[0, 7, 14]), select("largest", label, slices=[0, 7, 14], each=2)
+    ([14], [7, 14])
     """
     if rule not in RULES:
         raise Problem(f"select={rule}", "there is no such rule", did_you_mean(rule, RULES))
-    found = RULES[rule](label, probability)
+    if each < 1:
+        raise Problem(f"slices={each}", "a class has one reference slice or more", "give 1 or more")
+    found = sorted({i for part in _runs(label, each) for i in RULES[rule](part, probability)})
     return found if slices is None else [slices[i] for i in found]
 
 
 def _areas(label: np.ndarray) -> dict[int, np.ndarray]:
     """(n,): pixels of each class in each slice."""
     return {int(k): (label == k).sum((1, 2)) for k in np.unique(label) if k > 0}
+
+
+def _runs(label: np.ndarray, each: int) -> Iterator[np.ndarray]:
+    """The label `each` times: in the first each class is in the first run of its slices alone, and so on."""
+    runs = {k: np.array_split(np.flatnonzero(area), each) for k, area in _areas(label).items()}
+    for n in range(each):
+        part = np.zeros_like(label)
+        for k, run in runs.items():
+            part[run[n]] += np.where(label[run[n]] == k, label.dtype.type(k), label.dtype.type(0))
+        yield part

@@ -1,0 +1,198 @@
+"""Slices per second of filling a volume from its first slice, against the published loop, written out plainly.
+
+The loop is STCN's (Cheng, Tai, Tang, NeurIPS 2021) as its paper describes it: one slice at a time is encoded; its
+affinity to the whole memory is one matrix, of which the 20 largest of each column are kept; objects are decoded in one
+batch, each with the slice's features beside it; every fifth slice is memorised. Pham et al. (FLARE22) have the slice
+before in the memory too, so that every slice is memorised: that is our default. Both sides have the same weights and
+the same memory; that both give the same masks is checked, or there is no row. The volume is on the device beforehand.
+
+    python benchmarks/propagation.py [--quick]
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextseg.nets.stcn import STCN, STCNS
+from contextseg.propagation.propagate import propagate
+
+EVERY, TOP_K = 5, 20
+PHAM, STCN_OWN = "the slice before and every 5th", "every 5th slice"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network, the sides of a square slice, the slices walked, the rounds after the first, and how many objects."""
+
+    net: str
+    side: int
+    slices: int
+    rounds: int
+    objects: tuple[int, ...] = (1, 5, 13)
+
+
+CPU = (Size("small", 128, 11, 3), Size("small", 512, 2, 1), Size("stcn", 128, 3, 2))
+GPU = tuple(Size(net, side, 60, 3) for net in ("stcn", "small") for side in (512, 128))
+QUICK = (Size("small", 128, 6, 1, (1, 5)),)
+
+
+def rows(quick: bool) -> Iterator[tuple[str, str, float, float, str]]:
+    """(claim, input, our slices per second, the loop's, "the published loop ...")."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True
+    for size in QUICK if quick else GPU if device.type == "cuda" else CPU:
+        torch.manual_seed(0)
+        net = STCNS[size.net](3).eval().to(device)
+        for objects in size.objects:
+            for previous in (True, False):
+                yield row(net, size, objects, previous, device)
+
+
+def row(
+    net: STCN, size: Size, objects: int, previous: bool, device: torch.device
+) -> tuple[str, str, float, float, str]:
+    """One line of the table. Raises AssertionError where the two sides give different masks."""
+    volume, label = made(size, objects, device)
+    theirs = Published(net, previous)
+    ours, peer = compared(
+        lambda: propagate(net, volume, {0: label}, previous=previous).labels,
+        lambda: theirs.masks(volume, torch.from_numpy(label).to(device), objects),
+        size.rounds,
+        device,
+    )
+    where = "float16, GPU" if device.type == "cuda" else "float32, one thread"
+    name = "STCN of 54 M parameters" if size.net == "stcn" else "small STCN"
+    given = f"{name}, {size.slices} slices of {size.side} x {size.side}, {objects} object{'s'[: objects > 1]}, {where}"
+    claim = f"propagation, memory of {PHAM if previous else STCN_OWN}, slices/s"
+    return claim, given, size.slices / ours, size.slices / peer, "the published loop, plainly"
+
+
+def compared(
+    ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], rounds: int, device: torch.device
+) -> tuple[float, float]:
+    """Median seconds of each, in turn, after a first round in which their masks are compared."""
+    one, other = ours(), theirs()
+    apart = float((one != other).mean())
+    limit = 0.02 if device.type == "cuda" else 1e-3  # sums in another order turn ties, more of them in half precision
+    if apart > limit or len(np.unique(one[-1])) < 2:
+        raise AssertionError(f"{apart:.2%} of the voxels differ; the last slice has classes {np.unique(one[-1])}")
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for work, seconds in zip((ours, theirs), taken):
+            start = now(device)
+            work()
+            seconds.append(now(device) - start)
+    return median(taken[0]), median(taken[1])
+
+
+def made(size: Size, objects: int, device: torch.device) -> tuple[Tensor, np.ndarray]:
+    """Noise with brighter squares, (3, 1 + slices, side, side), and the squares of the first slice: 1 to `objects`."""
+    random = np.random.default_rng(0)
+    label, cell = np.zeros((size.side, size.side), np.int64), size.side // 4
+    for k in range(objects):
+        h, w = k // 4 * cell, k % 4 * cell
+        label[h + cell // 8 : h + cell - cell // 8, w + cell // 8 : w + cell - cell // 8] = k + 1
+    image = random.normal(size=(3, 1 + size.slices, size.side, size.side)) + label
+    return torch.from_numpy(image.astype(np.float32)).to(device), label
+
+
+def now(device: torch.device) -> float:
+    """CPU time of this process, or wall time when the GPU has done all it was given."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+# --- the published loop -----------------------------------------------------------------------------------------------
+
+
+class Published:
+    """STCN's inference, module by module, on a copy of our network's weights in torch's usual layout."""
+
+    def __init__(self, net: STCN, previous: bool) -> None:
+        self.net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.previous = previous
+
+    @torch.inference_mode()
+    def masks(self, volume: Tensor, label: Tensor, objects: int) -> np.ndarray:
+        """(D, H, W) int16 from the label of the first slice; sides are multiples of the stride."""
+        with torch.autocast(volume.device.type, torch.float16, enabled=volume.is_cuda):
+            out = [label]
+            key, f16, *_ = self.encoded(volume[:, 0])
+            masks = torch.stack([label == k for k in range(1, objects + 1)])[:, None].float()
+            keys, values, last = key.flatten(2), self.value(volume[:, 0], f16, masks).flatten(2), None
+            for t in range(1, volume.shape[1]):
+                key, f16, thin, skip8, skip4 = self.encoded(volume[:, t])
+                mk = keys if last is None else torch.cat([keys, last[0]], 2)
+                mv = values if last is None else torch.cat([values, last[1]], 2)
+                read = (mv.flatten(0, 1) @ self.affinity(mk, key.flatten(2))[0].to(mv.dtype)).view(
+                    objects, -1, *key.shape[2:]
+                )
+                p = self.aggregated(self.decoded(read, thin, skip8, skip4).float().sigmoid())
+                out.append(p.argmax(0)[0])
+                kept = t % EVERY == 0
+                if t < volume.shape[1] - 1 and (kept or self.previous):
+                    new = key.flatten(2), self.value(volume[:, t], f16, p[1:]).flatten(2)
+                    last = None if kept else new
+                    if kept:
+                        keys, values = torch.cat([keys, new[0]], 2), torch.cat([values, new[1]], 2)
+            return torch.stack(out).to(torch.int16).cpu().numpy()
+
+    def encoded(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(C, H, W) to the key, the deepest features, and what the decoder takes beside the memory."""
+        net = self.net
+        f4, f8, f16 = net.trunk(image[None])
+        return net.to_key(f16), f16, net.to_thin(f16), net.skip8(f8), net.skip4(f4)
+
+    def value(self, image: Tensor, f16: Tensor, masks: Tensor) -> Tensor:
+        """Masks (O, 1, H, W) to values (O, Cv, h, w): the image, the mask and the others' sum for each object."""
+        net, objects = self.net, len(masks)
+        others = (masks.sum(0, keepdim=True) - masks).clamp(0, 1)
+        x = torch.cat([image[None].expand(objects, -1, -1, -1), masks, others], 1)
+        x = residual(net.fuse.first, torch.cat([net.value_trunk(x)[-1], f16.expand(objects, -1, -1, -1)], 1))
+        return residual(net.fuse.second, x)
+
+    @staticmethod
+    def affinity(mk: Tensor, qk: Tensor) -> Tensor:
+        """(1, Ck, N) and (1, Ck, M) to (1, N, M): the softmax of the largest of each column, 0 elsewhere."""
+        with torch.autocast(mk.device.type, enabled=False):
+            mk, qk = mk.float(), qk.float()
+            likeness = (2 * mk.mT @ qk - mk.square().sum(1)[..., None]) / mk.shape[1] ** 0.5
+        top, places = likeness.topk(min(TOP_K, likeness.shape[1]), 1)
+        return torch.zeros_like(likeness).scatter_(1, places, top.softmax(1))
+
+    def decoded(self, read: Tensor, thin: Tensor, skip8: Tensor, skip4: Tensor) -> Tensor:
+        """(O, Cv, h, w) to logits (O, 1, H, W)."""
+        net = self.net
+        x = residual(net.compress, torch.cat([read, thin.expand(len(read), -1, -1, -1)], 1))
+        x = residual(net.up8, skip8 + F.interpolate(x, scale_factor=2, mode="bilinear"))
+        x = residual(net.up4, skip4 + F.interpolate(x, scale_factor=2, mode="bilinear"))
+        return F.interpolate(net.head(F.relu(x)), scale_factor=net.stride // 4, mode="bilinear")
+
+    @staticmethod
+    def aggregated(p: Tensor) -> Tensor:
+        """Probabilities (O, 1, H, W) of objects apart to those of the background and all objects, (1 + O, 1, H, W)."""
+        p = torch.cat([(1 - p).prod(0, keepdim=True), p]).clamp(1e-7, 1 - 1e-7)
+        return torch.log(p / (1 - p)).softmax(0)
+
+
+def residual(block: torch.nn.Module, x: Tensor) -> Tensor:
+    """Two convolutions, each after a ReLU, beside a third."""
+    return block.skip(x) + block.conv2(F.relu(block.conv1(F.relu(x))))  # type: ignore[operator]
+
+
+if __name__ == "__main__":
+    for claim, given, ours, theirs, peer in rows("--quick" in sys.argv):
+        print(f"{claim} | {given} | {ours:.3g} | {theirs:.3g} | {ours / theirs:.2f}x of {peer}", flush=True)
