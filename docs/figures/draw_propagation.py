@@ -42,7 +42,7 @@ def draw(run: Path, panels: dict[str, str], path: Path) -> None:
     for one, (title, study) in zip(axes, panels.items()):
         folder, _, taught = study.partition(":")
         table = pd.read_csv(Path(folder) / "annotator.csv")
-        table = table[(table["start"] == "uniform") & table["taught"].isin([taught or "yes", "no model"])]
+        table = table[table["taught"].isin([taught or "yes", "no model"])]
         structures = len(table[["case", "class"]].drop_duplicates())
         draw_curves(one, means(table, "dsc"), int(read_json(Path(folder) / "study.json")["study"]["first"]))
         one.set_title(f"{title} (n = {structures})", fontsize=9, loc="left")

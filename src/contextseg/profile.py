@@ -49,8 +49,8 @@ _COLUMNS = (
 def area(times_s: Sequence[float], values: Sequence[float], formula: str = "trapezoid") -> float:
     """The area under a curve, by one of `FORMULAS`; 0 without samples, and by trapezoids with a single one.
 
-    >>> area([0.0, 0.1, 0.4], [0.0, 10.0, 20.0]), area([0.0, 0.1, 0.4], [0.0, 10.0, 20.0], "official")
-    (5.0, 3.0)
+    >>> area([0, 1, 3], [0, 10, 20]), area([0, 1, 3], [0, 10, 20], "official")
+    (35.0, 3.0)
     """
     if formula == "official":
         return sum(values) * INTERVAL_S
