@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/contextseg demo --output demo
 
 test: $(READY)
-	PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -n 1
