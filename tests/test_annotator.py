@@ -19,7 +19,7 @@ from contextseg.data import phantom
 from contextseg.data.layouts import open_dataset
 from contextseg.disk import Problem
 from contextseg.fill import annotator_study
-from contextseg.fill.annotator import Look, annotate, largest, looked, suggested, uniform
+from contextseg.fill.annotator import Look, Ranges, annotate, largest, looked, suggested, uniform
 from contextseg.fill.annotator_network import from_slices
 from contextseg.fill.annotator_plot import curves_chart
 from contextseg.fill.annotator_study import Study, judged
@@ -43,7 +43,7 @@ def cone(axis: int = 0) -> Volume:
     return Volume(np.ascontiguousarray(np.moveaxis(array, 0, axis)), SPACING)
 
 
-def nothing(given: Partial, n: int = 10) -> Filled:
+def nothing(given: Partial, ranges: Ranges | None = None, n: int = 10) -> Filled:
     """A way that fills nothing: what is not labelled is background."""
     shape = next(iter(given.slices.values())).shape
     slices = np.stack([np.maximum(given.slices.get(i, np.zeros(shape, np.int16)), 0) for i in range(n)])
@@ -84,7 +84,7 @@ def test_the_suggested_start_is_the_largest_slice_and_then_our_advice() -> None:
 def test_the_worst_slice_is_the_one_that_an_oracle_finds(axis: int) -> None:
     truth = cone(axis)
     slices = np.moveaxis(truth.array, axis, 0)
-    rows = annotate(truth, axis, lambda p: fill(truth, p, way="nearest"), first=1, rules=["worst"], rounds=4)
+    rows = annotate(truth, axis, lambda p, _: fill(truth, p, way="nearest"), first=1, rules=["worst"], rounds=4)
     labelled = {5}
     for before, row in pairwise(rows):
         filled = fill(truth, Partial(axis, {i: slices[i] for i in sorted(labelled)}), way="nearest").label.array
@@ -99,6 +99,20 @@ def test_the_worst_slice_is_the_one_that_an_oracle_finds(axis: int) -> None:
         assert before["dsc"] == pytest.approx(both / int(truth.array.sum() + filled.sum()))
         labelled.add(row["slice"])
         assert row["slices"] == len(labelled)
+
+
+def test_somebody_who_labelled_both_ends_says_so() -> None:
+    told: dict[frozenset[int], set[str]] = {}
+
+    def way(given: Partial, ranges: Ranges) -> Filled:
+        told.setdefault(frozenset(given.slices), set()).add(str(dict(ranges)))
+        return nothing(given)
+
+    annotate(cone(), 0, way, starts=["uniform", "largest"], first=2, rounds=0)
+    assert told == {frozenset({2, 7}): {"{1: (2, 7)}"}, frozenset({4, 7}): {"{}"}}
+    told.clear()
+    annotate(cone(), 0, way, starts=["uniform"], first=1, rounds=0)
+    assert told == {frozenset({5}): {"{}"}}
 
 
 # --- what is scored ---------------------------------------------------------------------------------------------------
@@ -118,7 +132,7 @@ def test_labelled_slices_count_in_the_whole_and_not_in_the_rest() -> None:
 def test_somebody_who_finds_nothing_wrong_stops_and_advice_does_not() -> None:
     truth = cone()
 
-    def right(given: Partial) -> Filled:
+    def right(given: Partial, ranges: Ranges) -> Filled:
         return Filled(truth, 0, np.linspace(0.1, 1, 10).astype(np.float32))
 
     rows = pd.DataFrame(annotate(truth, 0, right, first=2, rounds=9))
@@ -130,7 +144,7 @@ def test_somebody_who_finds_nothing_wrong_stops_and_advice_does_not() -> None:
 
 
 def test_the_most_wrong_slice_need_not_be_the_worst() -> None:
-    def way(given: Partial) -> Filled:
+    def way(given: Partial, ranges: Ranges) -> Filled:
         found = cone().array.copy()
         found[2] = 0  # 4 pixels missed, Dice 0
         found[7, 1:3, 1:8] = 0  # 14 of 49 missed, Dice 0.83
@@ -144,7 +158,7 @@ def test_the_most_wrong_slice_need_not_be_the_worst() -> None:
 def test_each_set_of_slices_is_filled_once() -> None:
     filled = []
 
-    def way(given: Partial) -> Filled:
+    def way(given: Partial, ranges: Ranges) -> Filled:
         filled.append(tuple(given.slices))
         return nothing(given)
 
@@ -238,7 +252,7 @@ def test_the_command_makes_a_table_a_summary_and_curves(data: Path, taught: Run,
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
     table = pd.read_csv(tmp_path / "annotator.csv")
-    assert len(table) == 2 * 3 * 2  # classes, ways, rules
+    assert len(table) == 2 * 4 * 2  # classes, ways, rules
     assert dict(zip(table["class"], table["taught"])) == {"bright": "yes", "dark": "no"}
     assert not table.drop(columns=["slice", "dsc_rest"]).isna().any(axis=None)
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")

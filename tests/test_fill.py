@@ -14,10 +14,11 @@ from contextseg.batch import IGNORE
 from contextseg.cli import app
 from contextseg.data import phantom
 from contextseg.disk import Problem
-from contextseg.fill.filling import advice, fill
-from contextseg.fill.slices import labelled_slices
+from contextseg.fill.filling import TAUGHT, _at, advice, fill
+from contextseg.fill.slices import Partial, labelled_slices, ranges
 from contextseg.job import main_job, teach
 from contextseg.methods.propagate import Propagation
+from contextseg.propagation.interpolate import Shapes, between
 from contextseg.run import Run
 from contextseg.settings import Settings
 from contextseg.volume import Volume, read_labels, write
@@ -119,6 +120,17 @@ def test_shapes_are_interpolated_between_labelled_slices(axis: int) -> None:
     assert advice(fill(scan, alone), alone)[0] == middle + 1
 
 
+def test_nothing_lies_outside_the_range_of_its_class() -> None:
+    two = np.zeros((12, 3, 4), np.int16)
+    two[2:8, 0], two[5:10, 2] = 1, 3
+    partial = Partial(0, {i: two[i] for i in (2, 5, 7, 9)})
+    assert ranges(partial) == {1: (2, 7), 3: (5, 9)}
+    scan = Volume(np.zeros((1, 12, 3, 4), np.float32), np.eye(4))
+    everywhere = fill(scan, partial, way="nearest").label.array
+    assert everywhere[0].any()
+    assert np.array_equal(fill(scan, partial, way="nearest", ranges=ranges(partial)).label.array, two)
+
+
 # --- with one ---------------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +150,45 @@ def test_a_network_fills_a_scan_that_lies_in_any_way(taught: Run) -> None:
     assert np.allclose(other.confidence[::-1], straight.confidence, atol=1e-3)
     for i in kept:
         assert np.array_equal(straight.label.array[i], label.array[i])
+
+
+@pytest.mark.parametrize("way", TAUGHT)
+@pytest.mark.parametrize("turn", ["SAR", "ILP"])
+def test_a_network_leaves_what_lies_outside_the_range(
+    taught: Run, way: str, turn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, label = (volume.oriented(turn) for volume in ball())
+    model = (Run.open(taught.folder).finished(), taught.plan)
+    decode = model[0].net.decode
+    monkeypatch.setattr(model[0].net, "decode", lambda *given: decode(*given) + 5)  # sees it everywhere
+    partial = labelled_slices(some(label, [6, 8, 9]), plane="axial")
+    free = fill(scan, partial, model, way).label.array
+    bound = fill(scan, partial, model, way, ranges(partial)).label.array
+    assert free.any((1, 2)).all()
+    assert not bound[:6].any()
+    assert not bound[10:].any()
+    assert np.array_equal(bound[6:10], free[6:10])
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_shapes_decide_where_a_network_is_undecided_and_a_sure_network_far_from_them(sure: bool) -> None:
+    rng = np.random.default_rng(1)
+    labels = {i: (rng.random((9, 11)) < 0.4) * rng.integers(1, 3, (9, 11)) for i in (1, 5, 8)}
+    shapes = Shapes(labels, (1, 2), (1.0, 1.5), 3.0)
+    p = np.full((3, 10, 9, 11), 1 / 3, np.float16)
+    if sure:
+        p[:], p[2] = 0, 1
+    found = _at(p, [9, 11], (1, 2), {1: (2, 8)}, shapes)
+    alone = _at(p, [9, 11], (1, 2), {1: (2, 8)}, None)
+    assert np.array_equal(found[[0, 1, 9]], alone[[0, 1, 9]])  # nothing is known beyond the first and the last
+    if not sure:
+        by_shape = between(labels, 10, (1.0, 1.5))
+        tied = sum((shapes.log_odds(i) == 0).any(0).sum() for i in (2, 3, 4, 6, 7))
+        assert (found[2:8] != by_shape[2:8])[[0, 1, 2, 4, 5]].sum() <= tied
+    far = Shapes(labels, (1, 2), (1.0, 1.5), 300.0)
+    assert (
+        np.array_equal(_at(p, [9, 11], (1, 2), {}, far)[[3, 6]], _at(p, [9, 11], (1, 2), {}, None)[[3, 6]]) or not sure
+    )
 
 
 def test_other_pixels_than_it_was_taught_on(taught: Run) -> None:

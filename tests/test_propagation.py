@@ -14,6 +14,7 @@ from contextseg.data import phantom
 from contextseg.disk import Problem
 from contextseg.nets.stcn import STCN, Encoded
 from contextseg.propagation import propagate as walking
+from contextseg.propagation.interpolate import Shapes
 from contextseg.propagation.memory import MemoryBank, affinity, aggregate, readout, said_at, top_k_softmax
 from contextseg.propagation.propagate import Session, propagate
 
@@ -375,6 +376,49 @@ def test_classes_that_were_not_asked_for_are_background() -> None:
     np.testing.assert_array_equal(result.labels, np.where(label == 7, 7, 0))
     absent = propagate(ByPlace(True), image, {0: label[0]}, classes=[3, 9])
     np.testing.assert_array_equal(absent.labels, np.where(label == 3, 3, 0))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_class_stays_in_its_range(axis: int) -> None:
+    """One alone is as without ranges, and where nothing may be no slice is encoded; of two each keeps to its own."""
+    net, rng = tiny(), np.random.default_rng(0)
+    image, label = rng.normal(size=(1, 9, 20, 24)).astype(np.float32), rng.integers(0, 3, (9, 20, 24))
+    volume, label = along(axis, image, label)
+    one = {i: (label.take(i, axis) == 1) * 1 for i in (3, 5)}
+    seen: list[int] = []
+    session = Session(net, volume, axis, keep=1, batch=1)
+    whole = session.propagate(one, probabilities=True)
+    session.image = lambda slices, image=session.image: seen.extend(slices) or image(slices)  # type: ignore[method-assign]
+    part = session.propagate(one, ranges={1: (2, 6)}, probabilities=True)
+    assert set(seen) == {2, 3, 4, 5, 6}
+    inside, outside = [2, 3, 4, 5, 6], [0, 1, 7, 8]
+    np.testing.assert_array_equal(part.labels.take(inside, axis), whole.labels.take(inside, axis))
+    assert not part.labels.take(outside, axis).any()
+    assert (part.confidence[outside] == 1).all()
+    two = propagate(
+        net, volume, {i: label.take(i, axis) for i in (3, 5)}, None, axis, ranges={1: (3, 4)}, probabilities=True
+    )
+    assert two.probabilities is not None
+    np.testing.assert_allclose(two.probabilities.sum(0), 1, atol=2e-3)
+    of_one = np.moveaxis(two.probabilities[1], axis, 0)
+    assert not of_one[[0, 1, 2, 6, 7, 8]].any()
+    assert of_one[4].all()
+
+
+def test_shapes_are_surer_near_a_labelled_slice_and_between_near_ones() -> None:
+    disc = (np.hypot(*np.mgrid[-8:9, -8:9]) < 6).astype(int)
+    odds = lambda last, i, scale=1.0: Shapes({0: disc, last: disc}, [1], (scale, scale), scale).log_odds(i)  # noqa: E731
+    near, middle, far = odds(10, 1), odds(10, 5), odds(20, 5)
+    np.testing.assert_allclose(near, 5 * middle, rtol=1e-5)
+    np.testing.assert_allclose(middle, 2 * far, rtol=1e-5)
+    np.testing.assert_allclose(odds(10, 5, 3.7), middle, rtol=1e-4)  # in any unit
+    assert ((middle[0] > 0) == (disc > 0)).all()
+    unsaid = disc.copy()
+    unsaid[:9] = IGNORE
+    assert not Shapes({0: unsaid, 4: disc}, [1], (1, 1), 1).log_odds(2)[0, :9].any()
+    assert (
+        not Shapes({0: disc, 4: disc}, [1, 2], (1, 1), 1).log_odds(2)[1].any()
+    )  # of a class in neither nothing is said
 
 
 def test_what_a_reference_leaves_unsaid_is_filled() -> None:

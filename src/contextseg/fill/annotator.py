@@ -22,8 +22,9 @@ from contextseg.fill.slices import Partial
 from contextseg.metrics import evaluate_case
 from contextseg.volume import Volume
 
-Fill = Callable[[Partial], Filled]
-"""From labelled slices to a filled scan: `filling.fill` of a scan, with a way chosen."""
+Ranges = Mapping[int, tuple[int, int]]
+Fill = Callable[[Partial, Ranges], Filled]
+"""From labelled slices, and where the structure may be, to a filled scan: `filling.fill` of a scan, a way chosen."""
 
 RULES = ("worst", "errors", "advice")
 """Which slice comes next: the one with the worst Dice or the one with most wrong pixels, which only somebody who knows
@@ -68,6 +69,9 @@ def annotate(
     starts  of `STARTS`, each with `first` slices (fewer, if the structure has fewer).   rules  of `RULES`.
     rounds  slices that are corrected after the start, one in each.   tolerance_mm  of the NSD.
 
+    A start that labels the first and the last slice of the structure ("uniform", two or more) says so: nothing is
+    filled beyond them.
+
     A row holds start, rule, round, slices (labelled so far), slice (labelled in this round; NaN at the start and where
     there was nothing to label), dsc, nsd, dsc_rest, seconds (of the filling). A person who finds nothing to correct
     labels no more: the remaining rows repeat the last.
@@ -78,12 +82,16 @@ def annotate(
     slices = np.moveaxis(truth.array, axis, 0)
     if not (slices == 1).any():
         raise Problem("truth", "the structure is not in this scan", "leave it out for this scan")
+    there = np.flatnonzero((slices == 1).any((1, 2)))
+    ends = int(there[0]), int(there[-1])
     look = cache(partial(looked, truth, axis, fill, tolerance_mm))
+    bounded = cache(partial(looked, truth, axis, fill, tolerance_mm, ranges={1: ends}))
     rows = []
     for start in starts:
         begun = STARTS[start](slices, first, look)
+        look_at = bounded if start == "uniform" and first > 1 else look
         for rule in rules:
-            rows += [{"start": start, "rule": rule, **row} for row in _rounds(look, frozenset(begun), rule, rounds)]
+            rows += [{"start": start, "rule": rule, **row} for row in _rounds(look_at, frozenset(begun), rule, rounds)]
     return rows
 
 
@@ -176,12 +184,14 @@ structure begins and ends, as somebody does who leafs through the scan."""
 # --- one look ---------------------------------------------------------------------------------------------------------
 
 
-def looked(truth: Volume, axis: int, fill: Fill, tolerance_mm: float, labelled: frozenset[int]) -> Look:
+def looked(
+    truth: Volume, axis: int, fill: Fill, tolerance_mm: float, labelled: frozenset[int], ranges: Ranges | None = None
+) -> Look:
     """Label these slices as the truth has them, fill the rest, score it, and find the next slice by each rule."""
     slices = np.moveaxis(truth.array, axis, 0)
     given = Partial(axis, {i: slices[i].astype(np.int16) for i in sorted(labelled)})
     started = time.perf_counter()
-    filled = fill(given)
+    filled = fill(given, ranges or {})
     seconds = time.perf_counter() - started
     [whole] = evaluate_case(
         filled.label.array, truth.array, truth.spacing_mm, {"structure": [1]}, tolerance_mm=tolerance_mm

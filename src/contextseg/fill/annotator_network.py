@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from contextseg.batch import IGNORE
 from contextseg.fill.filling import Filled
-from contextseg.fill.slices import Partial
+from contextseg.fill.slices import Partial, cut
 from contextseg.losses import dice_ce
 from contextseg.nets import UNet
 from contextseg.volume import Volume
@@ -21,14 +22,20 @@ _LONGEST = 192  # pixels of a slice's longer side; a larger slice is learned, an
 _BATCH = 4
 
 
-def from_slices(scan: Volume, given: Partial, steps: int = 300, seed: int = 0) -> Filled:
+def from_slices(
+    scan: Volume,
+    given: Partial,
+    steps: int = 300,
+    seed: int = 0,
+    ranges: Mapping[int, tuple[int, int]] | None = None,
+) -> Filled:
     """Teach a U-Net (8 to 64 channels, 2-D) the labelled slices of this one scan, and predict the others.
 
     Whole slices, at most 192 pixels long, in batches of at most four; AdamW, its rate 0.003 falling to 0 as a cosine;
     Dice and cross-entropy; each slice turned up to 15 degrees, scaled by 0.85 to 1.15, shifted by up to a tenth and
-    its values stretched by 0.8 to 1.2. It sees no other scan and not where a slice lies. The same seed gives the same
-    labels on the same CPU. `Filled.confidence` is as in propagation: the Dice to be expected if its probabilities were
-    right.
+    its values stretched by 0.8 to 1.2. It sees no other scan and not where a slice lies; `ranges` as those of
+    `filling.fill`. The same seed gives the same labels on the same CPU. `Filled.confidence` is as in propagation: the
+    Dice to be expected if its probabilities were right.
     """
     image, planes = _slices(scan, given.axis), sorted(given.slices)
     values = np.array(sorted({0} | {int(k) for y in given.slices.values() for k in np.unique(y) if k > 0}), np.int16)
@@ -43,6 +50,7 @@ def from_slices(scan: Volume, given: Partial, steps: int = 300, seed: int = 0) -
     found, confidence = np.empty((len(image), *labels.shape[1:]), np.int16), np.empty(len(image), np.float32)
     for i in range(len(image)):
         found[i], confidence[i] = _predicted(net, small[i : i + 1], labels.shape[1:], values)
+    cut(found, ranges or {})
     for i in planes:
         found[i] = np.where(given.slices[i] == IGNORE, found[i], given.slices[i])
         confidence[i] = 1

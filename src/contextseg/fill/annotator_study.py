@@ -19,7 +19,7 @@ from contextseg.data.layouts import Case, Dataset, open_dataset, to_classes
 from contextseg.disk import Problem, did_you_mean, read_json, write_json, write_text
 from contextseg.fill.annotator import Fill, annotate, check
 from contextseg.fill.annotator_network import from_slices
-from contextseg.fill.filling import WAYS, fill
+from contextseg.fill.filling import TAUGHT, WAYS, fill
 from contextseg.fill.slices import AXES
 from contextseg.provenance import provenance
 from contextseg.run import Run
@@ -40,7 +40,7 @@ class Study:
 
     model    the folder of a finished run of method stcn; "" without one.   classes  names of classes or regions, each
              a structure by itself; () for all.
-    ways     of `EVERY_WAY`; () is what needs no training: propagation (with a model), interpolation, nearest.
+    ways     of `EVERY_WAY`; () is all of `filling.WAYS`, those that need a model only with one.
     starts, rules, first, rounds, tolerance_mm   as `annotator.annotate`'s.   plane  of `slices.AXES`.
     steps, seed   of the way "network".
     """
@@ -62,9 +62,9 @@ class Study:
         for way in self.ways:
             if way not in EVERY_WAY:
                 raise Problem(f"--ways {way}", "there is no such way", did_you_mean(way, EVERY_WAY))
-        if "propagation" in self.ways and not self.model:
-            remedy = "give --model RUN, made by `contextseg train --method stcn`"
-            raise Problem("--ways propagation", "it needs a network", remedy)
+            if way in TAUGHT and not self.model:
+                remedy = "give --model RUN, made by `contextseg train --method stcn`"
+                raise Problem(f"--ways {way}", "it needs a network", remedy)
         if self.plane not in AXES:
             raise Problem(f"--plane {self.plane}", "there is no such plane", f"choose {', '.join(AXES)}")
         check(self.starts, self.rules, self.first, self.rounds)
@@ -72,7 +72,7 @@ class Study:
     @property
     def filled_by(self) -> tuple[str, ...]:
         """The ways, the default being written out."""
-        return self.ways or tuple(way for way in WAYS if self.model or way != "propagation")
+        return self.ways or tuple(way for way in WAYS if self.model or way not in TAUGHT)
 
 
 def simulate(
@@ -192,8 +192,8 @@ def _of_case(
 
 def _filler(study: Study, scan: Volume, way: str, model: Any) -> Fill:
     if way == "network":
-        return lambda given: from_slices(scan, given, study.steps, study.seed)
-    return lambda given: fill(scan, given, model if way == "propagation" else None, way)
+        return lambda given, ranges: from_slices(scan, given, study.steps, study.seed, ranges)
+    return lambda given, ranges: fill(scan, given, model if way in TAUGHT else None, way, ranges)
 
 
 def _read(paths: list[Path]) -> DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -15,14 +15,20 @@ from contextseg.batch import IGNORE
 from contextseg.data.plan import Plan
 from contextseg.data.prepare import normalise, prepare
 from contextseg.disk import Problem, did_you_mean
-from contextseg.fill.slices import Partial
+from contextseg.fill.slices import Partial, cut
 from contextseg.methods import Method
-from contextseg.propagation.interpolate import between, nearest
+from contextseg.propagation.interpolate import Shapes, between, nearest
 from contextseg.propagation.propagate import Session
 from contextseg.volume import Volume, axis_moves, resample
 
-WAYS = ("propagation", "interpolation", "nearest")
-"""What fills the slices between: a taught network, the signed distances of shapes, or the nearest labelled slice."""
+WAYS = ("combined", "propagation", "interpolation", "nearest")
+"""What fills the slices between: a taught network and the shapes of the labelled slices together [ours], the network
+alone, the shapes alone (their signed distances), or the nearest labelled slice."""
+TAUGHT = ("combined", "propagation")
+"""The ways that need a network."""
+
+_LEAST = 1e-4
+"""A probability below this counts as this, so that a network which is sure can still be wrong."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +45,37 @@ def fill(
     partial: Partial,
     model: tuple[Method, Plan] | None = None,
     way: str = "",
+    ranges: Mapping[int, tuple[int, int]] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Filled:
     """Fill the slices that nobody has labelled. What is labelled stays as it is, voxel by voxel.
 
-    model  a finished run of method "stcn" and its plan.   way  one of `WAYS`; "" is propagation with a model, and
-    interpolation without.
+    model   a finished run of method "stcn" and its plan.   way  one of `WAYS`; "" is "combined" with a model, and
+            "interpolation" without.
+    ranges  class to the first and the last slice that may hold it, such as `slices.ranges`; one that is not named may
+            be anywhere.
 
     With a model, each slice is resampled to the pixels that it was taught on and its probabilities back, linearly;
-    slices stay as they are. Interpolation leaves what lies beyond the first and the last labelled slice empty.
+    slices stay as they are. "combined" adds to their log-odds those of the shapes (`interpolate.Shapes`) between the
+    first and the last labelled slice. Interpolation leaves what lies beyond these empty.
 
-    Raises `Problem` for another way, for propagation without a model, and where scan and labels do not fit.
+    Raises `Problem` for another way, for one that needs a model without one, and where scan and labels do not fit.
     """
-    way = way or ("propagation" if model else "interpolation")
+    way = way or ("combined" if model else "interpolation")
     if way not in WAYS:
         raise Problem(f"--way {way}", "there is no such way", did_you_mean(way, WAYS))
-    if way == "propagation" and model is None:
+    if way in TAUGHT and model is None:
         raise Problem(
-            "--way propagation", "it needs a network", "give --model RUN, made by `contextseg train --method stcn`"
+            f"--way {way}", "it needs a network", "give --model RUN, made by `contextseg train --method stcn`"
         )
     n = scan.shape[partial.axis]
-    if way == "propagation" and model:
-        labels, confidence = _propagated(scan, partial, model, progress)
+    if way in TAUGHT and model:
+        labels, confidence = _propagated(scan, partial, model, way == "combined", ranges or {}, progress)
     else:
         spacing = [s for axis, s in enumerate(scan.spacing_mm) if axis != partial.axis]
         drawn = {i: np.maximum(label, 0) for i, label in partial.slices.items()}
         labels = between(drawn, n, spacing) if way == "interpolation" else nearest(drawn, n)
+        labels = cut(labels, ranges or {})
         confidence = np.full(n, np.nan, np.float32)
         confidence[list(drawn)] = 1
     for i, label in partial.slices.items():
@@ -75,7 +86,12 @@ def fill(
 
 
 def _propagated(
-    scan: Volume, partial: Partial, model: tuple[Method, Plan], progress: Callable[[int, int], object] | None
+    scan: Volume,
+    partial: Partial,
+    model: tuple[Method, Plan],
+    combined: bool,
+    ranges: Mapping[int, tuple[int, int]],
+    progress: Callable[[int, int], object] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(labels (n, H, W) int16 with the slices first, confidence (n,))."""
     method, plan = model
@@ -92,35 +108,57 @@ def _propagated(
     ]
     rest = [a for a in range(3) if a != across]
 
-    def there(i: int, label: np.ndarray) -> tuple[int, np.ndarray]:
-        """A labelled slice as it lies in the turned volume, at the network's pixels."""
-        kept = [axis for axis in range(3) if axis != partial.axis]  # the label's axes, of the scan's
-        plane = label.transpose([kept.index(order[a]) for a in rest])
-        plane = np.flip(plane, tuple(n for n, a in enumerate(rest) if flips[a]))
-        index = [(2 * np.arange(new[a]) + 1) * old[a] // (2 * new[a]) for a in rest]
-        return old[across] - 1 - i if flips[across] else i, plane[np.ix_(*index)]
+    def place(i: int) -> int:
+        """Of a slice of the scan, in the turned volume."""
+        return old[across] - 1 - i if flips[across] else i
 
-    references = dict(there(i, label) for i, label in partial.slices.items())
+    def plane(label: np.ndarray) -> np.ndarray:
+        """A labelled slice as it lies in the turned volume."""
+        kept = [axis for axis in range(3) if axis != partial.axis]  # the label's axes, of the scan's
+        label = label.transpose([kept.index(order[a]) for a in rest])
+        return np.flip(label, tuple(n for n, a in enumerate(rest) if flips[a]))
+
+    drawn = {place(i): plane(label) for i, label in partial.slices.items()}
+    index = np.ix_(*[(2 * np.arange(new[a]) + 1) * old[a] // (2 * new[a]) for a in rest])
     if tuple(new) != tuple(old):
         image = resample(image, new, plan.orders)
-    session = Session(network, image, across, device=next(method.parameters()).device)
-    found = session.propagate(references, probabilities=True, progress=progress)
+    may = {value: (min(map(place, ends)), max(map(place, ends))) for value, ends in ranges.items()}
+    found = Session(network, image, across, device=next(method.parameters()).device).propagate(
+        {i: label[index] for i, label in drawn.items()}, ranges=may, probabilities=True, progress=progress
+    )
     assert found.probabilities is not None
-    labels = _at(np.moveaxis(found.probabilities, 1 + across, 1), [old[a] for a in rest], found.classes)
+    spacing = [turned.spacing_mm[a] for a in rest]
+    shapes = Shapes(drawn, found.classes, spacing, turned.spacing_mm[across]) if combined else None
+    probabilities = np.moveaxis(found.probabilities, 1 + across, 1)
+    labels = _at(probabilities, [old[a] for a in rest], found.classes, may, shapes)
     whole: Any = np.moveaxis(labels, 0, across)  # as the turned volume lies; now back to the scan's grid
     whole = np.flip(whole, tuple(a for a, flip in enumerate(flips) if flip)).transpose(np.argsort(order))
     confidence = found.confidence[::-1].copy() if flips[across] else found.confidence
     return np.ascontiguousarray(np.moveaxis(whole, partial.axis, 0)), confidence
 
 
-def _at(probabilities: np.ndarray, size: list[int], classes: tuple[int, ...]) -> np.ndarray:
+def _at(
+    probabilities: np.ndarray,
+    size: list[int],
+    classes: tuple[int, ...],
+    ranges: Mapping[int, tuple[int, int]],
+    shapes: Shapes | None,
+) -> np.ndarray:
     """(1 + O, n, h, w) -> the classes (n, *size) int16 of the linearly interpolated probabilities, slice by slice."""
     values = np.array([0, *classes], np.int16)
     out = np.empty((probabilities.shape[1], *size), np.int16)
     for i in range(len(out)):
         plane = torch.from_numpy(probabilities[:, i].astype(np.float32))[None]
         plane = plane if list(plane.shape[2:]) == size else F.interpolate(plane, size, mode="bilinear")
-        out[i] = values[plane[0].argmax(0).numpy()]
+        likely = plane[0].numpy()
+        shape = shapes.log_odds(i) if shapes else None
+        if shape is not None:
+            likely = np.log(np.maximum(likely, _LEAST))
+            likely[1:] += shape
+            for k, value in enumerate(classes, 1):
+                first, last = ranges.get(value, (i, i))
+                likely[k] = likely[k] if first <= i <= last else -np.inf
+        out[i] = values[likely.argmax(0)]
     return out
 
 

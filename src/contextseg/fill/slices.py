@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,31 @@ class Partial:
 
     axis: int
     slices: dict[int, np.ndarray]
+
+
+def ranges(partial: Partial) -> dict[int, tuple[int, int]]:
+    """Each class to the first and the last labelled slice that holds it; none where nothing is labelled.
+
+    >>> ranges(Partial(0, {2: np.array([[0, 1]]), 5: np.array([[1, 3]]), 9: np.array([[0, 0]])}))
+    {1: (2, 5), 3: (5, 5)}
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for i, label in sorted(partial.slices.items()):
+        for value in np.unique(label[label > 0]).tolist():
+            found[value] = found.get(value, (i, i))[0], i
+    return dict(sorted(found.items()))
+
+
+def cut(labels: np.ndarray, ranges: Mapping[int, tuple[int, int]]) -> np.ndarray:
+    """Slices (n, H, W) without what lies of a class outside its first and last slice; changed in place.
+
+    >>> cut(np.array([[[1, 2]], [[1, 2]], [[1, 0]]]), {1: (1, 1)})[:, 0].tolist()
+    [[0, 2], [1, 2], [0, 0]]
+    """
+    for value, (first, last) in ranges.items():
+        for beyond in (labels[: max(0, first)], labels[last + 1 :]):
+            beyond[beyond == value] = 0
+    return labels
 
 
 def labelled_slices(label: Volume, unlabelled: int | None = None, plane: str = "auto") -> Partial:

@@ -20,7 +20,12 @@ def propagate(
     model: Annotated[
         Path | None, typer.Option(help="A run of `contextseg train --method stcn`; without it shapes are interpolated.")
     ] = None,
-    way: Annotated[str, typer.Option(help="propagation, interpolation or nearest; default: by --model.")] = "",
+    way: Annotated[
+        str, typer.Option(help="combined, propagation, interpolation, nearest; default: combined with --model.")
+    ] = "",
+    between: Annotated[
+        bool, typer.Option("--between", help="Each structure's first and last slice are labelled: none lies beyond.")
+    ] = False,
     unlabelled: Annotated[
         int | None, typer.Option(help="The value of unlabelled voxels; default: slices without a label are unlabelled.")
     ] = None,
@@ -30,7 +35,7 @@ def propagate(
     """Fill a scan from a few labelled slices, in both directions, for any class. Label one more, and call it again."""
     from contextseg.disk import write_text
     from contextseg.fill.filling import advice, fill
-    from contextseg.fill.slices import labelled_slices
+    from contextseg.fill.slices import labelled_slices, ranges
     from contextseg.volume import read, read_labels, write
 
     scan, drawn = read(image), read_labels(labels)
@@ -48,7 +53,8 @@ def propagate(
             raise Problem(model, what, "give a run of `contextseg train --method stcn`")
         taught = method, run.plan
     with watch("propagate") as tell:
-        filled = fill(scan, partial, taught, way, lambda done, of: tell(done, of, {}))
+        ends = ranges(partial) if between else None
+        filled = fill(scan, partial, taught, way, ends, lambda done, of: tell(done, of, {}))
     write(output, filled.label)
     rows = [
         f"{i},{'yes' if i in partial.slices else 'no'},{'' if sure != sure else f'{sure:.4f}'}"

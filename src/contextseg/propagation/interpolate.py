@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from contextseg.batch import IGNORE
 from contextseg.disk import Problem
 
 
@@ -39,6 +40,59 @@ def between(
     for i, label in labels.items():
         out[i] = label
     return out
+
+
+class Shapes:
+    """What the shapes of labelled slices say of the slices between, as log-odds to add to those of a network [ours].
+
+    references  slice number -> label (H, W), as `between`'s. classes: O of their values.
+    spacing     of a slice's pixels, and `apart` from one slice to the next, in one unit.
+    """
+
+    def __init__(
+        self, references: Mapping[int, Any], classes: Sequence[int], spacing: Sequence[float], apart: float
+    ) -> None:
+        self.labels = {int(i): np.asarray(label) for i, label in sorted(references.items())}
+        self.classes, self.spacing, self.apart = tuple(classes), tuple(spacing), apart
+        self._stretch: tuple[int, int] | None = None
+
+    def log_odds(self, i: int) -> np.ndarray | None:
+        """(O, H, W) float32 for slice `i`; None where it does not lie between two labelled slices.
+
+        The signed distance that `between` interpolates, in units of how far it may be wrong: s d / 2r, with s the
+        distance to the nearest labelled slice, d from one labelled slice to the other and r the radius of a disc as
+        large as the larger of the class's two outlines. So a shape is sure beside a labelled slice, and where labelled
+        slices lie close for its size. 0 where nobody has said, and for a class in neither of the two.
+
+        >>> shapes = Shapes({0: np.array([[1, 1, 0, 0]]), 2: np.array([[1, 1, 0, 0]])}, [1], (1.0, 1.0), 1.0)
+        >>> shapes.log_odds(1).round(1).tolist(), shapes.log_odds(3)
+        ([[[1.2, 0.4, -0.4, -1.2]]], None)
+        """
+        above = min((k for k in self.labels if k > i), default=-1)
+        below = max((k for k in self.labels if k < i), default=-1)
+        if above < 0 or below < 0:
+            return None
+        if self._stretch != (below, above):
+            self._known, self._stretch = self._measured(below, above), (below, above)
+        share = np.float32((i - below) / (above - below))
+        loose = self.apart * min(i - below, above - i) * self.apart * (above - below) / 2
+        out = np.zeros((len(self.classes), *self.labels[below].shape), np.float32)
+        for k, (one, other, radius) in self._known.items():
+            out[k] = ((1 - share) * one + share * other) * np.float32(radius / loose)
+        return out
+
+    def _measured(self, below: int, above: int) -> dict[int, tuple[np.ndarray, np.ndarray, float]]:
+        """Place of a class -> its signed distances in both slices, and its radius."""
+        first, last = self.labels[below], self.labels[above]
+        said = (first != IGNORE) & (last != IGNORE)
+        known = {}
+        for k, value in enumerate(self.classes):
+            ends = _ends(first == value, last == value, self.spacing)
+            if ends is not None:
+                pixels = max(np.count_nonzero(first == value), np.count_nonzero(last == value))
+                radius = (pixels * self.spacing[0] * self.spacing[1] / np.pi) ** 0.5
+                known[k] = (ends[0] * said, ends[1] * said, radius)
+        return known
 
 
 def nearest(references: Mapping[int, Any], slices: int) -> np.ndarray:
@@ -80,15 +134,22 @@ def _blend(
     best = np.zeros((len(share), *first.shape), np.float32)
     out = np.zeros(best.shape, np.int16)
     for k in classes:
-        one, other = _signed_distance(first == k, spacing), _signed_distance(last == k, spacing)
-        if one is None and other is None:
+        ends = _ends(first == k, last == k, spacing)
+        if ends is None:
             continue
-        one = np.full(first.shape, -other.max(), np.float32) if one is None else one  # type: ignore[union-attr]
-        other = np.full(first.shape, -one.max(), np.float32) if other is None else other
-        distance = (1 - share) * one + share * other
+        distance = (1 - share) * ends[0] + share * ends[1]
         inside = distance > best
         best[inside], out[inside] = distance[inside], k
     return out
+
+
+def _ends(first: np.ndarray, last: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The signed distances of two masks (H, W); of an empty one so that the other shrinks to nothing half way."""
+    one, other = _signed_distance(first, spacing), _signed_distance(last, spacing)
+    if one is None and other is None:
+        return None
+    one = np.full(first.shape, -other.max(), np.float32) if one is None else one  # type: ignore[union-attr]
+    return one, np.full(first.shape, -one.max(), np.float32) if other is None else other
 
 
 def _signed_distance(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray | None:

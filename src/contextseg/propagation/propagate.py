@@ -125,6 +125,7 @@ class Session:
         most: int = 32,
         previous: bool = True,
         weighted: bool = True,
+        ranges: Mapping[int, tuple[int, int]] | None = None,
         probabilities: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Result:
@@ -140,6 +141,8 @@ class Session:
         previous       whether each slice also reads the one before it, as Pham et al. Without, as STCN's authors: the
                        values of four slices in five are never needed, which is the faster, and other labels.
         weighted       whether of two walks the nearer one counts more, linearly; else both count the same.
+        ranges         class to the first and the last slice that may hold it; one that is not named may be anywhere.
+                       Slices that may hold nothing are not looked at, and are sure.
         probabilities  whether to keep them for the whole volume.
         progress       called with (slices walked, in all).
 
@@ -155,7 +158,8 @@ class Session:
             raise Problem(f"most={most}", "the memory is too small", "give 3 slices or more")
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
             memory = (most, every, top_k)
-            return _Round(self, labels, names, memory, previous, weighted, probabilities, progress).result()
+            ends = [(ranges or {}).get(k, (0, len(self) - 1)) for k in names]
+            return _Round(self, labels, names, memory, previous, weighted, ends, probabilities, progress).result()
 
     def image(self, slices: Sequence[int]) -> Tensor:
         """(B, C, H, W) float32 on the device: these slices."""
@@ -192,6 +196,7 @@ class _Round:
         memory: tuple[int, int, int | None],
         previous: bool,
         weighted: bool,
+        ends: Sequence[tuple[int, int]],
         probabilities: bool,
         progress: Callable[[int, int], object] | None,
     ) -> None:
@@ -199,25 +204,31 @@ class _Round:
         self.weighted, self.progress = weighted, progress
         n, *plane = session.slices.shape[1:]
         self.known = sorted(labels)
-        self.stretches = _stretches(self.known, n)
-        longest = max((b - a - 1 for a, b in self.stretches), default=0)
+        self.ends = ends
+        may = range(max(0, min(first for first, _ in ends)), min(n, max(last for _, last in ends) + 1))
+        self.stretches = [
+            (a, b, inside) for a, b in _stretches(self.known, n) if (inside := _overlap(range(a + 1, b), may))
+        ]
+        longest = max((len(inside) for _, _, inside in self.stretches), default=0)
         most, every, top_k = memory
         self.references = min(len(labels), most - 2)
         self.memory = (min(most, self.references + longest // every + 1), every if previous else 1, top_k)
         self.every = 1 if previous else every
         self.remembered: tuple[int, ...] = ()
-        self.done, self.total = 0, sum((b - a - 1) * ((a >= 0) + (b < n)) for a, b in self.stretches)
+        self.done, self.total = 0, sum(len(inside) * ((a >= 0) + (b < n)) for a, b, inside in self.stretches)
         on: Any = {"device": session.device}
         self.out = torch.zeros(n, *plane, dtype=torch.int16, **on)
         self.confidence, self.agreement = torch.ones(n, **on), torch.full((n,), torch.nan, **on)
         shape = (n, 1 + len(classes), *plane)
         self.probabilities = np.zeros(shape, np.float16) if probabilities else None
+        if self.probabilities is not None:
+            self.probabilities[:, 0] = 1
         self.names = torch.tensor([0, *classes], dtype=torch.int16, **on)
 
     def result(self) -> Result:
         axis = self.session.axis
-        for a, b in self.stretches:
-            self.stretch(a, b)
+        for a, b, inside in self.stretches:
+            self.stretch(a, b, inside)
         for i, label in self.labels.items():
             if (label == IGNORE).any():
                 self.unsaid(i)
@@ -227,9 +238,9 @@ class _Round:
         p = None if self.probabilities is None else np.moveaxis(self.probabilities.swapaxes(0, 1), 1, axis + 1)
         return Result(np.moveaxis(out, 0, axis), confidence, agreement, self.classes, p)
 
-    def stretch(self, a: int, b: int) -> None:
-        """Fill the slices between a and b, which are references or just outside the volume."""
-        inside, n = range(a + 1, b), len(self.session)
+    def stretch(self, a: int, b: int, inside: range) -> None:
+        """Fill slices between a and b, which are references or just outside the volume."""
+        n = len(self.session)
         bank = self.bank(a, b)
         if a >= 0 and b < n:
             up = {i: p.half() for i, p in self.walk(bank, inside)}
@@ -247,7 +258,7 @@ class _Round:
         """Each slice and its probabilities (1 + O, H, W), each read from the references and the slices before it."""
         bank.restart()
         for step, (i, image, encoded) in enumerate(self.session.encoded(slices), 1):
-            p = self.read(bank, encoded)
+            p = self.bounded(i, self.read(bank, encoded))
             yield i, p
             self.done += 1
             if self.progress:
@@ -259,6 +270,14 @@ class _Round:
     def read(self, bank: MemoryBank, encoded: Encoded) -> Tensor:
         logits = self.session.network.decode(encoded, bank.read(encoded.key[0])[None])
         return aggregate(logits)[0].softmax(0)
+
+    def bounded(self, i: int, p: Tensor) -> Tensor:
+        """Nothing of a class where slice `i` may not hold it: what it had is the background's."""
+        never = [k for k, (first, last) in enumerate(self.ends, 1) if not first <= i <= last]
+        if never:
+            p[0] += p[never].sum(0)
+            p[never] = 0
+        return p
 
     def bank(self, a: int, b: int) -> MemoryBank:
         """A memory of the references nearest to a stretch; made again only where these are others."""
@@ -289,7 +308,7 @@ class _Round:
         bank = self.bank(i - 1, i + 1)
         bank.restart()
         [(_, _, encoded)] = self.session.encoded([i])
-        self.write(i, self.read(bank, encoded))
+        self.write(i, self.bounded(i, self.read(bank, encoded)))
 
     def said(self, i: int, label: np.ndarray, out: np.ndarray) -> None:
         """Write what was said of a reference into `out`, its plane."""
@@ -309,6 +328,10 @@ def _stretches(known: Sequence[int], n: int) -> list[tuple[int, int]]:
     """
     ends = [-1, *known, n]
     return [(a, b) for a, b in pairwise(ends) if b - a > 1]
+
+
+def _overlap(one: range, other: range) -> range:
+    return range(max(one.start, other.start), min(one.stop, other.stop))
 
 
 def _dice(one: Tensor, other: Tensor) -> Tensor:
