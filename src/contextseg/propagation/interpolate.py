@@ -85,13 +85,13 @@ class Shapes:
         """Place of a class -> its signed distances in both slices, and its radius."""
         first, last = self.labels[below], self.labels[above]
         said = (first != IGNORE) & (last != IGNORE)
-        known = {}
+        known: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
         for k, value in enumerate(self.classes):
             ends = _ends(first == value, last == value, self.spacing)
             if ends is not None:
                 pixels = max(np.count_nonzero(first == value), np.count_nonzero(last == value))
                 radius = (pixels * self.spacing[0] * self.spacing[1] / np.pi) ** 0.5
-                known[k] = (ends[0] * said, ends[1] * said, radius)
+                known[k] = (ends[0] * said, ends[1] * said, float(radius))
         return known
 
 
