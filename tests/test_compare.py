@@ -409,6 +409,6 @@ def test_a_forecast_of_what_is_done(tested: Comparison, data: Path) -> None:
 
 
 def test_an_unknown_metric_is_said_before_anything_runs(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="fp_near: no such metric"):
-        compare(grid(data, tmp_path / "out"), metrics=("dsc", "fp_near"))
+    with pytest.raises(Problem, match="fp_nearby: no such metric"):
+        compare(grid(data, tmp_path / "out"), metrics=("dsc", "fp_nearby"))
     assert not (tmp_path / "out").exists()

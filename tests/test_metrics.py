@@ -297,6 +297,7 @@ def test_lesions_and_false_positives_by_distance():
     only = row(pred, ref, (1.0, 2.0, 3.0), lesions=True, near_mm=3.0)
     assert (only["n_ref_lesions"], only["n_detected"], only["n_fp_lesions"]) == (2, 1, 1)
     assert (only["fp_near"], only["fp_far"]) == (1, 2)
+    assert (only["fp_near_ml"], only["fp_far_ml"]) == pytest.approx((0.006, 0.012))
     table = lesion_table(pred > 0, ref > 0, (1.0, 2.0, 3.0))
     assert [(one["of"], one["hit"]) for one in table] == [
         ("ref", True),
@@ -310,6 +311,8 @@ def test_lesions_and_false_positives_by_distance():
     assert (spurious["n_ref_lesions"], spurious["n_fp_lesions"], spurious["fp_far"]) == (0, 2, 4)
     absent = row(ref * 0, ref * 0, (1.0, 2.0, 3.0), lesions=True, near_mm=3.0)
     assert (absent["n_ref_lesions"], absent["n_detected"], absent["n_fp_lesions"], absent["fp_far"]) == (0, 0, 0, 0)
+    assert isnan(absent["fp_far_ml"])
+    assert spurious["fp_far_ml"] == pytest.approx(0.024)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

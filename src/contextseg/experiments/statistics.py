@@ -18,15 +18,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from contextseg.metrics import ABSENT, ASSD, DSC, HD, HD95, IOU, METRICS, MISSED, NSD, OVERALL, PRC, SEN, SPURIOUS
+from contextseg.metrics import (
+    ABSENT,
+    ASSD,
+    DSC,
+    FP_FAR,
+    FP_NEAR,
+    HD,
+    HD95,
+    IOU,
+    METRICS,
+    MISSED,
+    NSD,
+    OVERALL,
+    PRC,
+    SEN,
+    SPURIOUS,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 HIGHER = (DSC, IOU, SEN, PRC, NSD)
-"""Metrics of which 1 is the best. Of the distances it is 0, of the two volume differences the nearest to 0."""
+"""Metrics of which 1 is the best. Of distances and false positives it is 0, of volume differences the nearest to 0."""
 
-LOWER = (HD95, HD, ASSD)
+LOWER = (HD95, HD, ASSD, FP_NEAR, FP_FAR)
 COUNTS = (f"n_{MISSED}", f"n_{SPURIOUS}", f"n_{ABSENT}", "n_rows")
 EXACT_UP_TO = 200
 RESAMPLES, LEVEL = 10_000, 0.95

@@ -34,6 +34,8 @@ _HEADINGS = {  # column: (heading, digits)
     "nsd": ("NSD", 3),
     "volume_diff_ml": ("Volume diff., ml", 2),
     "rvd": ("Rel. volume diff.", 3),
+    "fp_near_ml": ("FP near, ml", 1),
+    "fp_far_ml": ("FP far, ml", 1),
 }
 
 

@@ -26,7 +26,7 @@ from contextseg.data.plan import Plan
 from contextseg.disk import Problem, did_you_mean, read_json, write_json, write_text
 from contextseg.fill.filling import fill
 from contextseg.fill.reference import Seen, SliceReference, VolumeReference
-from contextseg.fill.slices import AXES, Partial
+from contextseg.fill.slices import AXES, Partial, ranges
 from contextseg.methods import Method
 from contextseg.methods.presence import head_of
 from contextseg.propagation.select import RULES, select, uniform
@@ -51,6 +51,8 @@ class Stages:
              propagate, else "all": shapes can be interpolated between two slices of an organ, not from one.
     slices   reference slices of each class, where it has so many; see `propagation.select.select`.
     recover  look once more for a class that no slice shows: half way between the slices, or, with a 3-D run, in all.
+    bounded  fill a class only up to the slices next to those that hold it which were looked at and do not [ours].
+    way      what fills, one of `filling.WAYS`; "" as there.
 
     Raises `Problem` for an unknown selection and for numbers below 1.
     """
@@ -60,6 +62,8 @@ class Stages:
     select: str = ""
     slices: int = 1
     recover: bool = True
+    bounded: bool = True
+    way: str = ""
 
     def __post_init__(self) -> None:
         if self.select and self.select not in SELECTIONS:
@@ -124,10 +128,12 @@ def two_stages(
     check_runs(reference, model, stages)
     how = how or Prediction()
     looking = _looking(scan, reference, model, how, name)
-    sampled, references, source = _reference_slices(looking, stages, stages.select or ("largest" if model else "all"))
+    rule = stages.select or ("largest" if model else "all")
+    sampled, further, references, source = _reference_slices(looking, stages, rule)
     label = np.zeros(scan.shape, np.uint8)
     if references:
-        label = fill(scan, Partial(looking.axis, references), model).label.array
+        ends = _ends({**sampled, **further}, scan.shape[looking.axis]) if stages.bounded else None
+        label = fill(scan, Partial(looking.axis, references), model, stages.way, ends).label.array
     changes: list[Change] = []
     if how.largest_component:
         label = keep_largest(scan.with_array(label), changes).array
@@ -139,8 +145,8 @@ def two_stages(
 
 def _reference_slices(
     looking: SliceReference | VolumeReference, stages: Stages, rule: str
-) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, str]]:
-    """Slices and their labels (H, W), of the first look and to fill from; and where each class was seen."""
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray], dict[int, str]]:
+    """Slices and their labels (H, W), of the first look, of the second, to fill from; and where each class was seen."""
     sampled = uniform(looking.scan.shape[looking.axis], stages.every, stages.most)
     seen = looking.at(sampled)
     first = dict(zip(sampled, seen.label))
@@ -148,13 +154,27 @@ def _reference_slices(
     source = dict.fromkeys(_classes(seen.label), "sampled")  # each is in a reference slice, by any rule
     missing = [k for k in range(1, len(looking.plan.classes)) if k not in source]
     further = looking.between(sampled) if stages.recover and missing else []
+    second: dict[int, np.ndarray] = {}
     if further:
         again = looking.at(further).label
+        second = dict(zip(further, again))
         wanted = np.where(np.isin(again, missing), again, 0)
-        found = select("largest", wanted, each=stages.slices)
-        references |= {further[n]: again[n] for n in found}
+        references |= {further[n]: again[n] for n in select("largest", wanted, each=stages.slices)}
         source |= dict.fromkeys(_classes(wanted), "between")
-    return first, references, source
+    return first, second, references, source
+
+
+def _ends(seen: Mapping[int, np.ndarray], n: int) -> dict[int, tuple[int, int]]:
+    """Class to the first and the last of n slices that may hold it: between the slices seen without it, outside the
+    outermost ones with it.
+
+    >>> _ends({i: np.array([[i in (6, 9)]]).astype(int) for i in (0, 3, 6, 9)}, 12)
+    {1: (4, 11)}
+    """
+    slices = sorted(seen)
+    with_it = ranges(Partial(0, dict(seen)))
+    before = {k: max((i for i in slices if i < first), default=-1) + 1 for k, (first, _) in with_it.items()}
+    return {k: (before[k], min((i for i in slices if i > last), default=n) - 1) for k, (_, last) in with_it.items()}
 
 
 def _looking(

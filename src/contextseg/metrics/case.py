@@ -16,7 +16,8 @@ from contextseg.metrics.surface import ASSD, CONVENTIONS, HD, HD95, NSD, Convent
 
 DSC, IOU, SEN, PRC = "dsc", "iou", "sen", "prc"
 RVD, VOLUME_DIFF = "rvd", "volume_diff_ml"
-METRICS = (DSC, IOU, SEN, PRC, HD95, HD, ASSD, NSD, VOLUME_DIFF, RVD)
+FP_NEAR, FP_FAR = "fp_near_ml", "fp_far_ml"
+METRICS = (DSC, IOU, SEN, PRC, HD95, HD, ASSD, NSD, VOLUME_DIFF, RVD, FP_NEAR, FP_FAR)
 """The columns that are averaged, in the order in which tables show them."""
 
 BOTH, MISSED, SPURIOUS, ABSENT = "both", "missed", "spurious", "absent"
@@ -47,7 +48,8 @@ def evaluate_case(
     A row holds class, label ("1", or "(1, 2)" for a union), status, dsc, iou, sen, prc, hd95_mm, hd_mm, assd_mm, nsd,
     tolerance_mm, ref_ml, pred_ml, volume_diff_ml (prediction minus reference), rvd (that over the reference), and in
     voxels tp, fp, fn, tn. With `lesions`, also n_ref_lesions, n_detected and n_fp_lesions (see `lesion_table`). With
-    `near_mm`, also fp_near and fp_far: false-positive voxels no farther than that from the reference, and the others.
+    `near_mm`, also fp_near and fp_far: false-positive voxels no farther than that from the reference, and the others;
+    and fp_near_ml and fp_far_ml, their volumes.
 
     Empty masks, by `status`:
       both      every measure is finite; with no voxel in common, dsc, iou, sen and prc are 0.
@@ -79,7 +81,9 @@ def evaluate_case(
         if lesions:
             row |= lesion_counts(*case.masks()[:2])
         if near_mm is not None:
-            row |= false_positives(*case.masks()[:2], case.spacing_mm, near_mm)
+            voxels = false_positives(*case.masks()[:2], case.spacing_mm, near_mm)
+            unit = nan if row["status"] == ABSENT else float(np.prod(case.spacing_mm)) / 1000
+            row |= voxels | {FP_NEAR: voxels["fp_near"] * unit, FP_FAR: voxels["fp_far"] * unit}
         rows.append(row)
     return rows
 
