@@ -15,7 +15,7 @@ import laws
 from contextseg.batch import IGNORE, Batch
 from contextseg.disk import Problem
 from contextseg.losses import dice_ce, one_hot
-from contextseg.methods.colab import CoLab, Generator, context_loss, meta_gradient, roi_loss, stepped
+from contextseg.methods.colab import CoLab, Generator, context_loss, meta_gradient, piece, roi_loss, stepped
 from contextseg.methods.context import FAR, context_label, folded, known_classes, nearness, roi_distance
 from contextseg.nets import UNet
 from contextseg.train import Training, train
@@ -275,8 +275,28 @@ def test_a_small_generator_is_small() -> None:
         ({"meta": "exakt"}, "meta=exakt"),
         ({"background": "mean"}, "background=mean"),
         ({"generator_every": 0}, "generator_every=0"),
+        ({"lookahead_parts": 0}, "lookahead_parts=0"),
     ],
 )
 def test_wrong_arguments_are_named(wrong: dict[str, object], named: str) -> None:
     with pytest.raises(Problem, match=named):
         CoLab(laws.plan(), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(32, 20, 33), (17, 40)])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_pieces_cover_a_patch_and_hold_what_lies_there(shape: tuple[int, ...], parts: int) -> None:
+    space = torch.arange(float(np.prod(shape))).view(1, 1, *shape)
+    said, case, maps = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1), space.repeat(1, 2, *[1] * len(shape))
+    whole = Batch(space, space[:, 0].long(), said, case, maps)
+    count = int(np.prod([parts if max(-(-n // parts), 16) < n else 1 for n in shape]))
+    seen = torch.zeros(space.numel(), dtype=torch.int64)
+    for n in range(count):
+        part = piece(whole, n, parts)
+        assert torch.equal(part.image[:, 0].long(), part.label)
+        assert torch.equal(part.maps[:, 1], part.image[:, 0])
+        assert all(max(-(-size // parts), min(size, 16)) == s for size, s in zip(shape, part.label.shape[1:]))
+        seen[part.label.flatten()] += 1
+    assert (seen > 0).all()
+    assert torch.equal(piece(whole, count, parts).label, piece(whole, 0, parts).label)  # and again from the beginning
+    assert parts > 1 or torch.equal(piece(whole, 5, 1).image, whole.image)

@@ -30,6 +30,12 @@ def two_stage(
     recover: Annotated[
         bool, typer.Option("--recover/--no-recover", help="Look once more, in between, for a class that was not seen.")
     ] = True,
+    bounded: Annotated[
+        bool, typer.Option(help="Fill a class only up to the slices looked at that do not hold it.")
+    ] = True,
+    way: Annotated[
+        str, typer.Option(help="combined, propagation, interpolation, nearest; default: combined with --model.")
+    ] = "",
     settings: Annotated[
         list[str], typer.Option("--set", metavar="NAME=VALUE", help="How the reference run predicts, as in `predict`.")
     ] = [],  # noqa: B006  typer copies it
@@ -46,7 +52,7 @@ def two_stage(
     from contextseg.run import Run
     from contextseg.settings import Settings
 
-    stages = Stages(every, select=select, slices=slices, recover=recover)
+    stages = Stages(every, select=select, slices=slices, recover=recover, bounded=bounded, way=way)
     cases, run = cases_in(images), Run.open(reference)
     how = replace(Settings("", prediction=run.settings.prediction).set(settings).prediction)
     follower = Run.open(model) if model else None

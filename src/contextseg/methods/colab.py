@@ -8,6 +8,7 @@ with them, segments the ROI better. The functions here are of tensors, for anyon
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -210,6 +211,24 @@ class Generator(nn.Module):
         return F.interpolate(z, size, mode="trilinear" if len(size) == 3 else "bilinear")
 
 
+def piece(batch: Batch, n: int, parts: int) -> Batch:
+    """The `n`th of the pieces of a batch's patches, each axis cut into `parts`; the last axis is gone through first.
+
+    Pieces of an axis of L voxels hold ceil(L / parts), and at least 16, or all; they overlap where that does not fit.
+    """
+    inside: list[slice] = []
+    for length in reversed(batch.image.shape[2:]):
+        size = max(-(-length // parts), min(length, _LEAST_VOX))
+        starts = parts if size < length else 1
+        n, i = divmod(n, starts)
+        start = round(i * (length - size) / (starts - 1)) if starts > 1 else 0
+        inside.insert(0, slice(start, start + size))
+    here = (..., *inside)
+    maps = None if batch.maps is None else batch.maps[here]
+    return replace(batch, image=batch.image[here], label=batch.label[here], maps=maps)
+
+
+_LEAST_VOX = 16
 SIZES = ("small", "full")
 WATCHED = {0: 0, **{10**n: n + 1 for n in range(7)}}
 """Steps at which the contexts of one patch are kept, so that it can be seen how they are learnt: step -> place."""
@@ -223,6 +242,8 @@ class CoLab(Method):
     generator            "small" or "full" (see `Generator`); generator_lr its rate, Adam's.
     generator_every      steps from one look-ahead to the next; the authors' code has 5.
     lookahead_items      of how many items of a batch one is looked ahead with, in turn; 1 is all.
+    lookahead_parts      into how many parts each axis of the patch is cut, so that one is looked ahead with, in turn;
+                         1 is the whole patch. No part is smaller than 16 voxels along an axis.
     meta                 "exact", or "finite", the authors' difference quotient.
     margin, tau          of M (see `nearness`), in `distance_unit`: "vox", as the paper, or "mm".
     absent               M where a case has no ROI.
@@ -244,6 +265,7 @@ class CoLab(Method):
         generator_lr: float = 3e-4,
         generator_every: int = 10,
         lookahead_items: int = 2,
+        lookahead_parts: int = 1,
         meta: str = "exact",
         margin: float = 30.0,
         tau: float = 20.0,
@@ -253,14 +275,15 @@ class CoLab(Method):
     ) -> None:
         super().__init__()
         check_contexts(context_classes, background)
-        if min(generator_every, lookahead_items) < 1:
-            what = f"generator_every={generator_every}, lookahead_items={lookahead_items}"
+        if min(generator_every, lookahead_items, lookahead_parts) < 1:
+            what = f"generator_every={generator_every}, {lookahead_items=}, {lookahead_parts=}"
             raise Problem("method colab", what, "give 1 or more of each")
         if meta not in PRODUCTS:
             raise Problem(f"meta={meta}", "there is no such way to the meta-gradient", did_you_mean(meta, PRODUCTS))
         self.classes, self.contexts, self.background = len(plan.classes), context_classes, background
         self.optimizer, self.meta = optimizer, meta
-        self.every, self.turns, self.generator_lr = generator_every, lookahead_items, generator_lr
+        self.every, self.turns, self.parts = generator_every, lookahead_items, lookahead_parts
+        self.generator_lr = generator_lr
         self.net = build_net(net, plan, self.classes + context_classes - 1)
         self.generator = Generator(plan, context_classes, generator) if context_classes > 1 else None
         self.near = partial(nearness, margin=margin, tau=tau, absent=absent)
@@ -297,7 +320,8 @@ class CoLab(Method):
             self._watch(batch.image[:1], step)
         if self.generator is None or step % self.every:
             return {}
-        part = self._in_turn(batch, step // self.every)
+        turn = step // self.every
+        part = piece(self._in_turn(batch, turn), turn // self.turns, self.parts)
         share = len(part) / max(len(batch), 1)
 
         def over_all(values: list[Tensor]) -> None:
