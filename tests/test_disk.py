@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contextseg.disk import Problem, did_you_mean, digest, read_json, replacing, write_json
+from contextseg.disk import Problem, did_you_mean, digest, note_case, read_json, read_rows, replacing, write_json
 from contextseg.volume import Volume, read_labels, write
 from test_volume import counting
 
@@ -124,3 +124,16 @@ def test_a_digest_follows_content_not_names(tmp_path: Path) -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("larinx", ["larynx", "liver"]) == "did you mean larynx?"
     assert did_you_mean("xyz", ["liver", "brain"]) == "choose from brain, liver"
+
+
+def test_rows_of_a_case_take_the_place_of_those_before(tmp_path: Path) -> None:
+    path, columns = tmp_path / "table.csv", ("case", "of", "x")
+    assert read_rows(path, columns) == []
+    note_case(path, columns, "a, b", [{"of": "é", "x": 1}, {"of": "2", "x": 2}])
+    note_case(path, columns, "c", [{"of": "1", "x": 3}])
+    note_case(path, columns, "a, b", [{"of": "3", "x": 4}])
+    assert [tuple(row.values()) for row in read_rows(path, columns)] == [("a, b", "3", "4"), ("c", "1", "3")]
+    note_case(path, columns, "a, b", [])
+    assert [row["case"] for row in read_rows(path, columns)] == ["c"]
+    with pytest.raises(Problem, match=r"its columns are not case, x.*choose another folder"):
+        note_case(path, ("case", "x"), "d", [])

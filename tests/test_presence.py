@@ -374,10 +374,10 @@ def test_a_class_that_is_seen_and_not_segmented_is_flagged(tmp_path: Path) -> No
     with open(tmp_path / "presence.csv", encoding="utf-8") as file:
         read_back = [tuple(row.values()) for row in csv.DictReader(file)]
     assert read_back == [
-        ("b", "bright", "0.5", "0", "missed"),
-        ("b", "dark", "0.9", "2", ""),
         ("a", "bright", "0.1", "0", ""),
         ("a", "dark", "0.9", "2", ""),
+        ("b", "bright", "0.5", "0", "missed"),
+        ("b", "dark", "0.9", "2", ""),
     ]
     (tmp_path / "presence.csv").write_text("another,table\n", encoding="utf-8")
     with pytest.raises(Problem, match=r"presence\.csv: its columns are not"):

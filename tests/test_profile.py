@@ -44,14 +44,13 @@ def test_areas_by_hand() -> None:
 
 def test_a_row_by_hand() -> None:
     curve = Curve([0.0, 2.0, 3.0], [1048.0, 3048.0, 2048.0], [0.0, 50.0, 100.0], peak_mb=321.0)
-    row = curve.row("a", "trapezoid")
-    assert row["case"] == "a"
+    row = curve.row("trapezoid")
     assert row["seconds"] == 3
     assert row["gpu_auc_mb_s"] == 2 * 2048 + 2548
     assert row["gpu_auc_above_2gb_mb_s"] == 2 * 500 + 500  # 0, 1000 and 0 MB above 2048
     assert row["cpu_auc_percent_s"] == 50 + 75
     assert (row["peak_gpu_mb"], row["peak_mb"]) == (3048, 321)
-    assert curve.row("a", "official")["cpu_auc_percent_s"] == pytest.approx(15)
+    assert curve.row("official")["cpu_auc_percent_s"] == pytest.approx(15)
 
 
 def test_samples_of_a_clock_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,18 @@ def test_a_class_between_the_slices_is_found_by_the_second_look(dims: int) -> No
     assert made.fates["bright"].source == "sampled"
 
 
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_class_is_not_filled_beyond_the_slices_seen_without_it(bounded: bool) -> None:
+    """Class 1 is seen in slices 6 to 18 of 0, 6, 12, 18, 24, so it may be in 1 to 23; class 2 at the second look."""
+    for discs, ends in (({1: (4, 20)}, {1: (1, 23)}), ({2: (8, 10)}, {2: (7, 11)}), ({1: (7, 8)}, {})):
+        stages = Stages(way="nearest", select="largest", bounded=bounded)
+        found = two_stages(scan(discs)[0], reference(), None, stages, STILL).label.array
+        for k, (first, last) in ends.items():
+            there = np.flatnonzero((found == k).any((1, 2)))
+            assert (there[0], there[-1]) == ((first, last) if bounded else (0, SLICES - 1))
+        assert bool(found.any()) == bool(ends)
+
+
 def test_what_no_slice_shows_is_flagged() -> None:
     assert fates(2, (8, 9)).fates["dark"].flag == "not found"  # neither 6, 12 nor 9
     assert fates(3, (8, 9)).fates["dark"].source == "between"  # a 3-D run has seen all
@@ -348,7 +360,7 @@ def test_the_table_keeps_other_cases(tmp_path: Path) -> None:
     write_fates(tmp_path, "b", {"liver": fate})
     lines = (tmp_path / "two-stage.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "case,class,slices,source,sampled_vox,vox,agreement,presence,flag"
-    assert lines[1:] == ["a,liver,,between,5,0,,,missed", "b,liver,3 17,between,5,0,,0.5000,missed"]
+    assert lines[1:] == ["b,liver,3 17,between,5,0,,0.5000,missed", "a,liver,,between,5,0,,,missed"]
     (tmp_path / "two-stage.csv").write_text("case,other\n", encoding="utf-8")
     with pytest.raises(Problem, match="columns"):
         write_fates(tmp_path, "a", {})

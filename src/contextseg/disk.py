@@ -5,12 +5,14 @@ One error class for bad input (`Problem`), one way to write a file (`replacing`)
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,35 @@ def read_json(path: str | Path) -> Any:
         raise Problem(path, "no permission to read it", "change the file's permissions") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise Problem(path, f"not valid JSON ({error})", "mend the file in a text editor") from error
+
+
+def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV table, each a dict of its columns; none where there is no such file.
+
+    Raises `Problem` where its columns are others.
+    """
+    if not Path(path).exists():
+        return []
+    table = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8")))
+    if list(table.fieldnames or ()) != list(columns):
+        raise Problem(path, f"its columns are not {', '.join(columns)}", "move it away, or choose another folder")
+    return list(table)
+
+
+def note_case(path: str | Path, columns: Sequence[str], case: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows of one case into a CSV table, whose first column is "case", in place of those that it had.
+
+    Raises `Problem` as `read_rows`, and where it cannot be written.
+    """
+    cases: dict[str, list[Mapping[str, Any]]] = {}
+    for row in read_rows(path, columns):
+        cases.setdefault(row["case"], []).append(row)
+    cases[case] = [{"case": case, **row} for row in rows]
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(row for found in cases.values() for row in found)
+    write_text(path, text.getvalue())
 
 
 def digest(*parts: Any) -> str:

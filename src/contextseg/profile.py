@@ -7,8 +7,6 @@ does not count, and a case begins when its scan is read, with the networks loade
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import sys
 import threading
@@ -20,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from contextseg.disk import Problem, did_you_mean, replacing, write_text
+from contextseg.disk import Problem, did_you_mean, note_case, read_rows, replacing
 from contextseg.provenance import PeakMemory
 
 INTERVAL_S = 0.1
@@ -71,12 +69,12 @@ class Curve:
     began_s: float = 0.0
     peak_mb: float = 0.0
 
-    def row(self, case: str, formula: str) -> dict[str, Any]:
+    def row(self, formula: str) -> dict[str, Any]:
         """What `efficiency.csv` says of the case."""
         above = [max(0.0, mb - FREE_MB) for mb in self.gpu_mb]
         areas = [area(self.at_s, values, formula) for values in (self.gpu_mb, above, self.cpu_percent)]
         numbers = (self.at_s[-1], *areas, max(self.gpu_mb), self.peak_mb)
-        return dict(zip(_COLUMNS, (case, *(round(number, 3) for number in numbers), formula), strict=True))
+        return dict(zip(_COLUMNS[1:], (*(round(number, 3) for number in numbers), formula), strict=True))
 
 
 class Efficiency:
@@ -91,7 +89,7 @@ class Efficiency:
         self.folder, self.formula = Path(folder), formula
         self.curves: dict[str, Curve] = {}
         self._start = time.perf_counter()
-        self._rows()
+        read_rows(self.folder / TABLE, _COLUMNS)
 
     @contextmanager
     def case(self, name: str) -> Iterator[Curve]:
@@ -101,22 +99,7 @@ class Efficiency:
             yield curve
         curve.peak_mb = peak.peak_mb()
         self.curves[name] = curve
-        rows = {**self._rows(), name: curve.row(name, self.formula)}
-        text = io.StringIO()
-        table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows.values())
-        write_text(self.folder / TABLE, text.getvalue())
-
-    def _rows(self) -> dict[str, dict[str, Any]]:
-        path = self.folder / TABLE
-        if not path.exists():
-            return {}
-        known = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        if tuple(known.fieldnames or ()) != _COLUMNS:
-            remedy = "move it away, or choose another folder"
-            raise Problem(path, f"its columns are not {', '.join(_COLUMNS)}", remedy)
-        return {row["case"]: dict(row) for row in known}
+        note_case(self.folder / TABLE, _COLUMNS, name, [curve.row(self.formula)])
 
     def plot(self) -> Path | None:
         """Draw GPU memory and processor use over the time of all cases; None where no case was predicted."""

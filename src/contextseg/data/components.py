@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from contextseg.disk import Problem, write_text
+from contextseg.disk import note_case
 from contextseg.volume import Volume
 
 TABLE = "postprocessing.csv"
@@ -73,16 +71,5 @@ def write_change(folder: str | Path, case: str, change: Change) -> None:
     Columns: case, and those of `Change`. Raises `Problem` if a file of that name is another table, or cannot be
     written.
     """
-    path, columns = Path(folder) / TABLE, ["case", *(field.name for field in fields(Change))]
-    rows: dict[str, dict[str, object]] = {}
-    if path.exists():
-        known = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        if known.fieldnames != columns:
-            raise Problem(path, f"its columns are not {', '.join(columns)}", "move it away, or choose another folder")
-        rows = {row["case"]: dict(row) for row in known}
-    rows[case] = {"case": case, **asdict(change)}
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows.values())
-    write_text(path, text.getvalue())
+    columns = ["case", *(field.name for field in fields(Change))]
+    note_case(Path(folder) / TABLE, columns, case, [asdict(change)])

@@ -11,8 +11,6 @@ found by the second look is one more reference slice, beside those chosen before
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,7 +21,7 @@ import numpy as np
 from contextseg.data.components import Change, keep_largest, write_change
 from contextseg.data.layouts import Case
 from contextseg.data.plan import Plan
-from contextseg.disk import Problem, did_you_mean, read_json, write_json, write_text
+from contextseg.disk import Problem, did_you_mean, note_case, read_json, write_json
 from contextseg.fill.filling import fill
 from contextseg.fill.reference import Seen, SliceReference, VolumeReference
 from contextseg.fill.slices import AXES, Partial, ranges
@@ -52,7 +50,8 @@ class Stages:
     slices   reference slices of each class, where it has so many; see `propagation.select.select`.
     recover  look once more for a class that no slice shows: half way between the slices, or, with a 3-D run, in all.
     bounded  fill a class only up to the slices next to those that hold it which were looked at and do not [ours].
-    way      what fills, one of `filling.WAYS`; "" as there.
+    way      what fills, one of `filling.WAYS`. "" is "propagation" with a network, "interpolation" without; "combined"
+             was worse from slices that a network drew (docs/propagation.md).
 
     Raises `Problem` for an unknown selection and for numbers below 1.
     """
@@ -133,7 +132,8 @@ def two_stages(
     label = np.zeros(scan.shape, np.uint8)
     if references:
         ends = _ends({**sampled, **further}, scan.shape[looking.axis]) if stages.bounded else None
-        label = fill(scan, Partial(looking.axis, references), model, stages.way, ends).label.array
+        way = stages.way or ("propagation" if model else "interpolation")
+        label = fill(scan, Partial(looking.axis, references), model, way, ends).label.array
     changes: list[Change] = []
     if how.largest_component:
         label = keep_largest(scan.with_array(label), changes).array
@@ -313,22 +313,12 @@ def write_fates(folder: str | Path, case: str, fates: Mapping[str, Fate]) -> Non
     Columns: case, class, and those of `Fate`; slices have blanks between, and what is NaN is empty. Raises `Problem` if
     a file of that name is another table, or cannot be written.
     """
-    path, columns = Path(folder) / TABLE, ["case", "class", *(field.name for field in fields(Fate))]
-    kept: list[dict[str, Any]] = []
-    if path.exists():
-        known = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        if known.fieldnames != columns:
-            raise Problem(path, f"its columns are not {', '.join(columns)}", "move it away, or choose another folder")
-        kept = [row for row in known if row["case"] != case]
+    rows = []
     for name, fate in fates.items():
         row = {key: "" if value != value else value for key, value in asdict(fate).items()}
         numbers = {key: f"{value:.4f}" for key, value in row.items() if isinstance(value, float)}
-        kept.append({"case": case, "class": name, **row, **numbers, "slices": " ".join(map(str, fate.slices))})
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(kept)
-    write_text(path, text.getvalue())
+        rows.append({"class": name, **row, **numbers, "slices": " ".join(map(str, fate.slices))})
+    note_case(Path(folder) / TABLE, ["case", "class", *(field.name for field in fields(Fate))], case, rows)
 
 
 def same_as_before(folder: Path, asked: Mapping[str, Any]) -> None:

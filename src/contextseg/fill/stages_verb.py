@@ -34,7 +34,7 @@ def two_stage(
         bool, typer.Option(help="Fill a class only up to the slices looked at that do not hold it.")
     ] = True,
     way: Annotated[
-        str, typer.Option(help="combined, propagation, interpolation, nearest; default: combined with --model.")
+        str, typer.Option(help="propagation, combined, interpolation, nearest; default: propagation with --model.")
     ] = "",
     settings: Annotated[
         list[str], typer.Option("--set", metavar="NAME=VALUE", help="How the reference run predicts, as in `predict`.")

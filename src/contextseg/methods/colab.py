@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -223,7 +224,7 @@ def piece(batch: Batch, n: int, parts: int) -> Batch:
         n, i = divmod(n, starts)
         start = round(i * (length - size) / (starts - 1)) if starts > 1 else 0
         inside.insert(0, slice(start, start + size))
-    here = (..., *inside)
+    here: Any = (..., *inside)
     maps = None if batch.maps is None else batch.maps[here]
     return replace(batch, image=batch.image[here], label=batch.label[here], maps=maps)
 

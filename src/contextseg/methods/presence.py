@@ -6,8 +6,6 @@ helps; and a case is flagged whose segmentation misses a class that the head see
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -22,7 +20,7 @@ from torch.nn import functional as F
 from contextseg.batch import IGNORE
 from contextseg.data.cache import Cached
 from contextseg.data.plan import Plan
-from contextseg.disk import Problem, read_json, write_json, write_text
+from contextseg.disk import note_case, read_json, write_json
 from contextseg.methods.base import Method, build_net
 from contextseg.nets import Presence
 
@@ -254,15 +252,5 @@ def write_flags(folder: str | Path, case: str, rows: Flags) -> None:
     Columns: case, class, presence, predicted_vox, flag. Raises `Problem` if a file of that name is another table, or
     cannot be written.
     """
-    path = Path(folder) / TABLE
-    kept: list[dict[str, Any]] = []
-    if path.exists():
-        known = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        if known.fieldnames != _COLUMNS:
-            raise Problem(path, f"its columns are not {', '.join(_COLUMNS)}", "move it away, or choose another folder")
-        kept = [row for row in known if row["case"] != case]
-    text = io.StringIO()
-    table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows([*kept, *({"case": case, "class": name, **row} for name, row in rows.items())])
-    write_text(path, text.getvalue())
+    found = ({"class": name, **row} for name, row in rows.items())
+    note_case(Path(folder) / TABLE, _COLUMNS, case, found)
