@@ -14,7 +14,7 @@ from contextseg.batch import IGNORE
 from contextseg.cli import app
 from contextseg.data import phantom
 from contextseg.disk import Problem
-from contextseg.fill.filling import TAUGHT, _at, advice, fill
+from contextseg.fill.filling import TAUGHT, Filled, _at, advice, fill
 from contextseg.fill.slices import Partial, labelled_slices, ranges
 from contextseg.job import main_job, teach
 from contextseg.methods.propagate import Propagation
@@ -129,6 +129,27 @@ def test_nothing_lies_outside_the_range_of_its_class() -> None:
     everywhere = fill(scan, partial, way="nearest").label.array
     assert everywhere[0].any()
     assert np.array_equal(fill(scan, partial, way="nearest", ranges=ranges(partial)).label.array, two)
+
+
+def test_advice_is_the_middle_of_the_longest_stretch_that_holds_something() -> None:
+    def told(found: list[int], labelled: list[int], sure: dict[int, float] = {}) -> int:  # noqa: B006  read alone
+        array = np.zeros((20, 1, 1), np.uint8)
+        array[found] = 1
+        confidence = np.full(20, np.nan, np.float32)
+        confidence[list(sure)] = list(sure.values())
+        given = Partial(0, {i: array[i].astype(np.int16) for i in labelled})
+        return advice(Filled(Volume(array, np.eye(4)), 0, confidence), given)[0]
+
+    inside = list(range(4, 13))
+    assert told(inside, [4, 8, 12], {6: 0.9, 10: 0.8}) == 10  # equally long: the less certain one
+    assert told(inside, [4, 9, 12], {6: 0.9, 10: 0.1}) == 6
+    assert told(inside, [4, 9, 12, 19]) == 15  # nothing is known of what lies beyond 12 but that it ends before 19
+    assert told([4], [0, 1, 4, 5, 19]) == 2
+    assert told([4, 5], [0, 1, 4, 5, 10, 19]) == 7  # between 10 and 19 nothing is
+    assert told(inside, [6, 8]) == 10  # 9 to 12 reach as far as 8 slices between two labelled ones
+    assert told(inside, [9, 11]) == 6
+    assert told(inside, inside) == 13
+    assert told(inside, list(range(4, 20))) == 3
 
 
 # --- with one ---------------------------------------------------------------------------------------------------------
