@@ -175,7 +175,7 @@ def advice(filled: Filled, partial: Partial) -> tuple[int, str]:
     n, known = len(filled.confidence), sorted(partial.slices)
     if len(known) == n:
         raise Problem("labels", "every slice is labelled", "there is nothing to suggest")
-    there = np.moveaxis(filled.label.array, filled.axis, 0).any((1, 2))
+    there: Any = np.moveaxis(filled.label.array, filled.axis, 0).any((1, 2))
     stretches = [(b - a, a, b) for a, b in pairwise(known) if b - a > 1 and there[a : b + 1].any()]
     first, last = known[0], known[-1]
     reached = np.flatnonzero(there)
