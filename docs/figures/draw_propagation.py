@@ -23,15 +23,15 @@ from contextseg.disk import read_json
 from contextseg.fill.annotator import uniform
 from contextseg.fill.annotator_plot import COLOURS, draw_curves
 from contextseg.fill.annotator_summary import means
-from contextseg.fill.filling import fill
-from contextseg.fill.slices import Partial
+from contextseg.fill.filling import TAUGHT, fill
+from contextseg.fill.slices import Partial, ranges
 from contextseg.report.planes import outlines
 from contextseg.run import Run
 from contextseg.volume import Volume, read, read_labels
 
 CASE, SLICES, SHOWN = "sarcoma_043", 3, 6
 TRUTH = "#FFFFFF"
-WAYS = ("propagation", "interpolation")
+WAYS = ("combined", "interpolation")
 
 
 def draw(run: Path, panels: dict[str, str], path: Path) -> None:
@@ -42,7 +42,7 @@ def draw(run: Path, panels: dict[str, str], path: Path) -> None:
     for one, (title, study) in zip(axes, panels.items()):
         folder, _, taught = study.partition(":")
         table = pd.read_csv(Path(folder) / "annotator.csv")
-        table = table[table["taught"].isin([taught or "yes", "no model"])]
+        table = table[table["taught"].isin([taught or "yes", "no model"]) & (table["rule"] == "advice")]
         structures = len(table[["case", "class"]].drop_duplicates())
         draw_curves(one, means(table, "dsc"), int(read_json(Path(folder) / "study.json")["study"]["first"]))
         one.set_title(f"{title} (n = {structures})", fontsize=9, loc="left")
@@ -51,6 +51,7 @@ def draw(run: Path, panels: dict[str, str], path: Path) -> None:
         one.grid(color="#e6e8eb")
         one.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("Dice", fontsize=8)
+    axes[0].set_ylim(0.5, 1)
     handles, names = axes[0].get_legend_handles_labels()
     top.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     overlays(run, bottom)
@@ -90,8 +91,8 @@ def overlays(run: Path, figure: Any) -> None:
 
 def _filled(scan: Volume, given: Partial, way: str, run: Path) -> np.ndarray:
     opened = Run.open(run)
-    model = (opened.finished(), opened.plan) if way == "propagation" else None
-    return fill(scan, given, model, way).label.array
+    model = (opened.finished(), opened.plan) if way in TAUGHT else None
+    return fill(scan, given, model, way, ranges(given)).label.array
 
 
 if __name__ == "__main__":
