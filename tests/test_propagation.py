@@ -405,6 +405,31 @@ def test_a_class_stays_in_its_range(axis: int) -> None:
     assert of_one[4].all()
 
 
+def test_a_class_ends_before_the_slice_in_which_it_is_unsure() -> None:
+    """One slice in the middle; downwards 0.9, 0.7, 0.95, upwards 0.6, 0.9: the Dice to be expected is 2 p / (1 + p)."""
+    full, image = np.ones((2, 3), int), np.zeros((1, 6, 2, 3), np.float32)
+    run = lambda below: propagate(  # noqa: E731  walks: up from 3 to 5, then down from 1 to 0
+        Scripted([0.9, 0.7, 0.95, 0.6, 0.9]), image, {2: full}, stop_below=below, probabilities=True
+    )
+    walked = [int(x.any()) for x in run(0).labels]
+    assert walked == [1] * 6
+    places = run(0).probabilities[1, :, 0, 0].round(2).tolist()
+    for below in (0.8, 0.83, 0.99):
+        found = run(below)
+        expected = [1] * 6
+        for outwards in ((3, 4, 5), (1, 0)):
+            ended = False
+            for i in outwards:
+                ended = ended or 2 * places[i] / (1 + places[i]) < below
+                expected[i] = int(not ended)
+        assert [int(x.any()) for x in found.labels] == expected
+        np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=2e-3)
+        assert (found.probabilities[1].any((1, 2)) == np.array(expected, bool)).all()
+    assert sum(expected) == 1
+    between = propagate(Scripted([0.6] * 7), image, {0: full, 4: full}, stop_below=0.99).labels
+    assert [int(x.any()) for x in between] == [1, 1, 1, 1, 1, 0]  # between labelled slices it goes on
+
+
 def test_shapes_are_surer_near_a_labelled_slice_and_between_near_ones() -> None:
     disc = (np.hypot(*np.mgrid[-8:9, -8:9]) < 6).astype(int)
     odds = lambda last, i, scale=1.0: Shapes({0: disc, last: disc}, [1], (scale, scale), scale).log_odds(i)  # noqa: E731

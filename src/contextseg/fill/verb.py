@@ -26,6 +26,10 @@ def propagate(
     between: Annotated[
         bool, typer.Option("--between", help="Each structure's first and last slice are labelled: none lies beyond.")
     ] = False,
+    stop_below: Annotated[
+        float,
+        typer.Option(help="Beyond the outermost labelled slices, stop where a Dice below this is expected; 0: never."),
+    ] = 0.8,
     unlabelled: Annotated[
         int | None, typer.Option(help="The value of unlabelled voxels; default: slices without a label are unlabelled.")
     ] = None,
@@ -54,7 +58,7 @@ def propagate(
         taught = method, run.plan
     with watch("propagate") as tell:
         ends = ranges(partial) if between else None
-        filled = fill(scan, partial, taught, way, ends, lambda done, of: tell(done, of, {}))
+        filled = fill(scan, partial, taught, way, ends, stop_below, lambda done, of: tell(done, of, {}))
     write(output, filled.label)
     rows = [
         f"{i},{'yes' if i in partial.slices else 'no'},{'' if sure != sure else f'{sure:.4f}'}"

@@ -126,6 +126,7 @@ class Session:
         previous: bool = True,
         weighted: bool = True,
         ranges: Mapping[int, tuple[int, int]] | None = None,
+        stop_below: float = 0.0,
         probabilities: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Result:
@@ -143,6 +144,8 @@ class Session:
         weighted       whether of two walks the nearer one counts more, linearly; else both count the same.
         ranges         class to the first and the last slice that may hold it; one that is not named may be anywhere.
                        Slices that may hold nothing are not looked at, and are sure.
+        stop_below     outside the outermost references a class ends before the first slice in which the Dice to be
+                       expected of it, by the probabilities, is below this; 0 is never [ours].
         probabilities  whether to keep them for the whole volume.
         progress       called with (slices walked, in all).
 
@@ -159,7 +162,8 @@ class Session:
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
             memory = (most, every, top_k)
             ends = [(ranges or {}).get(k, (0, len(self) - 1)) for k in names]
-            return _Round(self, labels, names, memory, previous, weighted, ends, probabilities, progress).result()
+            made = _Round(self, labels, names, memory, previous, weighted, ends, probabilities, progress)
+            return made.result(stop_below)
 
     def image(self, slices: Sequence[int]) -> Tensor:
         """(B, C, H, W) float32 on the device: these slices."""
@@ -224,8 +228,9 @@ class _Round:
         if self.probabilities is not None:
             self.probabilities[:, 0] = 1
         self.names = torch.tensor([0, *classes], dtype=torch.int16, **on)
+        self.sure = torch.zeros(n, len(classes), **on)  # of each class, where it is filled: the Dice to be expected
 
-    def result(self) -> Result:
+    def result(self, stop_below: float) -> Result:
         axis = self.session.axis
         for a, b, inside in self.stretches:
             self.stretch(a, b, inside)
@@ -233,6 +238,8 @@ class _Round:
             if (label == IGNORE).any():
                 self.unsaid(i)
         out, confidence, agreement = (x.cpu().numpy() for x in (self.out, self.confidence, self.agreement))
+        if stop_below > 0:
+            self.stop(out, stop_below)
         for i, label in self.labels.items():
             self.said(i, label, out[i])
         p = None if self.probabilities is None else np.moveaxis(self.probabilities.swapaxes(0, 1), 1, axis + 1)
@@ -294,8 +301,23 @@ class _Round:
                 self._bank.refer(encoded.key[0], value[0], heard)
         return self._bank
 
+    def stop(self, out: np.ndarray, below: float) -> None:
+        """End each class, outside the outermost references, before the first slice in which it is less sure."""
+        unsure = (self.sure < below).cpu().numpy()
+        for outwards in (range(self.known[-1] + 1, len(out)), range(self.known[0] - 1, -1, -1)):
+            for k, value in enumerate(self.classes):
+                ends = next((n for n, i in enumerate(outwards) if unsure[i, k]), len(outwards))
+                beyond = list(outwards[ends:])
+                out[beyond] = np.where(out[beyond] == value, 0, out[beyond])
+                if self.probabilities is not None:
+                    self.probabilities[beyond, 0] += self.probabilities[beyond, 1 + k]
+                    self.probabilities[beyond, 1 + k] = 0
+
     def write(self, i: int, p: Tensor) -> None:
         best, k = p.max(0)
+        for n in range(len(self.classes)):
+            mine = k == n + 1
+            self.sure[i, n] = 2 * (p[n + 1] * mine).sum() / (mine.sum() + p[n + 1].sum()).clamp(min=1e-6) * mine.any()
         inside = k > 0
         overlap, sizes = (best * inside).sum(), inside.sum() + (1 - p[0]).sum()
         self.out[i] = self.names[k]
