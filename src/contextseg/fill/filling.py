@@ -175,7 +175,7 @@ def advice(filled: Filled, partial: Partial) -> tuple[int, str]:
     A stretch lies between two labelled slices, or reaches from the outermost one as far as something was filled, and
     then counts twice, since nothing is known at its other end. Of equal ones the least certain; those in which nothing
     is do not count. Where there is none: the slice after the last, or before the first. [Ours: the least certain slice
-    of all, by a network's own word, taught less in every trial (docs/propagation.md).]
+    of all, by a network's own word, taught less in our trials (docs/propagation.md).]
 
     Raises `Problem` where every slice is labelled.
     """

@@ -315,9 +315,9 @@ class _Round:
 
     def write(self, i: int, p: Tensor) -> None:
         best, k = p.max(0)
-        for n in range(len(self.classes)):
-            mine = k == n + 1
-            self.sure[i, n] = 2 * (p[n + 1] * mine).sum() / (mine.sum() + p[n + 1].sum()).clamp(min=1e-6) * mine.any()
+        mine = k == torch.arange(1, len(p), device=k.device)[:, None, None]
+        right, both = (p[1:] * mine).sum((1, 2)), mine.sum((1, 2)) + p[1:].sum((1, 2))
+        self.sure[i] = 2 * right / both.clamp(min=1e-6)
         inside = k > 0
         overlap, sizes = (best * inside).sum(), inside.sum() + (1 - p[0]).sum()
         self.out[i] = self.names[k]
