@@ -29,7 +29,7 @@ def propagate(
     stop_below: Annotated[
         float,
         typer.Option(help="Beyond the outermost labelled slices, stop where a Dice below this is expected; 0: never."),
-    ] = 0.8,
+    ] = 0.7,
     unlabelled: Annotated[
         int | None, typer.Option(help="The value of unlabelled voxels; default: slices without a label are unlabelled.")
     ] = None,
