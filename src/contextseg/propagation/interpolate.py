@@ -65,7 +65,7 @@ class Shapes:
         slices lie close for its size. 0 where nobody has said, and for a class in neither of the two.
 
         >>> shapes = Shapes({0: np.array([[1, 1, 0, 0]]), 2: np.array([[1, 1, 0, 0]])}, [1], (1.0, 1.0), 1.0)
-        >>> shapes.log_odds(1).round(1).tolist(), shapes.log_odds(3)
+        >>> shapes.log_odds(1).astype(float).round(1).tolist(), shapes.log_odds(3)
         ([[[1.2, 0.4, -0.4, -1.2]]], None)
         """
         above = min((k for k in self.labels if k > i), default=-1)
