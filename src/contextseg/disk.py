@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,16 @@ def digest(*parts: Any) -> str:
             hashed.update(json.dumps(part, sort_keys=True).encode())
         hashed.update(b"\0")
     return hashed.hexdigest()
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str] = ()) -> str:
+    """What differs between two sets of settings, five at most, for a message; "" where nothing does. `but`: may differ.
+
+    >>> changes({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 4, "d": 5}, but={"c"})
+    'b was 2 and is now 4, d was not set and is now 5'
+    """
+    names = [n for n in dict.fromkeys([*before, *now]) if before.get(n) != now.get(n) and n not in but]
+    return ", ".join(f"{n} was {before.get(n, 'not set')} and is now {now.get(n, 'not set')}" for n in names[:5])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

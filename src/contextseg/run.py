@@ -32,13 +32,13 @@ from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import restricted
 from contextseg.data.sampling import Sampler
-from contextseg.disk import Problem, read_json, replacing, write_json, writing
+from contextseg.disk import Problem, changes, read_json, replacing, write_json, writing
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import Maps
 from contextseg.predict import sliding_window
 from contextseg.provenance import PeakMemory, provenance
 from contextseg.ranks import ranks
-from contextseg.scan import predict_scan
+from contextseg.scan import predict_scan, windows
 from contextseg.settings import Settings
 from contextseg.train import pick_device, train
 from contextseg.volume import Volume
@@ -302,18 +302,8 @@ class Run:
         """What `method` says of a preprocessed case, by sliding window, on the cache's grid: slabs that follow one
         another along D, `(start, stop, logits (K, stop - start, H, W))`.
         """
-        plan, how = self.plan, self.settings.prediction
-        return sliding_window(
-            method.eval().predict,
-            self.image(case),
-            plan.patch_vox,
-            device=next(method.parameters()).device,
-            step=how.step,
-            mirror_axes=[axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
-            swaps=plan.swaps,
-            lateral_axis=plan.lateral_axis,
-            batch_size=how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
-        )
+        keywords = windows(method, self.plan, self.settings.prediction)
+        return sliding_window(method.eval().predict, self.image(case), self.plan.patch_vox, **keywords)
 
     def _maps(self, of: Maps, labels: Mapping[str, Path]) -> dict[str, Path]:
         """The stage "maps": what a method asked to be told of each voxel, for every case with a label."""
@@ -365,9 +355,7 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> No
 
     old, new = flat(before), flat(now)
     anywhere = {"dataset", "training.device", "training.tensorboard", "training.save_every"}
-    differ = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n not in anywhere]
-    if differ:
-        what = ", ".join(f"{n} was {old.get(n, 'not set')} and is now {new.get(n, 'not set')}" for n in differ[:5])
+    if what := changes(old, new, anywhere):
         raise Problem(folder, f"this folder holds a run with other settings ({what})", "choose another --output folder")
 
 

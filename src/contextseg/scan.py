@@ -19,6 +19,18 @@ from contextseg.settings import Prediction
 from contextseg.volume import Volume
 
 
+def windows(method: Method, plan: Plan, how: Prediction) -> dict[str, Any]:
+    """How `predict.sliding_window` and `predict.segment` go over a case of that plan: their keywords, by name."""
+    return {
+        "device": next(method.parameters()).device,
+        "step": how.step,
+        "mirror_axes": [axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
+        "swaps": plan.swaps,
+        "lateral_axis": plan.lateral_axis,
+        "batch_size": how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
+    }
+
+
 def predict_scan(
     scan: Volume, members: Sequence[tuple[Method, Plan]], how: Prediction, name: str = "", tell: Any = None
 ) -> Volume:
@@ -59,12 +71,7 @@ def predict_with_confidence(
         image,
         record.shape,
         plan.patch_vox,
-        device=next(members[0][0].parameters()).device,
-        step=how.step,
-        mirror_axes=[axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
-        swaps=plan.swaps,
-        lateral_axis=plan.lateral_axis,
-        batch_size=how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
+        **windows(members[0][0], plan, how),
         to_class=np.array(plan.values),
         confidence=confidence,
         progress=tell,

@@ -21,6 +21,7 @@ from contextseg.predict import sliding_window
 from contextseg.report.diagnosis import write_diagnosis
 from contextseg.report.planes import NEAR_MM
 from contextseg.run import Run, Watch, quiet
+from contextseg.scan import windows
 
 NAME = "diagnosis"
 TRAINING_CASES = 8
@@ -118,18 +119,8 @@ def _look(
 
 def _logits(run: Run, method: Method, image: np.ndarray) -> Iterator[tuple[int, int, Tensor]]:
     """Slabs of the logits that the run predicts with."""
-    plan, how = run.plan, run.settings.prediction
-    return sliding_window(
-        method.predict,
-        image,
-        plan.patch_vox,
-        device=next(method.parameters()).device,
-        step=how.step,
-        mirror_axes=[axis for axis in range(3 - plan.dims, 3) if how.mirror and plan.mirror[axis]],
-        swaps=plan.swaps,
-        lateral_axis=plan.lateral_axis,
-        batch_size=how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
-    )
+    keywords = windows(method, run.plan, run.settings.prediction)
+    return sliding_window(method.predict, image, run.plan.patch_vox, **keywords)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contextseg.data.layouts import Case, Dataset, open_dataset, to_classes
-from contextseg.disk import Problem, did_you_mean, read_json, write_json, write_text
+from contextseg.disk import Problem, changes, did_you_mean, read_json, write_json, write_text
 from contextseg.fill.annotator import Fill, annotate, check
 from contextseg.fill.annotator_network import from_slices
 from contextseg.fill.filling import TAUGHT, WAYS, fill
@@ -153,10 +153,7 @@ def _claim(study: Study, output: Path) -> None:
     if not path.exists():
         write_json(path, {"study": asked, "provenance": provenance()})
         return
-    before = read_json(path)["study"]
-    differ = [name for name in asked if name != "dataset" and asked[name] != before.get(name)]
-    if differ:
-        what = ", ".join(f"{name} was {before.get(name)} and is now {asked[name]}" for name in differ)
+    if what := changes(read_json(path)["study"], asked, {"dataset"}):
         raise Problem(output, f"this folder holds another study ({what})", "choose another --output folder")
 
 

@@ -19,7 +19,7 @@ from contextseg.data.prepare import normalise, prepare, undo
 from contextseg.methods import Method
 from contextseg.methods.presence import Flags, head_of, largest_presence
 from contextseg.predict import segment
-from contextseg.scan import predict_with_confidence
+from contextseg.scan import predict_with_confidence, windows
 from contextseg.settings import Prediction
 from contextseg.volume import Volume, axis_moves, resample
 
@@ -88,21 +88,10 @@ class SliceReference:
 
     def _segmented(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(C, n, h, w) -> class (n, H, W), and how sure (n, H, W), on the body's own pixels."""
-        plan, how, shape = self.plan, self.how, (image.shape[1], *self.record.shape[1:])
+        shape = image.shape[1], *self.record.shape[1:]
         sure = np.empty(shape, np.uint8)
-        label = segment(
-            self.method.predict,
-            image,
-            shape,
-            plan.patch_vox,
-            device=next(self.method.parameters()).device,
-            step=how.step,
-            mirror_axes=[axis for axis in (1, 2) if how.mirror and plan.mirror[axis]],
-            swaps=plan.swaps,
-            lateral_axis=plan.lateral_axis,
-            batch_size=how.windows or max(1, 2**18 // int(np.prod(plan.patch_vox))),
-            confidence=sure,
-        )
+        keywords = windows(self.method, self.plan, self.how)
+        label = segment(self.method.predict, image, shape, self.plan.patch_vox, **keywords, confidence=sure)
         return label, sure
 
     def _of_scan(self, body: np.ndarray, slices: Sequence[int], outside: int) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from contextseg.data.components import Change, keep_largest, write_change
 from contextseg.data.layouts import Case
 from contextseg.data.plan import Plan
-from contextseg.disk import Problem, did_you_mean, note_case, read_json, write_json
+from contextseg.disk import Problem, changes, did_you_mean, note_case, read_json, write_json
 from contextseg.fill.filling import fill
 from contextseg.fill.reference import Seen, SliceReference, VolumeReference
 from contextseg.fill.slices import AXES, Partial, ranges
@@ -324,9 +324,6 @@ def write_fates(folder: str | Path, case: str, fates: Mapping[str, Fate]) -> Non
 def same_as_before(folder: Path, asked: Mapping[str, Any]) -> None:
     """Note in `folder`/two-stage.json what was asked. Raises `Problem` if it was something else before."""
     path = folder / "two-stage.json"
-    before = read_json(path) if path.exists() else dict(asked)
-    differ = [name for name in asked if before.get(name) != asked[name]]
-    if differ:
-        what = ", ".join(f"{name} was {before.get(name)} and is now {asked[name]}" for name in differ)
+    if what := changes(read_json(path) if path.exists() else asked, asked):
         raise Problem(folder, f"this folder holds results of other settings ({what})", "choose another --output folder")
     write_json(path, dict(asked))
