@@ -428,6 +428,9 @@ def test_a_class_ends_before_the_slice_in_which_it_is_unsure() -> None:
     assert sum(expected) == 1
     between = propagate(Scripted([0.6] * 7), image, {0: full, 4: full}, stop_below=0.99).labels
     assert [int(x.any()) for x in between] == [1, 1, 1, 1, 1, 0]  # between labelled slices it goes on
+    for below in (-0.1, 1.5, float("nan")):
+        with pytest.raises(Problem, match=r"it is a Dice\. Remedy: give 0"):
+            run(below)
 
 
 def test_shapes_are_surer_near_a_labelled_slice_and_between_near_ones() -> None:

@@ -20,7 +20,7 @@ from contextseg.methods import METHODS, Method
 from contextseg.methods.presence import Flags, write_flags
 from contextseg.profile import Efficiency
 from contextseg.run import Run
-from contextseg.scan import predict_with_confidence
+from contextseg.scan import each_case, predict_with_confidence
 from contextseg.settings import UNDECIDED, Prediction, Settings
 from contextseg.train import Training
 from contextseg.volume import read, write
@@ -153,18 +153,12 @@ def predict_cases(
     presence head, `folder`/presence.csv says what it saw; `efficiency` notes what each case costs that is segmented
     now. A case that cannot be read does not stop the others.
     """
-    failed = {}
-    for i, case in enumerate(cases):
-        out = folder / f"{case.name}{ending}"
-        tell(i, len(cases), {})
-        if not out.exists():
-            try:
-                with efficiency.case(case.name) if efficiency else nullcontext():
-                    _predict_case(case, members, how, out)
-            except Problem as problem:
-                failed[case.name] = str(problem)
-        tell(i + 1, len(cases), {})
-    return failed
+
+    def segment(case: Case, out: Path) -> None:
+        with efficiency.case(case.name) if efficiency else nullcontext():
+            _predict_case(case, members, how, out)
+
+    return each_case(cases, folder, ending, segment, tell)
 
 
 def _predict_case(case: Case, members: Sequence[tuple[Method, Plan]], how: Prediction, out: Path) -> None:

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from contextseg.data.components import Change, keep_largest
+from contextseg.data.layouts import Case
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import normalise, prepare, undo
+from contextseg.disk import Problem
 from contextseg.methods import Method
 from contextseg.methods.presence import Flags, head_of, noticed
 from contextseg.predict import segment
 from contextseg.settings import Prediction
 from contextseg.volume import Volume
+
+
+def each_case(
+    cases: Sequence[Case], folder: Path, ending: str, segment: Callable[[Case, Path], None], tell: Callable[..., None]
+) -> dict[str, str]:
+    """Let `segment(case, out)` make each `folder`/CASE`ending` that is not there yet. Returns the failures, by case.
+
+    A case with a `Problem` does not stop the others. `tell(done, of, {})` is called before and after each.
+    """
+    failed = {}
+    for i, case in enumerate(cases):
+        out = folder / f"{case.name}{ending}"
+        tell(i, len(cases), {})
+        if not out.exists():
+            try:
+                segment(case, out)
+            except Problem as problem:
+                failed[case.name] = str(problem)
+        tell(i + 1, len(cases), {})
+    return failed
 
 
 def windows(method: Method, plan: Plan, how: Prediction) -> dict[str, Any]:

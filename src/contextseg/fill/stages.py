@@ -28,6 +28,7 @@ from contextseg.fill.slices import AXES, Partial, ranges
 from contextseg.methods import Method
 from contextseg.methods.presence import head_of
 from contextseg.propagation.select import RULES, select, uniform
+from contextseg.scan import each_case
 from contextseg.settings import Prediction
 from contextseg.volume import Volume, axis_moves, read, write
 
@@ -290,21 +291,15 @@ def segment_cases(
 
     `folder`/two-stage.csv says what became of each class (`Fate`). A case that cannot be read does not stop the others.
     """
-    failed = {}
-    for i, case in enumerate(cases):
-        out = folder / f"{case.name}.nii.gz"
-        tell(i, len(cases), {})
-        if not out.exists():
-            try:
-                made = two_stages(read(*case.images), reference, model, stages, how, case.name)
-                if made.change:
-                    write_change(folder, case.name, made.change)
-                write_fates(folder, case.name, made.fates)  # first: a label map that is there is a case that is done
-                write(out, made.label)
-            except Problem as problem:
-                failed[case.name] = str(problem)
-        tell(i + 1, len(cases), {})
-    return failed
+
+    def segment(case: Case, out: Path) -> None:
+        made = two_stages(read(*case.images), reference, model, stages, how, case.name)
+        if made.change:
+            write_change(folder, case.name, made.change)
+        write_fates(folder, case.name, made.fates)  # first: a label map that is there is a case that is done
+        write(out, made.label)
+
+    return each_case(cases, folder, ".nii.gz", segment, tell)
 
 
 def write_fates(folder: str | Path, case: str, fates: Mapping[str, Fate]) -> None:

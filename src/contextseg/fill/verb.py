@@ -28,7 +28,9 @@ def propagate(
     ] = False,
     stop_below: Annotated[
         float,
-        typer.Option(help="Beyond the outermost labelled slices, stop where a Dice below this is expected; 0: never."),
+        typer.Option(
+            min=0, max=1, help="Beyond the outermost labelled slices, stop where a smaller Dice is expected; 0: never."
+        ),
     ] = 0.7,
     unlabelled: Annotated[
         int | None, typer.Option(help="The value of unlabelled voxels; default: slices without a label are unlabelled.")

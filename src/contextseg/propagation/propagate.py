@@ -149,8 +149,11 @@ class Session:
         probabilities  whether to keep them for the whole volume.
         progress       called with (slices walked, in all).
 
-        Raises `Problem` for no reference or no class, and for a reference that does not fit.
+        Raises `Problem` for no reference or no class, for a reference that does not fit, and for a `stop_below` that is
+        no Dice.
         """
+        if not 0 <= stop_below <= 1:
+            raise Problem(f"stop_below={stop_below:g}", "it is a Dice", "give 0 (never stop) to 1")
         labels = checked(references, len(self), tuple(self.slices.shape[2:]))
         labels = {i: label for i, label in labels.items() if (label != IGNORE).any()}
         found = sorted({int(k) for label in labels.values() for k in np.unique(label) if k > 0})
