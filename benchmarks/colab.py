@@ -27,12 +27,18 @@ from contextseg.provenance import PeakMemory
 from contextseg.train import Training, _State, _step
 
 PLAIN = "plain training of the same network"
-FAITHFUL = {"generator": "full", "generator_every": 5, "lookahead_items": 1}
+FAITHFUL = {
+    "generator": "full",
+    "generator_lr": 3e-4,
+    "generator_every": 5,
+    "lookahead_items": 1,
+    "lookahead_parts": 1,
+}
 WAYS: dict[str, dict[str, Any]] = {
     "t = 2, default": {},
     "t = 4, default": {"context_classes": 4},
     "t = 6, default": {"context_classes": 6},
-    "t = 2, as the paper: generator of full size, every 5th step, whole batch": FAITHFUL,
+    "t = 2, as the paper: generator of full size, every 5th step, whole batch and patch": FAITHFUL,
     "t = 2, as the authors: the same by finite differences": FAITHFUL | {"meta": "finite"},
 }
 

@@ -14,7 +14,7 @@ from contextseg.batch import IGNORE, Batch
 from contextseg.data import phantom
 from contextseg.disk import Problem
 from contextseg.job import main_job
-from contextseg.losses import NEVER, merge_unknown
+from contextseg.losses import NEVER, cross_entropy, merge_unknown
 from contextseg.methods.cps import AREA, CPS, admissible, answer, boxes, halved, left_open, ramp
 from contextseg.methods.supervised import Supervised
 from contextseg.run import Run
@@ -86,6 +86,22 @@ def test_each_learns_the_others_answer_by_hand() -> None:
             y = best[1 - i] == k
             dice += (1 - (2 * p[i][k][y].sum() + 1e-5) / (p[i][k].sum() + y.sum() + 1e-5)) / 2
     assert float(fixed(one, two)(batch_of(label))["cps"].detach()) == pytest.approx(float(dice), rel=1e-5)
+
+
+def test_what_the_other_is_unsure_of_is_not_learnt() -> None:
+    """Probabilities of 0.9 and 0.6 in network one, 0.8 in network two: each learns where the other is sure."""
+    one = torch.tensor([[[0.1, 0.4, 0.9], [0.9, 0.6, 0.1]]]).log()
+    two = torch.tensor([[[0.8, 0.8, 0.8], [0.2, 0.2, 0.2]]]).log()
+    label = torch.full((1, 3), IGNORE)
+    for certain, of_one, of_two in (
+        (0.0, [0, 0, 0], [1, 1, 0]),
+        (0.7, [0, 0, 0], [1, IGNORE, 0]),
+        (0.85, [IGNORE] * 3, [1, IGNORE, 0]),
+        (0.95, [IGNORE] * 3, [IGNORE] * 3),
+    ):
+        method = fixed(one, two, unsupervised="ce", certain=certain)
+        expected = cross_entropy(one, torch.tensor([of_one])) + cross_entropy(two, torch.tensor([of_two]))
+        assert float(method(batch_of(label))["cps"].detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("unsupervised", ["dice", "ce"])
@@ -285,6 +301,8 @@ def test_what_cannot_be_is_named() -> None:
         CPS(laws.plan(2), unsupervised="dise")
     with pytest.raises(Problem, match="weight=-1"):
         CPS(laws.plan(2), weight=-1)
+    with pytest.raises(Problem, match="certain=1"):
+        CPS(laws.plan(2), certain=1)
     with pytest.raises(Problem, match="no such network"):
         CPS(laws.plan(2), second="nonet")
 

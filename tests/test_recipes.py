@@ -299,7 +299,7 @@ def test_rows() -> None:
     assert made["kmeans"] == "kmeans=context:context=kmeans,context_classes=6"
     assert made["predicted"] == "predicted=context:context=anatomy,masks=/masks"
     assert set(made) == {*ROWS} - {"anatomy"}
-    assert chosen(made, "CoLab-4, none") == ["CoLab-4=colab:context_classes=4", "none=supervised"]
+    assert chosen(made, "CoLab-4, none") == ["CoLab-4=colab:context_classes=4,generator_lr=0.0003", "none=supervised"]
     with pytest.raises(Problem, match="did you mean CoLab-"):
         chosen(made, "CoLab-3")
     with pytest.raises(Problem, match="a comma or a semicolon"):

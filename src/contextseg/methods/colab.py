@@ -240,8 +240,8 @@ class CoLab(Method):
 
     context_classes      t. The paper: 2 where false positives lie far from the ROI, 4 where they lie beside it. 1 is
                          `Supervised`, bit for bit.
-    generator            "small" or "full" (see `Generator`); generator_lr its rate, Adam's.
-    generator_every      steps from one look-ahead to the next; the authors' code has 5.
+    generator            "small" or "full" (see `Generator`); generator_lr its rate, Adam's; the paper's is 3e-4.
+    generator_every      steps from one look-ahead to the next; the paper has 1, the authors' code 5.
     lookahead_items      of how many items of a batch one is looked ahead with, in turn; 1 is all.
     lookahead_parts      into how many parts each axis of the patch is cut, so that one is looked ahead with, in turn;
                          1 is the whole patch. No part is smaller than 16 voxels along an axis.
@@ -263,10 +263,10 @@ class CoLab(Method):
         optimizer: str = "sgd",
         context_classes: int = 2,
         generator: str = "small",
-        generator_lr: float = 3e-4,
-        generator_every: int = 10,
+        generator_lr: float = 3e-3,
+        generator_every: int = 2,
         lookahead_items: int = 2,
-        lookahead_parts: int = 1,
+        lookahead_parts: int = 2,
         meta: str = "exact",
         margin: float = 30.0,
         tau: float = 20.0,

@@ -82,15 +82,20 @@ def admissible(logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
     return logits.masked_fill(known.view(*known.shape, *space) & (label == 0).unsqueeze(1), NEVER)
 
 
-def answer(logits: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
+def answer(logits: Tensor, label: Tensor, annotated: Tensor, certain: float = 0.0) -> Tensor:
     """(B, *S) int64: the likeliest class of `admissible` logits where the label leaves it open, `IGNORE` elsewhere.
+
+    It is `IGNORE` too where its probability is below `certain` (as FixMatch: Sohn et al., NeurIPS 2020).
 
     >>> z = torch.tensor([[[0.0, 1, 1, 1], [3, 3, 3, 3], [2, 2, 0, 2]]])  # K = 3, four voxels, class 2 is unknown
     >>> label, annotated = torch.tensor([[-1, 0, 0, 1]]), torch.tensor([[True, True, False]])
     >>> answer(admissible(z, label, annotated), label, annotated).tolist()
     [[1, 2, 0, -1]]
     """
-    return torch.where(left_open(label, annotated), logits.argmax(1), IGNORE)
+    asked = left_open(label, annotated)
+    if certain > 0:
+        asked &= logits.float().softmax(1).amax(1) >= certain
+    return torch.where(asked, logits.argmax(1), IGNORE)
 
 
 # --- CutMix -----------------------------------------------------------------------------------------------------------
@@ -128,6 +133,7 @@ class CPS(Method):
     weight           of what they learn from each other, at the end; `ramp` leads there.
     smoothing        of the labels, in the cross-entropy.
     unsupervised     what they learn each other's answers with: "dice" or "ce".
+    certain          answers less probable than this are not learnt; 0: all are, as in both papers.
     cutmix           the answers are given to unlabelled patches, and learnt on mixtures of two (`boxes`).
 
     Raises `Problem` for unknown names, and for numbers that make no sense.
@@ -143,18 +149,20 @@ class CPS(Method):
         weight: float = 1.0,
         smoothing: float = 0.1,
         unsupervised: str = "dice",
+        certain: float = 0.0,
         cutmix: bool = False,
     ) -> None:
         super().__init__()
         if unsupervised not in UNSUPERVISED:
             what = "there is no such loss between the networks"
             raise Problem(f"unsupervised={unsupervised}", what, did_you_mean(unsupervised, UNSUPERVISED))
-        if weight < 0 or not 0 <= smoothing < 1 or unlabelled_items < -1:
-            what = f"weight={weight}, smoothing={smoothing}, unlabelled_items={unlabelled_items}"
-            raise Problem("method cps", what, "give a weight from 0, a smoothing below 1, and items from 0, or -1")
+        if weight < 0 or not 0 <= smoothing < 1 or not 0 <= certain < 1 or unlabelled_items < -1:
+            what = f"weight={weight}, smoothing={smoothing}, certain={certain}, unlabelled_items={unlabelled_items}"
+            remedy = "give a weight from 0, a smoothing and a certainty from 0 to below 1, and items from 0, or -1"
+            raise Problem("method cps", what, remedy)
         self.nets = nn.ModuleList([build_net(net, plan), build_net(second or net, plan)])
         self.unlabelled = plan.batch_size // 2 if unlabelled_items < 0 else unlabelled_items
-        self.optimizer, self.weight, self.cutmix = optimizer, weight, cutmix
+        self.optimizer, self.weight, self.certain, self.cutmix = optimizer, weight, certain, cutmix
         self.supervised, self.unsupervised = partial(dice_ce, smoothing=smoothing), UNSUPERVISED[unsupervised]
         self.done = 0.0
 
@@ -177,7 +185,7 @@ class CPS(Method):
         every = [net(batch.image if mixed is None else mixed.image) for net in self.nets]
         seg = [deep(self.supervised, outputs, batch.label, batch.annotated) for outputs in every]
         logits = [self._open(outputs, batch) for outputs in every]
-        answers = [answer(z.detach(), batch.label, batch.annotated) for z in logits]
+        answers = [answer(z.detach(), batch.label, batch.annotated, self.certain) for z in logits]
         if mixed is not None:
             answers = [torch.where(mixed.items, given, own) for given, own in zip(mixed.answers, answers)]
         learnt = [self.unsupervised(z, other) for z, other in zip(logits, reversed(answers))]
@@ -199,7 +207,8 @@ class CPS(Method):
         if len(part) < 2:
             return None
         with torch.no_grad():
-            given = [answer(self._open(net(part.image), part), part.label, part.annotated) for net in self.nets]
+            free_logits = [self._open(net(part.image), part) for net in self.nets]
+            given = [answer(z, part.label, part.annotated, self.certain) for z in free_logits]
         inside = boxes(len(part), part.label.shape[1:]).to(part.image.device)
         image, answers = batch.image.clone(), [batch.label.clone() for _ in given]
         image[free] = torch.where(inside.unsqueeze(1), part.image.roll(1, 0), part.image)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from contextseg.recipes.arrange import Arranged
 
 SEEDS = "0,1"
-PATCH_VOX, BATCH, WIDTH, STEPS_AN_EPOCH = 80, 2, 30, 100
+PATCH_VOX, BATCH, WIDTH, STEPS_AN_EPOCH, GENERATOR_LR = 80, 2, 30, 100, 3e-4
 MEASURES = {"DSC": ("dsc", 100.0), "SEN": ("sen", 100.0), "PRC": ("prc", 100.0), "HD95": ("hd95_mm", 1.0)}
 """The paper's measures: the table's column, and what it is multiplied by."""
 
@@ -31,7 +31,7 @@ def rows(recipe: Recipe, masks: Mapping[str, str | Path] | None = None) -> dict[
         "none": "supervised",
         "kmeans": f"context:context=kmeans,context_classes={recipe.clusters}",
         "dilated": "context:context=dilated",
-        **{f"CoLab-{t}": f"colab:context_classes={t}" for t in (2, 4, 6)},
+        **{f"CoLab-{t}": f"colab:context_classes={t},generator_lr={GENERATOR_LR}" for t in (2, 4, 6)},
     }
     for name, folder in (masks or {}).items():
         if set(str(folder)) & set(",;"):
