@@ -36,25 +36,24 @@ FAITHFUL = {
 }
 WAYS: dict[str, dict[str, Any]] = {
     "t = 2, default": {},
-    "t = 4, default": {"context_classes": 4},
     "t = 6, default": {"context_classes": 6},
     "t = 2, as the paper: generator of full size, every 5th step, whole batch and patch": FAITHFUL,
-    "t = 2, as the authors: the same by finite differences": FAITHFUL | {"meta": "finite"},
 }
 
 
 @dataclass(frozen=True)
 class Size:
-    """Patch side, batch, widths, and how often each step is timed."""
+    """Patch side, batch, widths, and how often each step is timed, and done before that."""
 
     side: int
     batch: int
     widths: tuple[int, ...]
     rounds: int
+    warm: int
 
 
-FULL, QUICK = Size(80, 2, (30, 60, 120, 240, 320), 3), Size(32, 2, (8, 16, 32), 3)
-FULL_GPU = Size(80, 2, (30, 60, 120, 240, 320), 20)
+FULL, QUICK = Size(80, 2, (30, 60, 120, 240, 320), 2, 0), Size(32, 2, (8, 16, 32), 3, 1)  # half a minute a step
+FULL_GPU = Size(80, 2, (30, 60, 120, 240, 320), 20, 5)
 
 
 def rows(quick: bool) -> Iterator[tuple[str, str, float, float, str]]:
@@ -78,7 +77,7 @@ def seconds(size: Size, device: torch.device, arguments: dict[str, Any]) -> tupl
     every = METHODS["colab"](plan(size), **arguments).every
     kinds: tuple[Callable[[], None], ...] = (lambda: plain(0), lambda: colab(1), lambda: colab(0))
     taken: tuple[list[float], ...] = ([], [], [])
-    for r in range(-1 if device.type == "cpu" else -5, size.rounds):
+    for r in range(-size.warm, size.rounds):
         for work, times in zip(kinds, taken):
             start = now(device)
             work()
