@@ -36,8 +36,10 @@ FAITHFUL = {
 }
 WAYS: dict[str, dict[str, Any]] = {
     "t = 2, default": {},
+    "t = 4, default": {"context_classes": 4},
     "t = 6, default": {"context_classes": 6},
     "t = 2, as the paper: generator of full size, every 5th step, whole batch and patch": FAITHFUL,
+    "t = 2, as the authors: the same by finite differences": FAITHFUL | {"meta": "finite"},
 }
 
 

@@ -276,6 +276,9 @@ def test_a_small_generator_is_small() -> None:
         ({"background": "mean"}, "background=mean"),
         ({"generator_every": 0}, "generator_every=0"),
         ({"lookahead_parts": 0}, "lookahead_parts=0"),
+        ({"generator_lr": -1.0}, "generator_lr=-1"),
+        ({"tau": 0.0}, "tau=0"),
+        ({"margin": -1.0}, "margin=-1"),
     ],
 )
 def test_wrong_arguments_are_named(wrong: dict[str, object], named: str) -> None:

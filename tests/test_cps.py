@@ -241,6 +241,14 @@ def test_cutmix_moves_the_answers_with_the_image() -> None:
     with torch.no_grad():
         for net, given in zip(method.nets, mixed.answers):
             assert torch.equal(given[1:], net(mixed.image[1:]).argmax(1))
+        method.certain = 0.39
+        sure = method._mixed(b)
+        assert sure is not None
+        for net, given in zip(method.nets, sure.answers):
+            p, best = net(sure.image[1:]).softmax(1).max(1)
+            assert torch.equal(given[1:], torch.where(p >= 0.39, best, IGNORE))
+            assert 0.05 < float((p >= 0.39).float().mean()) < 0.95
+        method.certain = 0.0
     torch.manual_seed(7)
     found = method(b)
     torch.manual_seed(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from contextseg.disk import Problem, read_json, write_json
 from contextseg.job import teach
 from contextseg.methods import METHODS, Method
 from contextseg.methods.consensus import HUMAN, NOBODY, Known, agreement, learnt, majority, over_classes
-from contextseg.methods.pseudo import QC
+from contextseg.methods.cps import CPS
+from contextseg.methods.pseudo import QC, pseudo
 from contextseg.metrics import evaluate_case
 from contextseg.run import Run
 from contextseg.settings import Settings
@@ -330,6 +332,12 @@ def test_a_whole_run_in_slices(data: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(weights[0][n], weights[1][n]) for n in weights[0])  # they began elsewhere
     again = Run.open(tmp_path).finished()
     assert all(torch.equal(again.state_dict()[n], weights[-1][n]) for n in weights[-1])
+
+
+def test_every_setting_of_cps_can_be_given() -> None:
+    known = inspect.signature(pseudo).parameters
+    for name, setting in inspect.signature(CPS).parameters.items():
+        assert name == "plan" or known[name].default == setting.default, name
 
 
 def test_what_cannot_be_is_named(data: Path, tmp_path: Path) -> None:

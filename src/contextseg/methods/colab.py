@@ -275,10 +275,12 @@ class CoLab(Method):
         background: str = "sum",
     ) -> None:
         super().__init__()
-        check_contexts(context_classes, background)
+        check_contexts(context_classes, background, margin, tau)
         if min(generator_every, lookahead_items, lookahead_parts) < 1:
             what = f"generator_every={generator_every}, {lookahead_items=}, {lookahead_parts=}"
             raise Problem("method colab", what, "give 1 or more of each")
+        if not generator_lr > 0:
+            raise Problem(f"generator_lr={generator_lr}", "not a positive number", "give a rate above 0")
         if meta not in PRODUCTS:
             raise Problem(f"meta={meta}", "there is no such way to the meta-gradient", did_you_mean(meta, PRODUCTS))
         self.classes, self.contexts, self.background = len(plan.classes), context_classes, background

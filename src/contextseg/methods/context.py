@@ -157,7 +157,7 @@ class Dilated(Method):
         background: str = "sum",
     ) -> None:
         super().__init__()
-        check_contexts(2, background)
+        check_contexts(2, background, margin, tau)
         self.classes, self.background, self.decay_by = len(plan.classes), background, (margin, tau)
         self.net = build_net(net, plan, self.classes + 1)
         self.optimizer = optimizer
@@ -178,12 +178,16 @@ class Dilated(Method):
         return folded(self.net(image), self.classes, self.background)
 
 
-def check_contexts(context_classes: int, background: str) -> None:
-    """Raise `Problem` for fewer than one context class and for an unknown way back to the background."""
+def check_contexts(context_classes: int, background: str, margin: float = 30.0, tau: float = 20.0) -> None:
+    """Raise `Problem` for fewer than one context class, an unknown way back to the background, and a falling off of
+    `nearness` that is none.
+    """
     if context_classes < 1:
         raise Problem(f"context_classes={context_classes}", "no context at all", "give 1, for plain training, or more")
     if background not in BACKGROUNDS:
         raise Problem(f"background={background}", "there is no such way", did_you_mean(background, BACKGROUNDS))
+    if not (margin >= 0 and tau > 0):
+        raise Problem(f"margin={margin}, tau={tau}", "no distance to fall off over", "give 0 or more, and more than 0")
 
 
 def distances(batch: Batch) -> Tensor:

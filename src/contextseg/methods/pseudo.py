@@ -49,6 +49,7 @@ def pseudo(
     weight: float = 1.0,
     smoothing: float = 0.1,
     unsupervised: str = "dice",
+    certain: float = 0.0,
     cutmix: bool = False,
 ) -> Method:
     """Train several models, let them predict what nobody labelled, learn from what they agree on, and again.
@@ -76,6 +77,7 @@ def pseudo(
         "weight": weight,
         "smoothing": smoothing,
         "unsupervised": unsupervised,
+        "certain": certain,
         "cutmix": cutmix,
     }
     make = _maker(run.plan, base, own)
