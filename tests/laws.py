@@ -41,6 +41,7 @@ def plan(dims: int = 3, classes: int = 3, batch_size: int = 4) -> Plan:
         widths=(8, 16, 32),
         strides=((1,) * dims, (2,) * dims, (2,) * dims),
         kernels=((3,) * dims,) * 3,
+        batch_dice=dims == 2,
     )
 
 

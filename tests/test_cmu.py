@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,14 +126,14 @@ def test_warm_restarts_are_torchs_at_each_epoch() -> None:
 def test_the_joint_loss_shares_out_its_weight() -> None:
     torch.manual_seed(0)
     method, b = CMU(laws.plan(2), loss="soft_dice", presence_weight=0.3), laws.batch(0, dims=2)
-    terms = method(b)
+    terms, dice = method(b), partial(soft_dice, pooled=True)
     outputs, present = head_of(method).both(b.image)
-    assert torch.equal(terms["seg"], 0.7 * deep(soft_dice, outputs, b.label, b.annotated))
+    assert torch.equal(terms["seg"], 0.7 * deep(dice, outputs, b.label, b.annotated))
     assert torch.equal(terms["presence"], 0.3 * presence_loss(present, b.tags, 2.0, 0.8))
     torch.manual_seed(0)
     plain = CMU(laws.plan(2), loss="soft_dice", presence_weight=0)
     assert list(plain(b)) == ["seg"]
-    assert torch.equal(plain(b)["seg"], deep(soft_dice, outputs, b.label, b.annotated))
+    assert torch.equal(plain(b)["seg"], deep(dice, outputs, b.label, b.annotated))
     assert method.decay(0.05) == warm_restarts(0.05, 10)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -284,6 +285,54 @@ def test_dice_skips_unknown_classes():
     single = [losses.soft_dice(logits, label, torch.tensor([[True, *(i == k for i in (1, 2, 3))]])) for k in (1, 2, 3)]
     assert losses.soft_dice(logits, label).item() == pytest.approx(sum(single).item() / 3, 1e-12)
     assert losses.soft_dice(logits, label, torch.tensor([[True, False, False, False]])).item() == 0
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@every_size
+def test_pooled_dice_has_the_sums_of_all_items(size, soft):
+    logits, label, annotated = draw(size, items=4)
+    label[3] = IGNORE  # this item knows nothing: it is in no sum, and counts among the four
+    target = one_hot(label, 4).double() if soft else label
+    dice = {}
+    for k in (1, 2, 3):
+        both = total = 0.0
+        for i in range(4):
+            p = torch.from_numpy(probabilities(logits[i].flatten(1).numpy(), annotated[i].numpy()))[k]
+            y, said = label[i].flatten() == k, label[i].flatten() != IGNORE
+            if annotated[i, k]:
+                both += float(p[y].sum())
+                total += float(p[said].sum() + y.sum())
+        dice[k] = 1 - (2 * both + 1e-5) / (total + 1e-5)
+    each = [[dice[k] for k in dice if annotated[i, k]] for i in range(3)]
+    expected = sum(sum(d) / len(d) for d in each if d) / 4
+    assert losses.soft_dice(logits, target, annotated, pooled=True).item() == pytest.approx(expected, 1e-9)
+    ce = losses.cross_entropy(logits, target, annotated).item()
+    assert losses.dice_ce(logits, target, annotated, pooled=True).item() == pytest.approx(expected + ce, 1e-9)
+
+
+@pytest.mark.parametrize("name", losses.POOLED)
+def test_pooling_changes_nothing_for_one_item_and_keeps_the_laws(name):
+    loss = partial(LOSSES[name], pooled=True)
+    logits, label, annotated = draw((3, 4, 2), items=1)
+    assert loss(logits, label, annotated).item() == pytest.approx(LOSSES[name](logits, label, annotated).item(), 1e-12)
+    assert loss(logits[:0], label[:0]) == 0
+    silent, g = grad(lambda z: loss(z, torch.full_like(label, IGNORE), annotated), logits)
+    assert silent == 0
+    assert (g == 0).all()
+    logits, label, annotated = draw((3, 4, 2), items=3)
+    other = torch.where((label == IGNORE).unsqueeze(1), 50 * torch.randn_like(logits), logits)
+    assert torch.equal(loss(logits, label, annotated), loss(other, label, annotated))
+
+
+def test_a_patch_without_the_organ_weighs_what_its_voxels_do_when_pooled():
+    """Three voxels falsely found: alone they are all that there is of the class, pooled a twentieth of it."""
+    label = torch.zeros(2, 10, 10, dtype=torch.int64)
+    label[0, :6] = 1
+    sure = torch.where(label == 1, 20.0, -20.0)
+    sure[1, 0, :3] = 20.0
+    logits = torch.stack([-sure, sure], 1)
+    assert losses.soft_dice(logits, label).item() == pytest.approx(0.5, abs=1e-3)
+    assert losses.soft_dice(logits, label, pooled=True).item() == pytest.approx(1 - 120 / 123, abs=1e-3)
 
 
 def test_focal_by_hand():

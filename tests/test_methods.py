@@ -101,13 +101,13 @@ def one_rank_of_two(rank: int, name: str, dims: int, labelled: int, folder: Path
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("labelled", [4, 1])  # 1: one rank has annotation, the other has none
+@pytest.mark.parametrize(("labelled", "dims"), [(4, 3), (1, 3), (4, 2)])  # 1: one rank has annotation, the other none
 @pytest.mark.parametrize("name", NAMES)
-def test_two_ranks_equal_one(name: str, labelled: int, tmp_path: Path) -> None:
-    before = weights(laws.make(name))
-    mp.spawn(one_rank_of_two, (name, 3, labelled, tmp_path), nprocs=2)
+def test_two_ranks_equal_one(name: str, labelled: int, dims: int, tmp_path: Path) -> None:
+    before = weights(laws.make(name, dims))
+    mp.spawn(one_rank_of_two, (name, dims, labelled, tmp_path), nprocs=2)
     two = torch.load(tmp_path / "model.pt", weights_only=True)
-    one = weights(laws.teach(sgd(laws.make(name)), tmp_path / "one", 1, 3, labelled, clip=1e9))
+    one = weights(laws.teach(sgd(laws.make(name, dims)), tmp_path / "one", 1, dims, labelled, clip=1e9))
     moved = max(float((one[n] - before[n]).abs().max()) for n in one)
     assert max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-4 * moved
 

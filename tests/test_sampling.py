@@ -325,6 +325,33 @@ def test_labels_that_replace_others_are_used_and_searched_for_roi(tmp_path: Path
         Sampler(cases, p, labels=labels, unlabelled=1)
 
 
+def test_what_people_labelled_is_at_least_half_of_what_is_taught(tmp_path: Path) -> None:
+    p = plan()
+    humans = [case(tmp_path, p, organs(), "h")]
+    joined = [case(tmp_path, p, None, f"j{i}") for i in range(7)]
+    np.save(tmp_path / "organs.npy", organs())
+    labels = {made.record.name: tmp_path / "organs.npy" for made in joined}
+
+    def shares(sampler: Sampler) -> tuple[float, float]:
+        """Of the items that lie anywhere, and of those on an organ, how many are of the case 0."""
+        taught = sampler.plan.batch_size - sampler.unlabelled
+        cases = torch.cat([sampler.batch(n).case[:taught] for n in range(60)])
+        return float((cases[::2] == 0).float().mean()), float((cases[1::2] == 0).float().mean())
+
+    none = case(tmp_path, p, None, "u")
+    for sampler in (
+        Sampler(humans + joined, p, labels=labels),
+        Sampler([*humans, *joined, none], p, labels=labels, unlabelled=2),
+        Sampler([*humans, *joined, none], replace(p, batch_size=2), labels=labels, unlabelled=1),
+    ):
+        assert all(0.5 <= share < 0.75 for share in shares(sampler))
+    assert max(shares(Sampler(joined, p, labels=labels))) < 0.3  # nobody labelled one: all alike
+    empty = [case(tmp_path, p, np.zeros(GRID, np.int16), "e")]
+    anywhere, on_roi = shares(Sampler(empty + joined, p, labels=labels))
+    assert anywhere >= 0.5
+    assert on_roi == 0  # what a person found free of organs still holds none
+
+
 def test_replaced_labels_that_are_damaged_or_of_another_size_are_named(tmp_path: Path) -> None:
     p = plan()
     cases = [case(tmp_path, p, organs(), "a")]

@@ -5,6 +5,9 @@ still counts in B. So the loss of a batch is the mean of its items' losses howev
 gradients of several ranks, weighted by their share of the items, add up to one process's with nothing communicated. An
 empty batch gives 0.
 
+With `pooled` an item's Dice of a class is that of all items together, of all ranks: nnU-Net's `batch_dice`. Most small
+patches hold no organ, and a Dice of such a patch alone says as loudly as one of an organ that there is none.
+
 target     (B, *S) int64: class 0..K-1, or `IGNORE`; or soft, (B, K, *S) float: each column sums to 1, or is all zero
            where nobody has said.
 annotated  (B, K) bool, or None for all True: False where class k was not looked for in this case. There the background
@@ -23,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextseg.batch import IGNORE
+from contextseg.ranks import sum_over_ranks
 
 Loss = Callable[..., Tensor]
 """(logits, target, annotated) -> a scalar."""
@@ -75,14 +79,16 @@ def cross_entropy(
     return _mean(_entropy(_items(logits, target, annotated), weight, smoothing))
 
 
-def soft_dice(logits: Tensor, target: Tensor, annotated: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+def soft_dice(
+    logits: Tensor, target: Tensor, annotated: Tensor | None = None, eps: float = 1e-5, pooled: bool = False
+) -> Tensor:
     """1 - (2 sum(p y) + eps) / (sum p + sum y + eps): in each item, the mean over its annotated classes but class 0.
 
     The sums run over the item's annotated voxels. A class in neither p nor y has loss 0; one that is predicted where y
     has none has a loss near 1. An item where no class but the background is annotated adds 0. Sample-wise (Milletari
-    et al., 3DV 2016, without the squares); nnU-Net pools the items of a batch in some configurations.
+    et al., 3DV 2016, without the squares); `pooled`: the sums of a class run over the items that know it.
     """
-    return _mean(_dice(_items(logits, target, annotated), eps))
+    return _mean(_dice(_items(logits, target, annotated), eps, pooled))
 
 
 def dice_ce(
@@ -92,10 +98,11 @@ def dice_ce(
     weight: Sequence[float] | Tensor | None = None,
     smoothing: float = 0.0,
     eps: float = 1e-5,
+    pooled: bool = False,
 ) -> Tensor:
     """`cross_entropy` + `soft_dice` at equal weight, nnU-Net's loss, from one log-softmax."""
     items = _items(logits, target, annotated)
-    return _mean(_entropy(items, weight, smoothing) + _dice(items, eps))
+    return _mean(_entropy(items, weight, smoothing) + _dice(items, eps, pooled))
 
 
 def focal(
@@ -125,6 +132,8 @@ LOSSES: dict[str, Loss] = {
     "focal": focal,
 }
 """By name; each takes (logits, target, annotated). The tests run over this."""
+POOLED = ("dice_ce", "soft_dice")
+"""Those that can be `pooled`."""
 
 
 # --- deep supervision -------------------------------------------------------------------------------------------------
@@ -240,7 +249,7 @@ def _entropy(items: _Items, weight: Sequence[float] | Tensor | None, smoothing: 
     return (loss * items.said).sum(1) / mass.sum(1).clamp(min=1e-12)
 
 
-def _dice(items: _Items, eps: float) -> Tensor:
+def _dice(items: _Items, eps: float, pooled: bool) -> Tensor:
     """(B,): the Dice loss of each item."""
     p = items.logp[:, 1:].exp()
     if items.soft:
@@ -253,6 +262,10 @@ def _dice(items: _Items, eps: float) -> Tensor:
         true = torch.stack([mask.sum(1) for mask in masks], 1)
     predicted = (p * items.said[:, None]).sum(2)
     known = items.known[:, 1:]
+    if pooled:
+        sums = torch.stack([both, predicted, true.to(both.dtype)])
+        both, predicted, true = sum_over_ranks((sums * known).sum(1, keepdim=True))
+        known = known & (items.said.sum(1, keepdim=True) > 0)
     loss = (1 - (2 * both + eps) / (predicted + true + eps)) * known
     return loss.sum(1) / known.sum(1).clamp(min=1)
 

@@ -26,6 +26,18 @@ def mean_over_ranks(gradients: list[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of `x` over the ranks, through which gradients go back to all of them.
+
+    Alone, and where no gradient is asked for (one rank may then be looking at something alone), `x` itself.
+    """
+    if ranks()[1] == 1 or not x.requires_grad:
+        return x
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(x)
+
+
 def names_on_any_rank(given: Iterable[str], names: Iterable[str], device: torch.device) -> set[str]:
     """Those of `names`, in the same order on every rank, that some rank was `given`."""
     if ranks()[1] == 1:

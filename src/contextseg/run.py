@@ -236,6 +236,9 @@ class Run:
         "maps", where the method asks for some.
         """
         settings, labels = self.settings, labels or {}
+        if self.plan.batch_dice and ranks()[1] > self.plan.batch_size:
+            what = f"{self.plan.batch_size} items for {ranks()[1]} processes, and their Dice is pooled"
+            raise Problem("batch_size", what, f"raise it to {ranks()[1]}, or --set batch_dice=false")
         maps = self._maps(method.maps, labels) if method.maps else {}
 
         def work(folder: Path, tell: Callable[..., None]) -> None:

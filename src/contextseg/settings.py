@@ -163,7 +163,7 @@ def _parse(text: str, hint: Any, name: str) -> Any:
     if kind == "str":
         return text
     try:
-        if kind == "bool":
+        if kind.startswith("bool"):
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         if "tuple" in kind or "Sequence" in kind:
             inner = text.strip("()[] ")

@@ -70,6 +70,7 @@ class Plan:
     patch_vox    two numbers (H, W) for 2-D networks, three for 3-D.
     mirror       which of D, H, W may be mirrored; `swaps` are the classes that change places left to right.
     widths, strides, kernels  the network's levels, full resolution first.
+    batch_dice   whether the Dice loss pools the items of a batch; nnU-Net's word, and its rule: for 2-D networks.
     """
 
     dataset: str
@@ -86,6 +87,7 @@ class Plan:
     widths: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
+    batch_dice: bool = False
 
     @property
     def dims(self) -> int:
@@ -187,13 +189,14 @@ def make_plan(
     max_width: int | None = None,
     max_levels: int = 7,
     ct_windows: str | Sequence[str] = (),
+    batch_dice: bool | None = None,
 ) -> Plan:
     """The plan for a data set, from the facts of its *training* cases.
 
     `memory_gb` is what one training step may take (activations, gradients, weights; float16 on a GPU takes about half).
     What is given (`spacing_mm` in the order D, H, W; `patch_vox`; `batch_size`) is kept; the rest follows from it.
     `ct_windows` names windows (of `data.windows`; as text with commas between) through which the network sees a CT, one
-    channel each, in place of the training set's intensities.
+    channel each, in place of the training set's intensities. `batch_dice` None: in 2-D.
     Raises `Problem` if there is no case, an argument makes no sense, or the budget is too small for the smallest patch.
     """
     given = {"spacing_mm": spacing_mm, "patch_vox": patch_vox, "batch_size": batch_size, "memory_gb": memory_gb}
@@ -234,6 +237,7 @@ def make_plan(
         batch_size=batch,
         mirror=_three(mirrors or letter not in "RL" for letter in orientation),
         swaps=swaps,
+        batch_dice=dims == 2 if batch_dice is None else batch_dice,
         **levels(patch),
     )
 

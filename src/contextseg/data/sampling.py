@@ -27,8 +27,9 @@ class Sampler:
 
     Of the items with a label every second one is centred on a voxel of its case's ROI, each class as often as another
     however small it is; the others lie anywhere in the body. `labels` replaces the labels of some cases (name to .npy,
-    made by a relabel stage); `maps` gives some cases maps of their voxels (name to .npy, (N, *S)), which move with the
-    image; `annotated` says of some which classes are known, context classes too, in place of their own statement;
+    made by a relabel stage); at least half of the items with a label come from cases that a person labelled, however
+    many others such a stage adds. `maps` gives some cases maps of their voxels (name to .npy, (N, *S)), which move with
+    the image; `annotated` says of some which classes are known, context classes too, in place of their own statement;
     `unlabelled` is how many items of each batch, the last ones, come from cases without a label. A patch that is
     larger than its case has 0 in the image and in the maps and `IGNORE` in the label around it.
 
@@ -122,6 +123,8 @@ class Sampler:
         on_roi = i < taught and (n * taught + i) % 2 == 1
         rng = np.random.default_rng((self.seed, n, i))
         pool = self._with_roi if on_roi else self._labelled if i < taught else self._unlabelled
+        if i < taught and (n * taught + i) % 4 < 2:
+            pool = [c for c in pool if self.cases[c].labelled] or pool
         index = pool[rng.integers(len(pool))]
         case, label = self.cases[index], self._label(index)
         change = draw(self._allowed, rng, plan.patch_vox, len(plan.channels), plan.spacing_mm[-plan.dims :])

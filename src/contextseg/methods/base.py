@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached
 from contextseg.data.plan import Plan
 from contextseg.disk import Problem, did_you_mean
+from contextseg.losses import LOSSES, POOLED, Loss
 from contextseg.nets import NETS
 
 OPTIMIZERS = {
@@ -92,6 +94,17 @@ def build_net(name: str, plan: Plan, classes: int | None = None) -> nn.Module:
         strides=plan.strides,
         kernels=plan.kernels,
     )
+
+
+def loss_of(plan: Plan, name: str = "dice_ce", **settings: Any) -> Loss:
+    """The loss `name` of the registry, its Dice pooled over the batch where the plan says so.
+
+    Raises `Problem` for an unknown name.
+    """
+    if name not in LOSSES:
+        raise Problem(f"loss={name}", "there is no such loss", did_you_mean(name, LOSSES))
+    pooled = {"pooled": True} if plan.batch_dice and name in POOLED else {}
+    return partial(LOSSES[name], **settings, **pooled)
 
 
 def optimizer(name: str, parameters: object, lr: float) -> Optimizer:

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from contextseg.batch import Batch
 from contextseg.data.plan import Plan
-from contextseg.disk import Problem, did_you_mean
-from contextseg.losses import LOSSES, deep
-from contextseg.methods.base import Method, build_net, optimizer
+from contextseg.disk import Problem
+from contextseg.losses import deep
+from contextseg.methods.base import Method, build_net, loss_of, optimizer
 from contextseg.methods.presence import gate as gate_of
 from contextseg.methods.presence import presence_loss, with_head
 from contextseg.nets import Presence
@@ -61,11 +61,9 @@ class CMU(Method):
         cycles: int = 10,
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise Problem(f"loss={loss}", "there is no such loss", did_you_mean(loss, LOSSES))
         _check(presence_weight, gamma, alpha, cycles)
         self.net = with_head(net, plan, gamma, alpha) if presence_weight else build_net(net, plan)
-        self.optimizer, self.loss, self.cycles = optimizer, LOSSES[loss], cycles
+        self.optimizer, self.loss, self.cycles = optimizer, loss_of(plan, loss), cycles
         self.weight = presence_weight
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:

@@ -21,8 +21,8 @@ from torch.optim import Adam, Optimizer
 from contextseg.batch import IGNORE, Batch
 from contextseg.data.plan import Plan
 from contextseg.disk import Problem, did_you_mean
-from contextseg.losses import deep, deep_weights, dice_ce, shrunk
-from contextseg.methods.base import Mean, Method, build_net, optimizer
+from contextseg.losses import Loss, deep, deep_weights, dice_ce, shrunk
+from contextseg.methods.base import Mean, Method, build_net, loss_of, optimizer
 from contextseg.methods.context import (
     check_contexts,
     context_label,
@@ -43,14 +43,20 @@ SegLoss = Callable[[list[Tensor], Tensor], Tensor]
 
 
 def context_loss(
-    outputs: Tensor | Sequence[Tensor], q: Tensor, label: Tensor, near: Tensor, annotated: Tensor
+    outputs: Tensor | Sequence[Tensor],
+    q: Tensor,
+    label: Tensor,
+    near: Tensor,
+    annotated: Tensor,
+    loss: Loss = dice_ce,
 ) -> Tensor:
     """The loss that trains f, L_seg: cross-entropy and Dice against the extended soft label, at every depth.
 
     outputs    logits (B, K+t-1, *S), or a list of them, full resolution first.   q  (B, t, *S), g's probabilities.
     label      (B, *S) int64, 0..K-1 or `IGNORE`.   near (B, 1, *S), M.   annotated (B, K) bool.
 
-    At lower resolutions q is averaged, M is the smallest of its voxels, the label the nearest.
+    At lower resolutions q is averaged, M is the smallest of its voxels, the label the nearest. A look-ahead, which sees
+    a part of the batch, pools no Dice.
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else outputs
     classes, known = annotated.shape[1], known_classes(annotated, q.shape[1])
@@ -58,7 +64,7 @@ def context_loss(
     for weight, z in zip(deep_weights(len(outputs)), outputs):
         size = z.shape[2:]
         y = context_label(shrunk(label, size), _averaged(q, size), _smallest(near, size), classes)
-        total.append(weight * dice_ce(z, y, known))
+        total.append(weight * loss(z, y, known))
     return torch.stack(total).sum()
 
 
@@ -284,7 +290,7 @@ class CoLab(Method):
         if meta not in PRODUCTS:
             raise Problem(f"meta={meta}", "there is no such way to the meta-gradient", did_you_mean(meta, PRODUCTS))
         self.classes, self.contexts, self.background = len(plan.classes), context_classes, background
-        self.optimizer, self.meta = optimizer, meta
+        self.optimizer, self.loss, self.meta = optimizer, loss_of(plan), meta
         self.every, self.turns, self.parts = generator_every, lookahead_items, lookahead_parts
         self.generator_lr = generator_lr
         self.net = build_net(net, plan, self.classes + context_classes - 1)
@@ -313,9 +319,9 @@ class CoLab(Method):
         """One term, "seg"."""
         outputs = self.net(batch.image)
         if self.generator is None:
-            return {"seg": deep(dice_ce, outputs, batch.label, batch.annotated)}
+            return {"seg": deep(self.loss, outputs, batch.label, batch.annotated)}
         q, near = self.contexts_of(batch.image), self.near(distances(batch))
-        return {"seg": context_loss(outputs, q, batch.label, near, batch.annotated)}
+        return {"seg": context_loss(outputs, q, batch.label, near, batch.annotated, self.loss)}
 
     def lookahead(self, batch: Batch, lr: float, step: int, mean: Mean) -> dict[str, list[Tensor]]:
         """The meta-gradient for "generator", in every `generator_every`th step."""

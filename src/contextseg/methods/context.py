@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from contextseg.batch import Batch
 from contextseg.data.plan import Plan
 from contextseg.disk import Problem, did_you_mean
-from contextseg.losses import deep, dice_ce, one_hot
-from contextseg.methods.base import Method, build_net, optimizer
+from contextseg.losses import deep, one_hot
+from contextseg.methods.base import Method, build_net, loss_of, optimizer
 
 FAR = 60_000.0
 """The distance, in whatever unit, where a case has no ROI: float16 holds it, and nothing is near it."""
@@ -121,7 +121,7 @@ class Contexts(Method):
         check_contexts(context_classes, background)
         self.classes, self.contexts, self.background = len(plan.classes), context_classes, background
         self.net = build_net(net, plan, self.classes + context_classes - 1)
-        self.optimizer = optimizer
+        self.optimizer, self.loss = optimizer, loss_of(plan)
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """One group."""
@@ -133,7 +133,7 @@ class Contexts(Method):
         known = batch.annotated
         if known.shape[1] != width:
             known = known_classes(known, self.contexts)
-        return {"seg": deep(dice_ce, self.net(batch.image), batch.label, known)}
+        return {"seg": deep(self.loss, self.net(batch.image), batch.label, known)}
 
     def predict(self, image: Tensor) -> Tensor:
         """The logits, context classes folded into the background."""
@@ -160,7 +160,7 @@ class Dilated(Method):
         check_contexts(2, background, margin, tau)
         self.classes, self.background, self.decay_by = len(plan.classes), background, (margin, tau)
         self.net = build_net(net, plan, self.classes + 1)
-        self.optimizer = optimizer
+        self.optimizer, self.loss = optimizer, loss_of(plan)
         self.maps = partial(roi_distance, unit=distance_unit)
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
@@ -171,7 +171,7 @@ class Dilated(Method):
         """One term, "seg"."""
         near = nearness(distances(batch), *self.decay_by)
         y = context_label(batch.label, torch.cat([1 - near, near], 1), torch.ones_like(near), self.classes)
-        return {"seg": deep(dice_ce, self.net(batch.image), y, known_classes(batch.annotated, 2))}
+        return {"seg": deep(self.loss, self.net(batch.image), y, known_classes(batch.annotated, 2))}
 
     def predict(self, image: Tensor) -> Tensor:
         """The logits, the context class folded into the background."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from math import exp, log
 
@@ -19,10 +18,10 @@ from torch.optim import Optimizer
 from contextseg.batch import IGNORE, Batch
 from contextseg.data.plan import Plan
 from contextseg.disk import Problem, did_you_mean
-from contextseg.losses import NEVER, Loss, cross_entropy, deep, dice_ce, soft_dice
-from contextseg.methods.base import Method, build_net, optimizer
+from contextseg.losses import NEVER, deep
+from contextseg.methods.base import Method, build_net, loss_of, optimizer
 
-UNSUPERVISED: dict[str, Loss] = {"dice": soft_dice, "ce": cross_entropy}
+UNSUPERVISED = {"dice": "soft_dice", "ce": "cross_entropy"}
 """What a network may learn the other's answer with; the first is Pham et al.'s, the second Chen et al.'s."""
 
 BOXES, AREA = 3, (0.25, 0.5)
@@ -163,7 +162,8 @@ class CPS(Method):
         self.nets = nn.ModuleList([build_net(net, plan), build_net(second or net, plan)])
         self.unlabelled = plan.batch_size // 2 if unlabelled_items < 0 else unlabelled_items
         self.optimizer, self.weight, self.certain, self.cutmix = optimizer, weight, certain, cutmix
-        self.supervised, self.unsupervised = partial(dice_ce, smoothing=smoothing), UNSUPERVISED[unsupervised]
+        self.supervised = loss_of(plan, smoothing=smoothing)
+        self.unsupervised = loss_of(plan, UNSUPERVISED[unsupervised])
         self.done = 0.0
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:

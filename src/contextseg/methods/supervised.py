@@ -7,8 +7,8 @@ from torch.optim import Optimizer
 
 from contextseg.batch import Batch
 from contextseg.data.plan import Plan
-from contextseg.losses import deep, dice_ce
-from contextseg.methods.base import Method, build_net, optimizer
+from contextseg.losses import deep
+from contextseg.methods.base import Method, build_net, loss_of, optimizer
 from contextseg.methods.presence import presence_loss, with_head
 from contextseg.nets import Presence
 
@@ -26,7 +26,7 @@ class Supervised(Method):
     def __init__(self, plan: Plan, net: str = "unet", optimizer: str = "sgd", presence_weight: float = 0.0) -> None:
         super().__init__()
         self.net = with_head(net, plan) if presence_weight else build_net(net, plan)
-        self.optimizer, self.presence_weight = optimizer, presence_weight
+        self.optimizer, self.loss, self.presence_weight = optimizer, loss_of(plan), presence_weight
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """One group."""
@@ -35,10 +35,10 @@ class Supervised(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One term, "seg"; with `presence_weight` another, "presence"."""
         if not isinstance(self.net, Presence):
-            return {"seg": deep(dice_ce, self.net(batch.image), batch.label, batch.annotated)}
+            return {"seg": deep(self.loss, self.net(batch.image), batch.label, batch.annotated)}
         outputs, present = self.net.both(batch.image)
         return {
-            "seg": deep(dice_ce, outputs, batch.label, batch.annotated),
+            "seg": deep(self.loss, outputs, batch.label, batch.annotated),
             "presence": self.presence_weight * presence_loss(present, batch.tags),
         }
 
