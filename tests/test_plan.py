@@ -303,6 +303,13 @@ def test_what_is_given_is_kept_and_the_rest_follows() -> None:
     assert planned(facts()).orders == (3, 3, 3)
 
 
+def test_the_dice_of_a_batch_is_pooled_in_2d_or_where_asked() -> None:
+    assert planned(facts(), dims=2).batch_dice
+    assert not planned(facts()).batch_dice
+    assert planned(facts(), batch_dice=True).batch_dice
+    assert not planned(facts(), dims=2, batch_dice=False).batch_dice
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -23,6 +23,7 @@ from contextseg.data.augment import Augmentation
 from contextseg.data.layouts import open_dataset
 from contextseg.disk import Problem, read_json
 from contextseg.job import main_job, open_ensemble, predict_cases, references, report_again, settled
+from contextseg.methods import Supervised
 from contextseg.run import Run, predict_scan
 from contextseg.settings import UNDECIDED, Settings
 from contextseg.train import Training
@@ -339,6 +340,16 @@ def test_torchrun_two_ranks(data: Path, finished: Path, tmp_path: Path) -> None:
     assert max(float((two[n] - one[n]).abs().max()) for n in one) < 1e-3
 
 
+def test_a_pooled_dice_needs_an_item_for_each_rank(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, Settings(str(data)).set([*TINY, "batch_dice=true"]))
+    run.check()
+    run.make_plan()
+    run.preprocess()
+    monkeypatch.setattr("contextseg.run.ranks", lambda: (0, 3))
+    with pytest.raises(Problem, match=r"2 items for 3 processes.*raise it to 3"):
+        run.train(Supervised(run.plan))
+
+
 # --- recipes --------------------------------------------------------------------------------------------------------
 
 
@@ -347,7 +358,7 @@ def test_a_recipe_of_several_stages_resumes_and_never_overwrites_an_annotator(
 ) -> None:
     from contextseg import methods
     from contextseg.batch import IGNORE
-    from contextseg.methods import Method, Supervised
+    from contextseg.methods import Method
 
     def twice(run: Run, threshold: float = 0.5) -> Method:
         teacher = run.train(Supervised(run.plan))
@@ -380,7 +391,7 @@ def test_a_recipe_of_several_stages_resumes_and_never_overwrites_an_annotator(
 def test_draws_choose_the_batches(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from contextseg import methods
     from contextseg.batch import Batch
-    from contextseg.methods import Method, Supervised
+    from contextseg.methods import Method
 
     seen: list[list[torch.Tensor]] = []
 

@@ -22,6 +22,8 @@ def test_assignments_reach_every_part() -> None:
     assert done.planning == {"spacing_mm": (4, 4, 2), "dims": 2}
     assert done.arguments == {"net": "resenc"}
     assert done.prediction.step == 0.25
+    for text, meant in {"true": True, "no": False, "none": None}.items():
+        assert Settings("data").set([f"batch_dice={text}"]).planning == {"batch_dice": meant}
 
 
 def test_a_name_that_two_parts_share_must_say_which() -> None:
@@ -41,6 +43,7 @@ def test_a_name_that_two_parts_share_must_say_which() -> None:
         ("lr=fast", "not a value of type float"),
         ("steps", "write --set name=value"),
         ("tensorboard=perhaps", "type bool"),
+        ("batch_dice=2", "type bool"),
         ("scale=2,1", "scale"),
         ("memory_gb=true", "not a value of type float"),
         ("lr=-1", "lr above 0"),
