@@ -16,12 +16,12 @@ import laws
 from contextseg.batch import Batch
 from contextseg.cli import app
 from contextseg.data import phantom
-from contextseg.data.plan import Channel, Plan
+from contextseg.data.plan import PLACE, Channel, Plan
 from contextseg.disk import Problem
 from contextseg.fill.reference import SliceReference
 from contextseg.fill.stages import SELECTIONS, Fate, Staged, Stages, Taught, two_stages, write_fates
 from contextseg.job import teach
-from contextseg.methods import CMU, Method
+from contextseg.methods import CMU, Method, Supervised
 from contextseg.methods.propagate import Propagation
 from contextseg.propagation.select import RULES, select
 from contextseg.run import Run
@@ -90,11 +90,12 @@ def scan(discs: dict[int, tuple[int, int]] = DISCS) -> tuple[Volume, np.ndarray]
 # --- the first stage --------------------------------------------------------------------------------------------------
 
 
-def test_a_slice_alone_is_what_it_is_in_the_whole_scan() -> None:
+@pytest.mark.parametrize("more", [(), (PLACE,)], ids=["image", "and its place"])
+def test_a_slice_alone_is_what_it_is_in_the_whole_scan(more: tuple[Channel, ...]) -> None:
     """At the scan's own distance of slices, but other pixels, a 2-D run sees the same in a slice as in all."""
+    taught = replace(plan(2, mm=(3.0, 1.5, 1.5)), channels=(Channel("MR", "zscore"), *more))
     torch.manual_seed(0)
-    method = laws.make("supervised", 2).eval()
-    taught = replace(plan(2, mm=(3.0, 1.5, 1.5)), channels=(Channel("MR", "zscore"),))
+    method = Supervised(taught).eval()
     image, _ = scan()
     noisy = image.with_array(image.array + np.random.default_rng(0).normal(0, 2, image.array.shape).astype(np.float32))
     for turned in (noisy, noisy.oriented("LIP")):

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import laws
 from contextseg.data import phantom
 from contextseg.data.cache import preprocess
 from contextseg.data.layouts import open_dataset
-from contextseg.data.plan import Channel, Facts, Plan, make_plan
+from contextseg.data.plan import PLACE, Channel, Facts, Plan, make_plan
 from contextseg.data.prepare import normalise, prepare
+from contextseg.data.sampling import Sampler
 from contextseg.data.windows import WINDOWS, window, windowed
 from contextseg.disk import Problem, read_json, write_json
+from contextseg.methods import METHODS, Supervised
 from contextseg.volume import Volume
 
 FLARE = ("abdomen", "chest", "bone")
@@ -148,3 +151,64 @@ def test_the_cache_gives_a_patch_through_the_windows(tmp_path: Path) -> None:
     raw = case.patch(box, [Channel("CT", "none")])[0]
     np.testing.assert_allclose(patch, windowed(raw, FLARE), atol=1e-5)
     assert len(np.unique(patch[0])) > 50
+
+
+# --- a slice's place --------------------------------------------------------------------------------------------------
+
+
+def placed(dims: int = 2) -> Plan:
+    return replace(laws.plan(dims), channels=(Channel("MR", "zscore"), PLACE))
+
+
+def test_a_plan_may_add_the_slices_place(tmp_path: Path) -> None:
+    facts = [Facts("a", (20, 24, 24), (2.0, 1.0, 1.0), "SAR", ())]
+    names = (("background", "liver"), (0, 1), {"liver": (1,)}, ("T1", "T2"))
+    plan = make_plan("set", *names, facts, patch_vox=(16, 16, 16), slice_position=True)
+    assert [c.kind for c in plan.channels] == ["zscore", "zscore", "place"]
+    assert (plan.scanned, plan.intensities) == (("T1", "T2"), 2)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    for order in ((2, 0, 1), (2,)):
+        content = read_json(tmp_path / "plan.json")
+        content["channels"] = [content["channels"][i] for i in order]
+        write_json(tmp_path / "wrong.json", content)
+        with pytest.raises(Problem, match="place is the last channel"):
+            Plan.load(tmp_path / "wrong.json")
+
+
+def test_a_patch_knows_how_far_down_its_case_it_lies(tmp_path: Path) -> None:
+    data = open_dataset(phantom.write_dataset(tmp_path / "data", labelled=1, test=0))
+    plan = placed()
+    case = preprocess(data, data.train, plan, tmp_path / "cache")[0]
+    depth, height, width = case.image.shape[1:]
+    patch = case.patch((slice(3, 6), slice(0, 4), slice(0, 5)), plan.channels)
+    expected = (np.arange(3, 6) + 0.5) / depth
+    np.testing.assert_allclose(patch[1], np.broadcast_to(expected[:, None, None], (3, 4, 5)), rtol=1e-6)
+    whole = tuple(slice(0, n) for n in (depth, height, width))
+    np.testing.assert_array_equal(case.patch(whole, plan.channels)[0], case.patch(whole, plan.channels[:1])[0])
+    without = replace(plan, channels=plan.channels[:1])
+    seen = Sampler([case], plan).batch(1), Sampler([case], without).batch(1)
+    assert torch.equal(seen[0].image[:, :1], seen[1].image)  # all else is drawn as before ...
+    allowed = (np.arange(depth) + 0.5).astype(np.float32) / np.float32(depth)
+    for place in seen[0].image[:, 1]:  # ... and what happens to intensities does not happen to it
+        assert np.abs(allowed - float(place.max())).min() < 1e-6
+
+
+@pytest.mark.parametrize("net", ["unet", "transunet-small"])
+def test_every_network_takes_the_slices_place(net: str) -> None:
+    """One channel more; TransUNet, as published, sees it in its head alone."""
+    torch.manual_seed(0)
+    method = Supervised(placed(), net=net).eval()
+    image = torch.randn(2, 2, 32, 32)
+    image[:, 1] = torch.tensor([0.25, 0.75]).view(2, 1, 1)
+    image[1, 0] = image[0, 0]
+    z = method.predict(image)
+    assert z.shape == (2, 3, 32, 32)
+    assert not torch.equal(z[0], z[1])
+    if net != "unet":
+        assert method.net.position
+
+
+def test_stcn_has_no_use_for_it() -> None:
+    with pytest.raises(Problem, match=r"slice_position.*leave it out"):
+        METHODS["stcn"](placed())

@@ -23,7 +23,7 @@ import numpy as np
 
 from contextseg.data.layouts import Case, Dataset, to_classes
 from contextseg.data.plan import Channel, Facts, Plan, is_ct
-from contextseg.data.prepare import Record, body_box, check_channels, prepare, rescaled
+from contextseg.data.prepare import Record, body_box, check_channels, prepare, rescaled, slice_places
 from contextseg.disk import Problem, digest, read_json, write_json, writing
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
@@ -72,7 +72,8 @@ class Cached:
         """The normalised image inside `box`, (C, *box) float32."""
         steps = [_step(low, high) for low, high in zip(self.record.low, self.record.high)]
         zeros = [low + 32768 * step for low, step in zip(self.record.low, steps)]
-        return rescaled(self.image[(slice(None), *box)], steps, zeros, channels, self.record)
+        places = slice_places(self.image.shape[1])[box[0]]
+        return rescaled(self.image[(slice(None), *box)], steps, zeros, channels, self.record, places)
 
 
 _REMEDY = "delete the run's folder of the stage `preprocess`; when it is done again, what is damaged is made new"

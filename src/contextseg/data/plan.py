@@ -42,7 +42,8 @@ class Channel:
 
     kind "ct": clip to [low, high], subtract mean, divide by sd, numbers of the training set; "window": clip to
     [low, high], in HU, and that to 0..1; "zscore": by mean and sd of each case inside its body; "none": as it is;
-    "rescale": [low, high] to 0..1, or where these are equal the case's own extremes.
+    "rescale": [low, high] to 0..1, or where these are equal the case's own extremes; "place": no intensity, but where
+    along D a slice lies, 0 to 1, which says how far down the body it is (`prepare.slice_places`).
 
     source  which of the scan's channels it is made from; -1 for the one at its own place. So one CT feeds several.
     """
@@ -58,6 +59,9 @@ class Channel:
     def made_from(self, place: int) -> int:
         """The index of the scan's channel that this one, at that place of a plan, is made from."""
         return place if self.source < 0 else self.source
+
+
+PLACE = Channel("slice position", "place", source=0)
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,13 @@ class Plan:
     @property
     def scanned(self) -> tuple[str, ...]:
         """The names of a scan's channels: fewer than `channels`, where one feeds several."""
-        names = {channel.made_from(i): channel.name for i, channel in enumerate(self.channels)}
+        names = {c.made_from(i): c.name for i, c in enumerate(self.channels[: self.intensities])}
         return tuple(names[i] for i in sorted(names))
+
+    @property
+    def intensities(self) -> int:
+        """How many of the channels, the first ones, hold intensities; after them may come the slice's place."""
+        return len([channel for channel in self.channels if channel.kind != "place"])
 
     @property
     def ct(self) -> bool:
@@ -155,6 +164,9 @@ def _contradiction(plan: Plan) -> str:
         "regions and swaps name classes by their index": named <= set(classes),
         "there is a channel": len(plan.channels) > 0,
         "the channels are made from a scan's first, second, and so on": sources == set(range(len(sources))),
+        "a slice's place is the last channel, after one of the scan": all(
+            c.kind != "place" for c in (*plan.channels[:1], *plan.channels[:-1])
+        ),
         "a window's low end is below its high end": all(c.low < c.high for c in plan.channels if c.kind == "window"),
         "widths, strides and kernels have as many levels": len({len(part) for part in levels}) == 1
         and _counts(plan.widths),
@@ -190,6 +202,7 @@ def make_plan(
     max_levels: int = 7,
     ct_windows: str | Sequence[str] = (),
     batch_dice: bool | None = None,
+    slice_position: bool = False,
 ) -> Plan:
     """The plan for a data set, from the facts of its *training* cases.
 
@@ -197,12 +210,11 @@ def make_plan(
     What is given (`spacing_mm` in the order D, H, W; `patch_vox`; `batch_size`) is kept; the rest follows from it.
     `ct_windows` names windows (of `data.windows`; as text with commas between) through which the network sees a CT, one
     channel each, in place of the training set's intensities. `batch_dice` None: in 2-D.
+    `slice_position` gives the network one channel more, which says how far along D each slice lies.
     Raises `Problem` if there is no case, an argument makes no sense, or the budget is too small for the smallest patch.
     """
     given = {"spacing_mm": spacing_mm, "patch_vox": patch_vox, "batch_size": batch_size, "memory_gb": memory_gb}
-    _check_given(dataset, dims, {**given, "base_width": base_width, "max_levels": max_levels})
-    if not facts:
-        raise Problem(dataset, "there is no case to plan with", "put scans into the training folder")
+    _check_given(dataset, dims, {**given, "base_width": base_width, "max_levels": max_levels}, facts)
     orientation, spacing, median_shape = _common_grid(facts, dims, spacing_mm)
     use = slice(3 - dims, 3)
     widest = max_width or (320 if dims == 3 else 512)
@@ -230,7 +242,7 @@ def make_plan(
         classes=tuple(classes),
         values=tuple(values),
         regions=dict(regions),
-        channels=_channels(dataset, channels, facts, ct_windows),
+        channels=_channels(dataset, channels, facts, ct_windows) + (PLACE,) * slice_position,
         orientation=orientation,
         spacing_mm=_three(float(s) for s in spacing),
         patch_vox=patch,
@@ -242,8 +254,8 @@ def make_plan(
     )
 
 
-def _check_given(dataset: str, dims: int, given: Mapping[str, Any]) -> None:
-    """Raise `Problem` for an argument of `make_plan` that makes no sense."""
+def _check_given(dataset: str, dims: int, given: Mapping[str, Any], facts: Sequence[Facts]) -> None:
+    """Raise `Problem` for an argument of `make_plan` that makes no sense, and where there is no case."""
     if dims not in (2, 3):
         raise Problem(dataset, f"dims = {dims}", "choose 2 or 3")
     for name, value in given.items():
@@ -252,6 +264,8 @@ def _check_given(dataset: str, dims: int, given: Mapping[str, Any]) -> None:
         if value is not None and (len(numbers) != count or min(numbers) <= 0):
             remedy = f"give {count} positive numbers for a {dims}-D network" if count > 1 else "give a positive number"
             raise Problem(dataset, f"{name} = {value}", remedy)
+    if not facts:
+        raise Problem(dataset, "there is no case to plan with", "put scans into the training folder")
 
 
 def _common_grid(

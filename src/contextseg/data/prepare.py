@@ -193,17 +193,41 @@ def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
     return int(hit[0]), int(hit[-1]) + 1
 
 
-def normalise(image: np.ndarray, channels: Sequence[Channel], record: Record) -> np.ndarray:
-    """A scan's channels (C, *S), in its units, to what a network sees: (len(channels), *S) float32."""
-    return rescaled(image, [1.0] * len(image), [0.0] * len(image), channels, record)
+def slice_places(slices: int) -> np.ndarray:
+    """(slices,) float32: where the middle of each lies along D, 0 where the first starts and 1 where the last ends.
+
+    Pham et al. (FLARE 2022) take index / number, which depends on how thick a grid's slices are.
+
+    >>> slice_places(4).tolist()
+    [0.125, 0.375, 0.625, 0.875]
+    """
+    return ((np.arange(slices) + 0.5) / max(slices, 1)).astype(np.float32)
+
+
+def normalise(
+    image: np.ndarray, channels: Sequence[Channel], record: Record, places: np.ndarray | None = None
+) -> np.ndarray:
+    """A scan's channels (C, *S), in its units, to what a network sees: (len(channels), *S) float32.
+
+    `places` (D,) is where its slices lie; None: they are all that the scan has.
+    """
+    return rescaled(image, [1.0] * len(image), [0.0] * len(image), channels, record, places)
 
 
 def rescaled(
-    stored: np.ndarray, steps: Sequence[float], zeros: Sequence[float], channels: Sequence[Channel], record: Record
+    stored: np.ndarray,
+    steps: Sequence[float],
+    zeros: Sequence[float],
+    channels: Sequence[Channel],
+    record: Record,
+    places: np.ndarray | None = None,
 ) -> np.ndarray:
     """`normalise` of `stored * step + zero` for each of the scan's channels (C, *S), in one pass."""
     out = np.empty((len(channels), *stored.shape[1:]), np.float32)
     for i, channel in enumerate(channels):
+        if channel.kind == "place":
+            out[i] = (slice_places(stored.shape[1]) if places is None else places)[:, None, None]
+            continue
         k = channel.made_from(i)
         mean, sd = _mean_sd(channel, record, k)
         np.add(stored[k], np.float32((zeros[k] - mean) / steps[k]), out=out[i], dtype=np.float32)

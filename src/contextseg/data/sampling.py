@@ -127,7 +127,7 @@ class Sampler:
             pool = [c for c in pool if self.cases[c].labelled] or pool
         index = pool[rng.integers(len(pool))]
         case, label = self.cases[index], self._label(index)
-        change = draw(self._allowed, rng, plan.patch_vox, len(plan.channels), plan.spacing_mm[-plan.dims :])
+        change = draw(self._allowed, rng, plan.patch_vox, plan.intensities, plan.spacing_mm[-plan.dims :])
         centre = self._centre(index, rng, on_roi)
         slice_of = (1,) * (3 - plan.dims)
         size, patch = slice_of + source_vox(change, plan.patch_vox), slice_of + plan.patch_vox

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from contextseg.data.plan import Plan
-from contextseg.data.prepare import normalise, prepare, undo
+from contextseg.data.prepare import normalise, prepare, slice_places, undo
 from contextseg.methods import Method
 from contextseg.methods.presence import Flags, head_of, largest_presence
 from contextseg.predict import segment
@@ -84,7 +84,8 @@ class SliceReference:
         """(C, n, h, w): slices of the body as the network was taught to see them."""
         image = resample(self.raw[:, places], [len(places), *self.size], self.plan.orders)
         low, high = (np.reshape(end, (-1, 1, 1, 1)) for end in (self.record.low, self.record.high))
-        return normalise(np.clip(image, low, high, dtype=np.float32), self.plan.channels, self.record)
+        clipped = np.clip(image, low, high, dtype=np.float32)
+        return normalise(clipped, self.plan.channels, self.record, slice_places(self.record.shape[0])[places])
 
     def _segmented(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(C, n, h, w) -> class (n, H, W), and how sure (n, H, W), on the body's own pixels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -83,16 +84,23 @@ class Method(nn.Module, abc.ABC):
 def build_net(name: str, plan: Plan, classes: int | None = None) -> nn.Module:
     """The network `name` of the registry at the plan's size, with `classes` outputs (the plan's own by default).
 
+    Where the plan gives it the slice's position, a network that has a place for it takes it there (TransUNet, as
+    published); any other sees it as one channel more.
+
     Raises `Problem` for an unknown name.
     """
     if name not in NETS:
         raise Problem(f"net={name}", "there is no such network", did_you_mean(name, NETS))
+    inputs, more = len(plan.channels), {}
+    if plan.intensities < inputs and "position" in inspect.signature(NETS[name]).parameters:
+        inputs, more = plan.intensities, {"position": True}
     return NETS[name](
-        inputs=len(plan.channels),
+        inputs=inputs,
         classes=classes or len(plan.classes),
         widths=plan.widths,
         strides=plan.strides,
         kernels=plan.kernels,
+        **more,
     )
 
 

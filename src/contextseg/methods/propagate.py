@@ -50,6 +50,8 @@ class Propagation(Method):
         super().__init__()
         if size not in PRESETS:
             raise Problem(f"size={size}", "there is no such network", did_you_mean(size, PRESETS))
+        if plan.intensities < len(plan.channels):
+            raise Problem("slice_position", "stcn follows a mask from slice to slice, wherever", "leave it out")
         self.net: Any = PRESETS[size](len(plan.channels))
         self.optimizer, self.references, self.done = optimizer, references, 0.0
         self.clips = {"objects": objects, "references": references, "frames": frames, "axes": tuple(axes)}

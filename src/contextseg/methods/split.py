@@ -86,16 +86,22 @@ def _by_intensity(run: Any, cases: Sequence[Case], clusters: int) -> dict[str, P
         sample = []
         for i, case in enumerate(found := run.cached([case for case in run.split[0] if case.label])):
             d, h, w = case.voxels("body").T
-            sample.append(run.image(case)[:, d, h, w].T)
+            sample.append(_intensities(run, case)[:, d, h, w].T)
             tell(i + 1, len(found))
         write_json(folder / "centres.json", kmeans(np.concatenate(sample), clusters, run.settings.seed).tolist())
 
     centres = np.array(read_json(run.stage("clusters", work) / "centres.json"), np.float32)
 
     def one(case: Cached) -> np.ndarray:
-        return with_contexts(np.array(case.label), nearest_centre(run.image(case), centres), len(run.plan.classes))
+        nearest = nearest_centre(_intensities(run, case), centres)
+        return with_contexts(np.array(case.label), nearest, len(run.plan.classes))
 
     return run.arrays("context", cases, one)
+
+
+def _intensities(run: Any, case: Cached) -> np.ndarray:
+    """(C, *S): the case's normalised image, without a slice's place."""
+    return run.image(case)[: run.plan.intensities]
 
 
 def _by_organ(run: Any, cases: Sequence[Case], groups: np.ndarray, organs: Organs) -> dict[str, Path]:

@@ -79,16 +79,15 @@ class _Hybrid(nn.Module):
         self.apply(_initial)
         nn.init.normal_(self.places, std=0.02)
 
-    def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor | list[Tensor]:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(B, C, H, W) -> logits (B, K, H, W); in training a list of one, as networks with deep supervision give.
 
-        `position` (B,) is where each slice lies in its volume, index / number of slices, in [0, 1). Raises ValueError
-        if it is missing where the network was built for it, or given where it was not.
+        With `position` there is one channel more, the last: where each slice lies in its volume, 0 to 1. Its largest
+        value counts for the whole slice, so that nothing is lost where a turned patch has 0 in its corners.
         """
-        if (position is not None) != self.position:
-            what = "with no position" if self.position else "with a position"
-            raise ValueError(f"called {what}, but built with position={self.position}")
         h, w = x.shape[2:]
+        place = x[:, -1:].amax((2, 3), keepdim=True) if self.position else None
+        x = x[:, :-1] if self.position else x
         x = padded(x, [16, 16])
         skips = [self.root(x)]
         x = self.pool(skips[0])
@@ -99,8 +98,8 @@ class _Hybrid(nn.Module):
         for up in self.ups:
             x = F.interpolate(x, scale_factor=2, mode="bilinear")
             x = up(torch.cat([x, skips.pop()], 1) if skips else x)
-        if position is not None:
-            x = torch.cat([x, position.to(x).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])], 1)
+        if place is not None:
+            x = torch.cat([x, place.to(x).expand(-1, 1, *x.shape[2:])], 1)
         z = self.head(x)[:, :, :h, :w]
         return [z] if self.training else z
 
