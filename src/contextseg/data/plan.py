@@ -43,7 +43,7 @@ class Channel:
     kind "ct": clip to [low, high], subtract mean, divide by sd, numbers of the training set; "window": clip to
     [low, high], in HU, and that to 0..1; "zscore": by mean and sd of each case inside its body; "none": as it is;
     "rescale": [low, high] to 0..1, or where these are equal the case's own extremes; "place": no intensity, but where
-    along D a slice lies, 0 to 1, which says how far down the body it is (`prepare.slice_places`).
+    along D a slice lies, 0 to 1, which says how far up the body it is (`prepare.slice_places`).
 
     source  which of the scan's channels it is made from; -1 for the one at its own place. So one CT feeds several.
     """
@@ -62,6 +62,7 @@ class Channel:
 
 
 PLACE = Channel("slice position", "place", source=0)
+"""The channel that `slice_position` adds."""
 
 
 @dataclass(frozen=True)
