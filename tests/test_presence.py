@@ -20,9 +20,9 @@ import laws
 from contextseg.batch import IGNORE
 from contextseg.data import phantom
 from contextseg.disk import Problem, read_json
-from contextseg.losses import deep, dice_ce
+from contextseg.losses import deep
 from contextseg.methods import CMU, presence
-from contextseg.methods.base import build_net
+from contextseg.methods.base import build_net, loss_of
 from contextseg.methods.cmu import Classifier
 from contextseg.methods.presence import (
     chosen,
@@ -180,7 +180,7 @@ def test_supervised_is_what_it_was_without_the_head(dims: int) -> None:
     plain, taught = (laws.make("supervised", dims, seed=5, presence_weight=w) for w in (0.0, 0.3))
     assert list(plain(b)) == ["seg"]
     for method in (plain, taught):
-        assert torch.equal(method(b)["seg"], deep(dice_ce, net(b.image), b.label, b.annotated))
+        assert torch.equal(method(b)["seg"], deep(loss_of(laws.plan(dims)), net(b.image), b.label, b.annotated))
     assert list(plain.state_dict()) == [f"net.{name}" for name in net.state_dict()]
     present = head_of(taught).both(b.image)[1]
     assert torch.equal(taught(b)["presence"], 0.3 * presence_loss(present, b.tags))
