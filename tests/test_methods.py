@@ -19,13 +19,20 @@ torch.set_num_threads(1)
 NAMES = [name for name, entry in METHODS.items() if not getattr(entry, "guided", False)]
 """A guided method (propagation) segments nothing by itself: tests/test_fill.py."""
 every = pytest.mark.parametrize(("name", "dims"), [(name, dims) for name in NAMES for dims in (2, 3)])
+AGAIN = {"pseudo": "cps", "cmu-pretrain": "cmu"}
+"""Recipes whose last model is another's: the laws that take longest are told of them by `make test-slow`."""
+
+
+def costly(*values: object) -> object:
+    """One set of a law's arguments, the name first."""
+    return pytest.param(*values, marks=[pytest.mark.slow] if values[0] in AGAIN else [])
 
 
 def weights(method: Method) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in method.state_dict().items()}
 
 
-@every
+@pytest.mark.parametrize(("name", "dims"), [costly(name, dims) for name in NAMES for dims in (2, 3)])
 def test_learns(name: str, dims: int, tmp_path: Path) -> None:
     method = laws.teach(laws.make(name, dims, seed=1), tmp_path, 100, dims, labelled=3, lr=0.1).eval()
     b = laws.batch(10_000, dims=dims)
@@ -87,6 +94,11 @@ def test_what_lies_under_ignore_changes_no_loss(name: str, dims: int) -> None:
     assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in method.parameters())
 
 
+@pytest.mark.parametrize(("recipe", "other"), AGAIN.items())
+def test_what_is_slow_is_another_methods_model_again(recipe: str, other: str) -> None:
+    assert type(laws.make(recipe)) is type(laws.make(other))
+
+
 def sgd(method: Method) -> Method:
     """Plain steps show the gradient itself; momentum, clipping or Adam would hide or amplify rounding."""
     groups = {n: [p for g in o.param_groups for p in g["params"]] for n, o in method.optimizers(0.1).items()}
@@ -102,7 +114,7 @@ def one_rank_of_two(rank: int, name: str, dims: int, labelled: int, folder: Path
 
 
 @pytest.mark.parametrize(("labelled", "dims"), [(1, 3), (4, 2)])  # 1: one rank has annotation, the other none
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [costly(name) for name in NAMES])
 def test_two_ranks_equal_one(name: str, labelled: int, dims: int, tmp_path: Path) -> None:
     before = weights(laws.make(name, dims))
     mp.spawn(one_rank_of_two, (name, dims, labelled, tmp_path), nprocs=2)
