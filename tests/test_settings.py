@@ -43,7 +43,7 @@ def test_a_name_that_two_parts_share_must_say_which() -> None:
         ("lr=fast", "not a value of type float"),
         ("steps", "write --set name=value"),
         ("tensorboard=perhaps", "type bool"),
-        ("batch_dice=2", "type bool"),
+        ("batch_dice=2", "type bool.*give true or false"),
         ("scale=2,1", "scale"),
         ("memory_gb=true", "not a value of type float"),
         ("lr=-1", "lr above 0"),

@@ -155,9 +155,8 @@ def _find(name: str, method: str) -> tuple[str, str]:
 def _parse(text: str, hint: Any, name: str) -> Any:
     """The value that `text` means for an argument annotated `hint`."""
     kind = str(hint) if not isinstance(hint, type) else hint.__name__
-    wrong = Problem(
-        f"--set {name}={text}", f"not a value of type {kind}", "see docs/cli.md for every name and its type"
-    )
+    remedy = "give true or false" if kind.startswith("bool") else "see docs/cli.md for every name and its type"
+    wrong = Problem(f"--set {name}={text}", f"not a value of type {kind}", remedy)
     if "None" in kind and text.lower() in ("none", "null"):
         return None
     if kind == "str":
