@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "contextseg needs Python >= 3.11; this is %s. Name another: make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,track]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,track,docs]'
 	@touch $@
 
 demo: $(READY)
@@ -28,8 +28,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_rooms.py tests/test_docs.py -n 0
 
+# The generated pages, then the site in site/; open site/index.html.
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The peers live in an environment of their own. nnU-Net and its parts ask for torchvision and timm, which what is measured
 # does not need, and which do not import beside a CPU build of torch: they come without their dependencies.
@@ -43,4 +45,4 @@ bench:
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-bench demo build dist
+	rm -rf .venv .venv-bench demo build dist site

@@ -1,8 +1,9 @@
 """What CoLab costs, against plain training of the same network: time of a step, and peak memory.
 
-The network, patch and batch are the paper's (U-Net 30 to 320, 80^3, batch 2; Li et al., IEEE TMI 2023). Time is that of
-an ordinary step and of one that looks ahead, weighed by how often each comes, on the same batch, in turn with the plain
-step. Memory is taken in a process for each way, above that of the imports (on a GPU: of its allocator).
+The network, patch and batch are the paper's (U-Net 30 to 320, 80^3, batch 2; Li et al., IEEE TMI
+2023). Time is that of an ordinary step and of one that looks ahead, weighed by how often each
+comes, on the same batch, in turn with the plain step. Memory is taken in a process for each way,
+above that of the imports (on a GPU: of its allocator).
 
     python benchmarks/colab.py [--quick]
 """
@@ -24,7 +25,7 @@ from contextseg.batch import Batch
 from contextseg.data.plan import Channel, Plan
 from contextseg.methods import METHODS, Method
 from contextseg.provenance import PeakMemory
-from contextseg.train import Training, _State, _step
+from contextseg.training import Training, TrainingState, training_step
 
 PLAIN = "plain training of the same network"
 FAITHFUL = {
@@ -54,7 +55,8 @@ class Size:
     warm: int
 
 
-FULL, QUICK = Size(80, 2, (30, 60, 120, 240, 320), 2, 0), Size(32, 2, (8, 16, 32), 3, 1)  # half a minute a step
+FULL = Size(80, 2, (30, 60, 120, 240, 320), 2, 0)  # half a minute a step
+QUICK = Size(32, 2, (8, 16, 32), 3, 1)
 FULL_GPU = Size(80, 2, (30, 60, 120, 240, 320), 20, 5)
 
 
@@ -65,17 +67,25 @@ def rows(quick: bool) -> Iterator[tuple[str, str, float, float, str]]:
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True
     widths = "-".join(map(str, size.widths))
-    given = f"U-Net {widths}, {size.batch} x {size.side}^3, {'float16, GPU' if device.type == 'cuda' else 'one thread'}"
+    processor = "float16, GPU" if device.type == "cuda" else "one thread"
+    given = f"U-Net {widths}, {size.batch} x {size.side}^3, {processor}"
     for title, arguments in WAYS.items():
         yield f"CoLab training step, {title}", given, *seconds(size, device, arguments), PLAIN
     plain = megabytes("supervised", {}, quick)
     for title, arguments in WAYS.items():
-        yield f"CoLab peak memory, {title}, MB", given, megabytes("colab", arguments, quick), plain, PLAIN
+        yield (
+            f"CoLab peak memory, {title}, MB",
+            given,
+            megabytes("colab", arguments, quick),
+            plain,
+            PLAIN,
+        )
 
 
 def seconds(size: Size, device: torch.device, arguments: dict[str, Any]) -> tuple[float, float]:
     """(CoLab's mean step, a plain step): medians of each kind of step, taken in turn."""
-    plain, colab = stepper(size, device, "supervised", {}), stepper(size, device, "colab", arguments)
+    plain = stepper(size, device, "supervised", {})
+    colab = stepper(size, device, "colab", arguments)
     every = METHODS["colab"](plan(size), **arguments).every
     kinds: tuple[Callable[[], None], ...] = (lambda: plain(0), lambda: colab(1), lambda: colab(0))
     taken: tuple[list[float], ...] = ([], [], [])
@@ -89,24 +99,33 @@ def seconds(size: Size, device: torch.device, arguments: dict[str, Any]) -> tupl
     return ((every - 1) * ordinary + ahead) / every, alone
 
 
-def stepper(size: Size, device: torch.device, name: str, arguments: dict[str, Any]) -> Callable[[int], None]:
+def stepper(
+    size: Size, device: torch.device, name: str, arguments: dict[str, Any]
+) -> Callable[[int], None]:
     """A function that does one step of the loop as its n-th, always on the same batch."""
     torch.manual_seed(0)
     method: Method = METHODS[name](plan(size), **arguments).to(device)
-    half = device.type == "cuda"
-    state = _State(method, method.optimizers(0.01), torch.amp.GradScaler(device.type, enabled=half))
-    batch = made(size).to(device)
+    training = Training(lr=0.01)
+    state = TrainingState(method, training, device)
+    batch = phantom_batch(size).to(device)
 
     def step(n: int) -> None:
         state.step = n
-        _step(state, batch, Training(), 0.01, half, 1.0)
+        training_step(state, batch, training, training.lr, 1.0)
 
     return step
 
 
 def megabytes(name: str, arguments: dict[str, Any], quick: bool) -> float:
     """Peak MB of two steps, of which the first looks ahead, in a process of its own."""
-    command = [sys.executable, __file__, "--memory", name, json.dumps(arguments), *(["--quick"] if quick else [])]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory",
+        name,
+        json.dumps(arguments),
+        *(["--quick"] if quick else []),
+    ]
     return float(subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout)
 
 
@@ -145,7 +164,7 @@ def plan(size: Size) -> Plan:
     )
 
 
-def made(size: Size) -> Batch:
+def phantom_batch(size: Size) -> Batch:
     """Random patches, each with a ball of ROI, and the distance to it."""
     from contextseg.methods.context import roi_distance
 
@@ -157,7 +176,9 @@ def made(size: Size) -> Batch:
     image = torch.randn(size.batch, 1, *shape, generator=random) + label[:, None]
     maps = torch.from_numpy(roi_distance(label[0].numpy(), (1.0, 1.0, 1.0))).float()
     known = torch.ones(size.batch, 2, dtype=torch.bool)
-    return Batch(image, label, known, torch.arange(size.batch), maps[None].repeat(size.batch, 1, 1, 1, 1))
+    return Batch(
+        image, label, known, torch.arange(size.batch), maps[None].repeat(size.batch, 1, 1, 1, 1)
+    )
 
 
 def now(device: torch.device) -> float:
@@ -174,4 +195,7 @@ if __name__ == "__main__":
         print(peak(sys.argv[at + 1], json.loads(sys.argv[at + 2]), "--quick" in sys.argv))
     else:
         for claim, given, ours, theirs, peer in rows("--quick" in sys.argv):
-            print(f"{claim} | {given} | {ours:.3g} | {theirs:.3g} | {ours / theirs:.3f}x of {peer}", flush=True)
+            print(
+                f"{claim} | {given} | {ours:.3g} | {theirs:.3g} | {ours / theirs:.3f}x of {peer}",
+                flush=True,
+            )

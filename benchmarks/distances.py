@@ -1,8 +1,8 @@
-"""Distances, components and surface measures against the field's libraries, on the same masks in one run.
+"""Distances, components and surface measures against the field's libraries, on the same masks.
 
-`rows(quick)` returns (claim, input, ours_s, peer_s, peer): seconds of CPU time on one thread, medians of interleaved
-runs. A peer that is not installed is named on stderr and left out. Both sides' results are compared before they are
-timed.
+`rows(quick)` returns (claim, input, ours_s, peer_s, peer): seconds of CPU time on one thread,
+medians of interleaved runs. A peer that is not installed is named on stderr and left out. Both
+sides' results are compared before they are timed.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ def rows(quick: bool) -> list[Row]:
 
 
 def organs(shape: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A prediction and a reference of 13 ellipsoids of an abdomen's sizes; the prediction's surfaces are uneven."""
-    from contextseg.volume import resample
+    """A prediction and a reference of 13 ellipsoids of an abdomen's sizes.
+
+    The prediction's surfaces are uneven.
+    """
+    from contextseg.resampling import resample
 
     rng = np.random.default_rng(seed)
     ref, pred = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
@@ -51,7 +54,10 @@ def organs(shape: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray, np.n
     for label, radius in enumerate(np.geomspace(0.2, 0.03, N_ORGANS), 1):
         centre = rng.uniform(0.25, 0.75, 3) * shape
         half = np.maximum(2, radius * np.array(shape) * rng.uniform(0.7, 1.3, 3))
-        low, high = np.maximum(0, centre - 1.3 * half).astype(int), np.minimum(shape, centre + 1.3 * half).astype(int)
+        low, high = (
+            np.maximum(0, centre - 1.3 * half).astype(int),
+            np.minimum(shape, centre + 1.3 * half).astype(int),
+        )
         box = tuple(slice(a, b) for a, b in zip(low, high))
         r = np.sqrt(sum(((x - c) / h) ** 2 for x, c, h in zip(np.ogrid[box], centre, half)))
         ref[box][r < 1] = label
@@ -88,17 +94,28 @@ def components(ref: np.ndarray, repeats: int) -> Row:
         return sum(label(ref == k, corners)[1] for k in range(1, N_ORGANS + 1))
 
     assert ours() == peer()
-    return f"components of {N_ORGANS} organs (cc3d)", _size(ref), *interleaved(ours, peer, repeats), "scipy"
+    return (
+        f"components of {N_ORGANS} organs (cc3d)",
+        _size(ref),
+        *interleaved(ours, peer, repeats),
+        "scipy",
+    )
 
 
 def surface_measures(
-    peer: str, measure: Callable[[np.ndarray, np.ndarray], list[dict[str, float]]], pred: Any, ref: Any, repeats: int
+    peer: str,
+    measure: Callable[[np.ndarray, np.ndarray], list[dict[str, float]]],
+    pred: Any,
+    ref: Any,
+    repeats: int,
 ) -> Row:
     convention = {"surface_distance": "deepmind"}.get(peer, peer)
     classes = {f"organ {k}": [k] for k in range(1, N_ORGANS + 1)}
 
     def ours() -> list[dict[str, Any]]:
-        return evaluate_case(pred, ref, SPACING_MM, classes, tolerance_mm=TOLERANCE_MM, convention=convention)
+        return evaluate_case(
+            pred, ref, SPACING_MM, classes, tolerance_mm=TOLERANCE_MM, convention=convention
+        )
 
     def theirs() -> list[dict[str, float]]:
         return measure(pred, ref)
@@ -116,10 +133,16 @@ def monai() -> Callable[[np.ndarray, np.ndarray], list[dict[str, float]]]:
 
     def measure(pred: np.ndarray, ref: np.ndarray) -> list[dict[str, float]]:
         out = []
-        for k in range(1, N_ORGANS + 1):  # class by class: one-hot, all at once, needs 14 times the memory
+        for k in range(
+            1, N_ORGANS + 1
+        ):  # class by class: one-hot, all at once, needs 14 times the memory
             p, r = (torch.from_numpy(array == k)[None, None] for array in (pred, ref))
-            hd95 = compute_hausdorff_distance(p, r, include_background=True, percentile=95, spacing=SPACING_MM)
-            nsd = compute_surface_dice(p, r, [TOLERANCE_MM], include_background=True, spacing=SPACING_MM)
+            hd95 = compute_hausdorff_distance(
+                p, r, include_background=True, percentile=95, spacing=SPACING_MM
+            )
+            nsd = compute_surface_dice(
+                p, r, [TOLERANCE_MM], include_background=True, spacing=SPACING_MM
+            )
             out.append({HD95: float(hd95), NSD: float(nsd)})
         return out
 
@@ -132,9 +155,14 @@ def surface_distance() -> Callable[[np.ndarray, np.ndarray], list[dict[str, floa
     def measure(pred: np.ndarray, ref: np.ndarray) -> list[dict[str, float]]:
         out = []
         for k in range(1, N_ORGANS + 1):
-            found = library.compute_surface_distances(ref == k, pred == k, SPACING_MM)
-            hd95 = library.compute_robust_hausdorff(found, 95)
-            out.append({HD95: hd95, NSD: library.compute_surface_dice_at_tolerance(found, TOLERANCE_MM)})
+            distances = library.compute_surface_distances(ref == k, pred == k, SPACING_MM)
+            hd95 = library.compute_robust_hausdorff(distances, 95)
+            out.append(
+                {
+                    HD95: hd95,
+                    NSD: library.compute_surface_dice_at_tolerance(distances, TOLERANCE_MM),
+                }
+            )
         return out
 
     return measure
@@ -144,7 +172,9 @@ def medpy() -> Callable[[np.ndarray, np.ndarray], list[dict[str, float]]]:
     binary = import_module("medpy.metric.binary")
 
     def measure(pred: np.ndarray, ref: np.ndarray) -> list[dict[str, float]]:  # it has no NSD
-        return [{HD95: binary.hd95(pred == k, ref == k, SPACING_MM)} for k in range(1, N_ORGANS + 1)]
+        return [
+            {HD95: binary.hd95(pred == k, ref == k, SPACING_MM)} for k in range(1, N_ORGANS + 1)
+        ]
 
     return measure
 
@@ -152,7 +182,9 @@ def medpy() -> Callable[[np.ndarray, np.ndarray], list[dict[str, float]]]:
 PEERS = {"monai": monai, "surface_distance": surface_distance, "medpy": medpy}
 
 
-def interleaved(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> tuple[float, float]:
+def interleaved(
+    ours: Callable[[], Any], peer: Callable[[], Any], repeats: int
+) -> tuple[float, float]:
     """Median CPU seconds of each, taken in turn so that a busy machine slows both."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
@@ -169,4 +201,6 @@ def _size(array: np.ndarray) -> str:
 
 if __name__ == "__main__":
     for claim, what, ours_s, peer_s, name in rows(quick="--quick" in sys.argv):
-        print(f"{claim:45} {what:16} {ours_s:8.3f} s {peer_s:8.3f} s {peer_s / ours_s:7.1f} x  {name}")
+        print(
+            f"{claim:45} {what:16} {ours_s:8.3f} s {peer_s:8.3f} s {peer_s / ours_s:7.1f} x  {name}"
+        )

@@ -1,7 +1,8 @@
-"""Logits of 14 classes to a label map on the scan's grid, against nnU-Net v2's resampling and argmax. One thread each.
+"""Logits of 14 classes to a label map on the scan's grid, against nnU-Net v2's way, on one thread.
 
-Needs nnunetv2 >= 2.5 (no torchvision is imported on the way) and Linux or macOS. Each side runs in a process of its
-own, so that its peak memory is its own, and the label maps are compared: the same answer, or no row.
+Needs nnunetv2 >= 2.5 (no torchvision is imported on the way) and Linux or macOS. Each side runs in
+a process of its own, so that its peak memory is its own, and the label maps are compared: the same
+answer, or no row.
 
     python benchmarks/logits.py [--quick]
 """
@@ -29,7 +30,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def rows(quick: bool) -> list[tuple[str, str, float, float, str]]:
-    """(claim, input, ours, the peer's, peer): seconds, then MB of memory above that of the imports."""
+    """(claim, input, ours, the peer's, peer): seconds, then MB above that of the imports."""
     size, shape = QUICK if quick else FULL
     case = f"{K} classes, {'x'.join(map(str, size))} to {'x'.join(map(str, shape))}, one thread"
     with tempfile.TemporaryDirectory() as folder:
@@ -51,15 +52,26 @@ def rows(quick: bool) -> list[tuple[str, str, float, float, str]]:
             megabytes["nnunet_half"],
             f"{peer}, float16",
         ),
-        ("logits to label map, peak MB", case, megabytes["ours_streamed"], megabytes["nnunet_torch"], torch_peer),
+        (
+            "logits to label map, peak MB",
+            case,
+            megabytes["ours_streamed"],
+            megabytes["nnunet_torch"],
+            torch_peer,
+        ),
     ]
 
 
-def _child(name: str, folder: str, size: tuple[int, ...], shape: tuple[int, ...]) -> tuple[float, float]:
+def _child(
+    name: str, folder: str, size: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[float, float]:
     task = json.dumps([name, folder, size, shape])
     environment = os.environ | dict.fromkeys(THREADS, "1")
     done = subprocess.run(
-        [sys.executable, __file__, "--task", task], env=environment, stdout=subprocess.PIPE, check=True
+        [sys.executable, __file__, "--task", task],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
     )
     seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
     return seconds, megabytes
@@ -72,7 +84,7 @@ def _compare(folder: Path, name: str) -> None:
         raise AssertionError(f"{name} differs from ours in {apart:.2%} of the voxels")
 
 
-# --- the processes ----------------------------------------------------------------------------------------------------
+# --- the processes --------------------------------------------------------------------------------
 
 
 def _task(name: str, folder: str, size: list[int], shape: list[int]) -> None:
@@ -91,7 +103,10 @@ def _task(name: str, folder: str, size: list[int], shape: list[int]) -> None:
 
 
 def _peak_mb() -> float:
-    """Peak resident memory of this process. Not by getrusage on Linux, where the parent's peak survives the exec."""
+    """Peak resident memory of this process.
+
+    Not by getrusage on Linux, where the parent's peak survives the exec.
+    """
     if sys.platform == "linux":
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
@@ -99,7 +114,10 @@ def _peak_mb() -> float:
 
 
 def _write_logits(file: Path, size: list[int]) -> None:
-    """Organs as ellipsoids with smooth, irregular borders, one channel at a time; channel 0 is what is left."""
+    """Organs as ellipsoids with smooth, irregular borders, one channel at a time.
+
+    Channel 0 is what is left.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -141,7 +159,9 @@ def _ours(streamed: bool = False) -> Work:
         def slabs() -> Iterator[tuple[int, int, torch.Tensor]]:
             for start in range(0, size[0], 32):  # half of a window of 64 slices
                 part = slice(start, min(start + 32, size[0]))
-                logits = torch.from_numpy(_read(file, size, part)) if held is None else held[:, part]
+                logits = (
+                    torch.from_numpy(_read(file, size, part)) if held is None else held[:, part]
+                )
                 yield part.start, part.stop, logits
                 del logits
 
@@ -151,18 +171,27 @@ def _ours(streamed: bool = False) -> Work:
 
 
 def _nnunet(half: bool = False) -> Work:
-    from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape as resampled
+    from nnunetv2.preprocessing.resampling.default_resampling import (
+        resample_data_or_seg_to_shape as resampled,
+    )
 
     def work(file: Path, size: list[int], shape: list[int]) -> tuple[np.ndarray, float]:
-        logits = _read(file, size, slice(0, size[0])).astype(np.float16 if half else np.float32, copy=False)
-        # Its plans' settings for logits; equal spacings, so that nothing is resampled slice by slice.
-        return _timed(lambda: resampled(logits, shape, [1] * 3, [1] * 3, False, 1, 0, None).argmax(0))
+        logits = _read(file, size, slice(0, size[0])).astype(
+            np.float16 if half else np.float32, copy=False
+        )
+        # Its plans' settings for logits; equal spacings, so that nothing is resampled slice by
+        # slice.
+        return _timed(
+            lambda: resampled(logits, shape, [1] * 3, [1] * 3, False, 1, 0, None).argmax(0)
+        )
 
     return work
 
 
 def _nnunet_torch() -> Work:
-    from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet as resampled
+    from nnunetv2.preprocessing.resampling.resample_torch import (
+        resample_torch_fornnunet as resampled,
+    )
 
     def work(file: Path, size: list[int], shape: list[int]) -> tuple[np.ndarray, float]:
         logits = _read(file, size, slice(0, size[0]))
@@ -172,7 +201,7 @@ def _nnunet_torch() -> Work:
 
 
 def _timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
-    """The result, and the median CPU time: with one thread, the time on a machine that does nothing else."""
+    """The result, and the median CPU time: with one thread, that of an idle machine."""
     seconds: list[float] = []
     label: Any = None
     while sum(seconds) < REPEAT_S:
@@ -197,4 +226,7 @@ if __name__ == "__main__":
         _task(*json.loads(sys.argv[-1]))
     else:
         for row in rows(quick="--quick" in sys.argv):
-            print(f"{row[0]}: {row[2]:.3g} against {row[3]:.3g} ({row[3] / row[2]:.1f}x)  {row[4]}; {row[1]}")
+            print(
+                f"{row[0]}: {row[2]:.3g} against {row[3]:.3g} ({row[3] / row[2]:.1f}x)  "
+                f"{row[4]}; {row[1]}"
+            )

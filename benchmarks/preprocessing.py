@@ -1,9 +1,10 @@
-"""Preprocessing a CT from its .nii.gz files to the arrays that training reads, against nnU-Net v2's preprocessor.
+"""Preprocessing a CT from .nii.gz files to the arrays that training reads, against nnU-Net v2.
 
-Both read, crop, resample (cubic the image, linear the labels), list voxels to centre patches on, and save. Ours crops
-to the body, nnU-Net to what is not zero, which in a CT is everything: part of the time and memory is saved there.
-Between slices more than three times as thick as voxels are wide, as here, nnU-Net takes the nearest; ours interpolates.
-Each run is a process of its own with one thread, so that its peak memory is its own.
+Both read, crop, resample (cubic the image, linear the labels), list voxels to centre patches on,
+and save. Ours crops to the body, nnU-Net to what is not zero, which in a CT is everything: part of
+the time and memory is saved there. Between slices more than three times as thick as voxels are
+wide, as here, nnU-Net takes the nearest; ours interpolates. Each run is a process of its own with
+one thread, so that its peak memory is its own.
 
     python benchmarks/preprocessing.py [--quick]
 """
@@ -29,7 +30,8 @@ from contextseg.data.layouts import open_dataset
 from contextseg.data.plan import Channel, Plan
 from contextseg.disk import write_json
 from contextseg.provenance import PeakMemory
-from contextseg.volume import Volume, resample, write
+from contextseg.resampling import resample
+from contextseg.volume import Volume, write
 from training import CONFIGURATION, nnunet_dataset, nnunet_plans
 
 FULL, QUICK, WARM = (100, 512, 512), (40, 160, 160), (16, 24, 24)
@@ -39,7 +41,10 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_
 
 
 def rows(quick: bool) -> list[tuple[str, str, float, float, str]]:
-    """(claim, input, ours, nnU-Net's, peer): seconds, then MB above that of the imports; [] without nnunetv2."""
+    """(claim, input, ours, nnU-Net's, peer): seconds, then MB; [] without nnunetv2.
+
+    MB are those above that of the imports.
+    """
     if find_spec("nnunetv2") is None:
         print("preprocessing: left out (nnunetv2 is not installed)", file=sys.stderr)
         return []
@@ -58,23 +63,37 @@ def rows(quick: bool) -> list[tuple[str, str, float, float, str]]:
     size = " x ".join(str(n) for n in reversed(shape))
     given = f"CT {size}, {ORGANS} organs, 0.8 x 0.8 x 2.5 to 1.0 x 1.0 x 2.0 mm, one thread"
     claim, peer = "preprocess a case, .nii.gz to arrays on disk", "nnU-Net v2 DefaultPreprocessor"
-    return [(claim, given, ours_s, peer_s, peer), (f"{claim}, peak MB", given, ours_mb, peer_mb, peer)]
+    return [
+        (claim, given, ours_s, peer_s, peer),
+        (f"{claim}, peak MB", given, ours_mb, peer_mb, peer),
+    ]
 
 
 def write_case(folder: Path, shape: tuple[int, int, int]) -> None:
-    """One abdomen in Hounsfield units, as an nnU-Net data set: air, an elliptic body, organs, smooth noise."""
+    """One abdomen in Hounsfield units, as an nnU-Net data set.
+
+    Air, an elliptic body, organs, smooth noise.
+    """
     rng = np.random.default_rng(0)
     d, h, w = shape
     y, x = np.ogrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
     image, label = np.full(shape, -1000, np.float32), np.zeros(shape, np.int16)
     image[:, (y / 0.65) ** 2 + (x / 0.9) ** 2 < 1] = 20
     for k in range(1, ORGANS + 1):
-        centre, radius = rng.uniform(0.35, 0.65, 3) * shape, np.maximum(1.5, rng.uniform(0.04, 0.15, 3) * shape)
+        centre, radius = (
+            rng.uniform(0.35, 0.65, 3) * shape,
+            np.maximum(1.5, rng.uniform(0.04, 0.15, 3) * shape),
+        )
         ball = sum(((g - c) / r) ** 2 for g, c, r in zip(np.ogrid[:d, :h, :w], centre, radius)) < 1
         image[ball], label[ball] = rng.uniform(-50, 200), k
     image += resample(rng.normal(0, 30, [n // 2 for n in shape]).astype(np.float32), shape, 1)
     affine = np.zeros((4, 4))
-    affine[[2, 1, 0, 3], [0, 1, 2, 3]] = (SPACING_MM[0], -SPACING_MM[1], -SPACING_MM[2], 1)  # as scanners store it
+    affine[[2, 1, 0, 3], [0, 1, 2, 3]] = (
+        SPACING_MM[0],
+        -SPACING_MM[1],
+        -SPACING_MM[2],
+        1,
+    )  # as scanners store it
     volume = Volume(np.rint(image).astype(np.int16)[None], affine)
     write(folder / "imagesTr" / "case_0000.nii.gz", volume)
     write(folder / "labelsTr" / "case.nii.gz", volume.with_array(label))
@@ -82,7 +101,7 @@ def write_case(folder: Path, shape: tuple[int, int, int]) -> None:
 
 
 def _plan() -> Plan:
-    """What training data would have told: the target spacing and the organs' intensities."""
+    """The plan of a training set: the target spacing and the organs' intensities."""
     names = ("background", *(f"organ {k}" for k in range(1, ORGANS + 1)))
     return Plan(
         dataset="bench",
@@ -103,14 +122,19 @@ def _plan() -> Plan:
 
 
 def _compare(folder: Path) -> None:
-    """Raise `AssertionError` unless both end with the same organs: their voxels to 5 %, their mean to 0.05 sd."""
-    (ours_n, ours_mean), (peer_n, peer_mean) = (np.load(folder / f"{name}.npy") for name in ("ours", "nnunet"))
+    """Raise `AssertionError` unless both end with the same organs.
+
+    Their voxels agree to 5 %, their mean to 0.05 sd.
+    """
+    (ours_n, ours_mean), (peer_n, peer_mean) = (
+        np.load(folder / f"{name}.npy") for name in ("ours", "nnunet")
+    )
     if abs(ours_n / peer_n - 1) > 0.05 or abs(ours_mean - peer_mean) > 0.05:
         what = f"{ours_n:.0f} and {peer_n:.0f} voxels, means {ours_mean:.3f} and {peer_mean:.3f}"
         raise AssertionError(f"the organs differ: {what}")
 
 
-# --- the processes ----------------------------------------------------------------------------------------------------
+# --- the processes --------------------------------------------------------------------------------
 
 
 def _child(name: str, folder: str, r: int) -> tuple[float, float]:
@@ -149,8 +173,12 @@ def _ours() -> tuple[Work, Made]:
 
     def made(out: Path) -> tuple[np.ndarray, np.ndarray]:
         folder = next(out.iterdir())
-        case = Cached(folder, load_record(folder / "record.json"), (True,) * len(plan.classes), True)
-        return case.patch(tuple(slice(0, n) for n in case.image.shape[1:]), plan.channels)[0], np.array(case.label)
+        case = Cached(
+            folder, load_record(folder / "record.json"), (True,) * len(plan.classes), True
+        )
+        return case.patch(tuple(slice(0, n) for n in case.image.shape[1:]), plan.channels)[
+            0
+        ], np.array(case.label)
 
     return work, made
 
@@ -165,12 +193,17 @@ def _nnunet() -> tuple[Work, Made]:
 
     def work(case: Path, out: Path) -> None:
         out.mkdir()
-        image, label = str(case / "imagesTr" / "case_0000.nii.gz"), str(case / "labelsTr" / "case.nii.gz")
+        image, label = (
+            str(case / "imagesTr" / "case_0000.nii.gz"),
+            str(case / "labelsTr" / "case.nii.gz"),
+        )
         preprocessor = DefaultPreprocessor(verbose=False)
         preprocessor.run_case_save(str(out / "case"), [image], label, plans, configuration, table)
 
     def made(out: Path) -> tuple[np.ndarray, np.ndarray]:
-        image, label = (blosc2.open(str(out / name), mode="r")[0] for name in ("case.b2nd", "case_seg.b2nd"))
+        image, label = (
+            blosc2.open(str(out / name), mode="r")[0] for name in ("case.b2nd", "case_seg.b2nd")
+        )
         return image, label
 
     return work, made
@@ -184,4 +217,7 @@ if __name__ == "__main__":
         _task(*json.loads(sys.argv[-1]))
     else:
         for row in rows(quick="--quick" in sys.argv):
-            print(f"{row[0]}: {row[2]:.3g} against {row[3]:.3g} ({row[3] / row[2]:.1f}x)  {row[4]}; {row[1]}")
+            print(
+                f"{row[0]}: {row[2]:.3g} against {row[3]:.3g} ({row[3] / row[2]:.1f}x)  "
+                f"{row[4]}; {row[1]}"
+            )

@@ -1,10 +1,11 @@
-"""Slices per second of filling a volume from its first slice, against the published loop, written out plainly.
+"""Slices per second of filling a volume from its first slice, against the published loop.
 
-The loop is STCN's (Cheng, Tai, Tang, NeurIPS 2021) as its paper describes it: one slice at a time is encoded; its
-affinity to the whole memory is one matrix, of which the 20 largest of each column are kept; objects are decoded in one
-batch, each with the slice's features beside it; every fifth slice is memorised. Pham et al. (FLARE22) have the slice
-before in the memory too, so that every slice is memorised: that is our default. Both sides have the same weights and
-the same memory; that both give the same masks is checked, or there is no row. The volume is on the device beforehand.
+The loop is STCN's (Cheng, Tai, Tang, NeurIPS 2021), written out plainly: one slice at a time is
+encoded; its affinity to the whole memory is one matrix, of which the 20 largest of each column are
+kept; objects are decoded in one batch, each with the slice's features beside it; every fifth slice
+is memorised. Pham et al. (FLARE22) have the slice before in the memory too, so that every slice is
+memorised: that is our default. Both sides have the same weights and the same memory. There is no
+row unless both give the same masks. The volume is on the device beforehand.
 
     python benchmarks/propagation.py [--quick]
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextseg.nets.stcn import STCN, STCNS
-from contextseg.propagation.propagate import propagate
+from contextseg.propagation import propagate_volume
 
 EVERY, TOP_K = 5, 20
 PHAM, STCN_OWN = "the slice before and every 5th", "every 5th slice"
@@ -32,7 +33,7 @@ PHAM, STCN_OWN = "the slice before and every 5th", "every 5th slice"
 
 @dataclass(frozen=True)
 class Size:
-    """A network, the sides of a square slice, the slices walked, the rounds, and how many objects."""
+    """A network, the side of a square slice, the slices walked, the rounds, and the objects."""
 
     net: str
     side: int
@@ -63,41 +64,58 @@ def row(
     net: STCN, size: Size, objects: int, previous: bool, device: torch.device
 ) -> tuple[str, str, float, float, str]:
     """One line of the table. Raises AssertionError where the two sides give different masks."""
-    volume, label = made(size, objects, device)
+    volume, label = blocks(size, objects, device)
     theirs = Published(net, previous)
     ours, peer = compared(
-        lambda: propagate(net, volume, {0: label}, previous=previous).labels,
+        lambda: propagate_volume(net, volume, {0: label}, previous=previous).labels,
         lambda: theirs.masks(volume, torch.from_numpy(label).to(device), objects),
         size.rounds,
         device,
     )
     where = "float16, GPU" if device.type == "cuda" else "float32, one thread"
     name = "STCN of 54 M parameters" if size.net == "stcn" else "small STCN"
-    given = f"{name}, {size.slices} slices of {size.side} x {size.side}, {objects} object{'s'[: objects > 1]}, {where}"
+    plural = "s" if objects > 1 else ""
+    given = (
+        f"{name}, {size.slices} slices of {size.side} x {size.side}, "
+        f"{objects} object{plural}, {where}"
+    )
     claim = f"propagation, memory of {PHAM if previous else STCN_OWN}, slices/s"
     return claim, given, size.slices / ours, size.slices / peer, "the published loop, plainly"
 
 
 def compared(
-    ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], rounds: int, device: torch.device
+    ours: Callable[[], np.ndarray],
+    theirs: Callable[[], np.ndarray],
+    rounds: int,
+    device: torch.device,
 ) -> tuple[float, float]:
-    """Median seconds of each, in turn. Raises AssertionError where the masks of the first round differ."""
+    """Median seconds of each, measured in turn.
+
+    Raises AssertionError where the masks of the first round differ.
+    """
     taken: tuple[list[float], list[float]] = ([], [])
     for r in range(rounds):
-        found = []
+        masks = []
         for work, seconds in zip((ours, theirs), taken):
             start = now(device)
-            found.append(work())
+            masks.append(work())
             seconds.append(now(device) - start)
-        apart = float((found[0] != found[1]).mean())
-        limit = 0.02 if device.type == "cuda" else 1e-3  # sums in another order turn ties, more of them in float16
-        if not r and (apart > limit or len(np.unique(found[0][-1])) < 2):
-            raise AssertionError(f"{apart:.2%} of the voxels differ; last slice: classes {np.unique(found[0][-1])}")
+        apart = float((masks[0] != masks[1]).mean())
+        limit = (
+            0.02 if device.type == "cuda" else 1e-3
+        )  # sums in another order turn ties, more of them in float16
+        if not r and (apart > limit or len(np.unique(masks[0][-1])) < 2):
+            raise AssertionError(
+                f"{apart:.2%} of the voxels differ; last slice: classes {np.unique(masks[0][-1])}"
+            )
     return median(taken[0]), median(taken[1])
 
 
-def made(size: Size, objects: int, device: torch.device) -> tuple[Tensor, np.ndarray]:
-    """Noise with brighter squares, (3, 1 + slices, side, side), and the squares of the first slice: 1 to `objects`."""
+def blocks(size: Size, objects: int, device: torch.device) -> tuple[Tensor, np.ndarray]:
+    """Noise with brighter squares (3, 1 + slices, side, side), and the first slice's squares.
+
+    These are 1 to `objects`.
+    """
     random = np.random.default_rng(0)
     label, cell = np.zeros((size.side, size.side), np.int64), size.side // 4
     for k in range(objects):
@@ -115,11 +133,11 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-# --- the published loop -----------------------------------------------------------------------------------------------
+# --- the published loop ---------------------------------------------------------------------------
 
 
 class Published:
-    """STCN's inference, module by module, on a copy of our network's weights in torch's usual layout."""
+    """STCN's inference, module by module, on a copy of our weights in torch's usual layout."""
 
     def __init__(self, net: STCN, previous: bool) -> None:
         self.net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -132,7 +150,11 @@ class Published:
             out = [label]
             key, f16, *_ = self.encoded(volume[:, 0])
             masks = torch.stack([label == k for k in range(1, objects + 1)])[:, None].float()
-            keys, values, last = key.flatten(2), self.value(volume[:, 0], f16, masks).flatten(2), None
+            keys, values, last = (
+                key.flatten(2),
+                self.value(volume[:, 0], f16, masks).flatten(2),
+                None,
+            )
             for t in range(1, volume.shape[1]):
                 key, f16, thin, skip8, skip4 = self.encoded(volume[:, t])
                 mk = keys if last is None else torch.cat([keys, last[0]], 2)
@@ -151,27 +173,32 @@ class Published:
             return torch.stack(out).to(torch.int16).cpu().numpy()
 
     def encoded(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(C, H, W) to the key, the deepest features, and what the decoder takes beside the memory."""
+        """(C, H, W) to the key, the deepest features, and the decoder's other inputs."""
         net = self.net
         f4, f8, f16 = net.trunk(image[None])
         return net.to_key(f16), f16, net.to_thin(f16), net.skip8(f8), net.skip4(f4)
 
     def value(self, image: Tensor, f16: Tensor, masks: Tensor) -> Tensor:
-        """Masks (O, 1, H, W) to values (O, Cv, h, w): the image, the mask and the others' sum for each object."""
+        """Masks (O, 1, H, W) to values (O, Cv, h, w).
+
+        Each object has the image, its mask and the sum of the others' masks.
+        """
         net, objects = self.net, len(masks)
         others = (masks.sum(0, keepdim=True) - masks).clamp(0, 1)
         x = torch.cat([image[None].expand(objects, -1, -1, -1), masks, others], 1)
-        x = residual(net.fuse.first, torch.cat([net.value_trunk(x)[-1], f16.expand(objects, -1, -1, -1)], 1))
+        x = residual(
+            net.fuse.first, torch.cat([net.value_trunk(x)[-1], f16.expand(objects, -1, -1, -1)], 1)
+        )
         return residual(net.fuse.second, x)
 
     @staticmethod
     def affinity(mk: Tensor, qk: Tensor) -> Tensor:
-        """(1, Ck, N) and (1, Ck, M) to (1, N, M): the softmax of the largest of each column, 0 elsewhere."""
+        """(1, Ck, N) and (1, Ck, M) to (1, N, M): softmax of the largest of each column, else 0."""
         with torch.autocast(mk.device.type, enabled=False):
             mk, qk = mk.float(), qk.float()
-            likeness = (2 * mk.mT @ qk - mk.square().sum(1)[..., None]) / mk.shape[1] ** 0.5
-        top, places = likeness.topk(min(TOP_K, likeness.shape[1]), 1)
-        return torch.zeros_like(likeness).scatter_(1, places, top.softmax(1))
+            similarity = (2 * mk.mT @ qk - mk.square().sum(1)[..., None]) / mk.shape[1] ** 0.5
+        top, places = similarity.topk(min(TOP_K, similarity.shape[1]), 1)
+        return torch.zeros_like(similarity).scatter_(1, places, top.softmax(1))
 
     def decoded(self, read: Tensor, thin: Tensor, skip8: Tensor, skip4: Tensor) -> Tensor:
         """(O, Cv, h, w) to logits (O, 1, H, W)."""
@@ -183,7 +210,7 @@ class Published:
 
     @staticmethod
     def aggregated(p: Tensor) -> Tensor:
-        """Probabilities (O, 1, H, W) of objects apart to those of the background and all objects, (1 + O, 1, H, W)."""
+        """Probabilities (O, 1, H, W) of single objects to (1 + O, 1, H, W) with background."""
         p = torch.cat([(1 - p).prod(0, keepdim=True), p]).clamp(1e-7, 1 - 1e-7)
         return torch.log(p / (1 - p)).softmax(0)
 
@@ -195,4 +222,7 @@ def residual(block: torch.nn.Module, x: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     for claim, given, ours, theirs, peer in rows("--quick" in sys.argv):
-        print(f"{claim} | {given} | {ours:.3g} | {theirs:.3g} | {ours / theirs:.2f}x of {peer}", flush=True)
+        print(
+            f"{claim} | {given} | {ours:.3g} | {theirs:.3g} | {ours / theirs:.2f}x of {peer}",
+            flush=True,
+        )

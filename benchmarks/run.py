@@ -1,13 +1,13 @@
 """Every benchmark, one after the other, into RESULTS.md: nothing in that file is typed by hand.
 
-Each script offers `rows(quick)`: (claim, input, ours, the peer's, the peer's name), in seconds, or in MB or slices/s
-where the claim ends so. It runs in a process of its own, on one thread; if it fails, the rows that it gave and those
-of the others stand, and the file says what failed.
+Each script offers `rows(quick)`: (claim, input, ours, the peer's, the peer's name), in seconds, or
+in MB or slices/s where the claim ends so. It runs in a process of its own, on one thread; if it
+fails, the rows that it gave and those of the others stand, and the file says what failed.
 
     python benchmarks/run.py              all of them, at full size, into benchmarks/RESULTS.md
     python benchmarks/run.py --quick      small inputs, to see that all work; printed, not written
     python benchmarks/run.py training     only some, printed
-    python benchmarks/run.py training --write   and written: a section of its own, the rest of RESULTS.md as it was
+    python benchmarks/run.py training --write   and written: a section of its own in RESULTS.md
 """
 
 from __future__ import annotations
@@ -30,40 +30,61 @@ from typing import Any
 SCRIPTS = ("logits", "training", "colab", "propagation", "augment", "preprocessing", "distances")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OURS = ("contextseg", "torch", "numpy", "scipy", "edt", "connected-components-3d")
-PEERS = ("nnunetv2", "batchgeneratorsv2", "dynamic-network-architectures", "monai", "surface-distance", "medpy")
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+PEERS = (
+    "nnunetv2",
+    "batchgeneratorsv2",
+    "dynamic-network-architectures",
+    "monai",
+    "surface-distance",
+    "medpy",
+)
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
 METHOD = (
-    "Both sides had the same input in one run, in turn, round by round, or (logits, preprocessing) each in a process "
-    "of its own. Numbers are medians: seconds of CPU time on one thread (wall time where the input names a GPU), or MB "
-    "of peak memory above that of the imports, or slices a second. Above a ratio of 1, ours is faster or smaller."
+    "Both sides had the same input in one run, in turn, round by round, or (logits, preprocessing) "
+    "each in a process of its own. Numbers are medians: seconds of CPU time on one thread (wall "
+    "time where the input names a GPU), or MB of peak memory above that of the imports, or slices "
+    "a second. Above a ratio of 1, ours is faster or smaller."
 )
 Row = tuple[str, str, float, float, str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run the benchmarks and write benchmarks/RESULTS.md.")
-    parser.add_argument("scripts", nargs="*", metavar="SCRIPT", help=f"only these, printed: {', '.join(SCRIPTS)}")
+    parser = argparse.ArgumentParser(
+        description="Run the benchmarks and write benchmarks/RESULTS.md."
+    )
+    parser.add_argument(
+        "scripts", nargs="*", metavar="SCRIPT", help=f"only these, printed: {', '.join(SCRIPTS)}"
+    )
     parser.add_argument("--quick", action="store_true", help="small inputs; printed, not written")
-    parser.add_argument("--write", action="store_true", help="of some, a section each in RESULTS.md; the rest stays")
+    parser.add_argument(
+        "--write", action="store_true", help="of some, a section each in RESULTS.md; the rest stays"
+    )
     parser.add_argument("--output", type=Path, help="write to this file in any case")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
         return child(asked.scripts[0], asked.quick, asked.child)
     if unknown := set(asked.scripts) - set(SCRIPTS):
-        parser.error(f"no such script: {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}")
+        parser.error(
+            f"no such script: {', '.join(sorted(unknown))}; there are {', '.join(SCRIPTS)}"
+        )
     if asked.write and (asked.quick or not asked.scripts):
         parser.error("--write is for scripts that are named, at full size")
     rows, failures = [], {}
     for name in asked.scripts or SCRIPTS:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        found, why = run(name, asked.quick)
-        rows += found
+        rows_of_script, why = run(name, asked.quick)
+        rows += rows_of_script
         if why:
             failures[name] = why
         if asked.write:
             old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-            part = body(found, {name: why} if why else {}, facts())
+            part = body(rows_of_script, {name: why} if why else {}, facts())
             RESULTS.write_text(with_section(old, name, part), encoding="utf-8")
     page = markdown(rows, failures, facts(), asked.quick)
     output = asked.output or (None if asked.quick or asked.scripts else RESULTS)
@@ -73,17 +94,32 @@ def main() -> int:
     return 1 if failures else 0
 
 
-# --- one script, in a process of its own ------------------------------------------------------------------------------
+# --- one script, in a process of its own ----------------------------------------------------------
 
 
 def run(name: str, quick: bool) -> tuple[list[Row], str]:
     """The rows of a script as far as it got, and why there are no more: "" if it finished."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.jsonl"
-        command = [sys.executable, __file__, name, "--child", str(out), *(["--quick"] if quick else [])]
-        status = subprocess.run(command, env=os.environ | dict.fromkeys(THREADS, "1"), check=False).returncode
-        lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.exists() else []
-    rows = [(claim, given, ours, theirs, peer) for claim, given, ours, theirs, peer in lines if claim]
+        command = [
+            sys.executable,
+            __file__,
+            name,
+            "--child",
+            str(out),
+            *(["--quick"] if quick else []),
+        ]
+        status = subprocess.run(
+            command, env=os.environ | dict.fromkeys(THREADS, "1"), check=False
+        ).returncode
+        lines = (
+            [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+            if out.exists()
+            else []
+        )
+    rows = [
+        (claim, given, ours, theirs, peer) for claim, given, ours, theirs, peer in lines if claim
+    ]
     whys = [why for claim, why, *_ in lines if not claim]
     if status and not whys:
         whys = [f"its process ended with status {status}"]
@@ -91,27 +127,26 @@ def run(name: str, quick: bool) -> tuple[list[Row], str]:
 
 
 def child(name: str, quick: bool, out: Path) -> int:
-    """Write each row as it comes, so that what follows cannot lose it; a failure is a row without a claim."""
+    """Write each row as it comes, so that it is not lost; a failure is a row without a claim."""
     with open(out, "w", encoding="utf-8", buffering=1) as file:
         try:
             for row in import_module(name).rows(quick):
                 file.write(json.dumps(row) + "\n")
         except Exception as error:
             traceback.print_exc()
-            told = isinstance(error, subprocess.CalledProcessError)  # its text holds a long command
-            why = (
-                f"a process of it ended with status {error.returncode}" if told else f"{type(error).__name__}: {error}"
-            )
+            why = f"{type(error).__name__}: {error}"
+            if isinstance(error, subprocess.CalledProcessError):  # its text holds a long command
+                why = f"a process of it ended with status {error.returncode}"
             file.write(json.dumps(["", why, 0, 0, ""]) + "\n")
             return 1
     return 0
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def facts() -> dict[str, str]:
-    """What the numbers were made with."""
+    """Date, machine, threads and versions."""
     import torch  # so that the machine's line names the GPU
 
     from contextseg.provenance import machine
@@ -119,7 +154,8 @@ def facts() -> dict[str, str]:
     return {
         "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "Machine": machine(),
-        "Threads": "one on each side" + (", but for rows on the GPU" if torch.cuda.is_available() else ""),
+        "Threads": "one on each side"
+        + (", but for rows on the GPU" if torch.cuda.is_available() else ""),
         "Versions": _versions(("python", *OURS)),
         "Peers": _versions(PEERS),
     }
@@ -129,23 +165,40 @@ def _versions(names: Iterable[str]) -> str:
     out = []
     for name in names:
         try:
-            found = ".".join(map(str, sys.version_info[:3])) if name == "python" else version(name)
+            number = ".".join(map(str, sys.version_info[:3])) if name == "python" else version(name)
         except PackageNotFoundError:
-            found = "not installed"
-        out.append(f"{name} {found}")
+            number = "not installed"
+        out.append(f"{name} {number}")
     return ", ".join(out)
 
 
-def markdown(rows: Sequence[Row], failures: Mapping[str, str], facts: Mapping[str, Any], quick: bool = False) -> str:
+def markdown(
+    rows: Sequence[Row], failures: Mapping[str, str], facts: Mapping[str, Any], quick: bool = False
+) -> str:
     """The page: facts, how it was measured, one line for each row, and what failed."""
-    note = ["**Quick run: small inputs, which say that all works and nothing about speed.**", ""] if quick else []
-    head = ["# Benchmarks", "", "Written by `make bench` (`benchmarks/run.py`); not edited by hand.", "", *note]
+    note = (
+        ["**Quick run: small inputs, which say that all works and nothing about speed.**", ""]
+        if quick
+        else []
+    )
+    head = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` (`benchmarks/run.py`); not edited by hand.",
+        "",
+        *note,
+    ]
     return "\n".join([*head, body(rows, failures, facts)])
 
 
 def with_section(page: str, name: str, body: str) -> str:
-    """The page with a section for a script that was run alone, at the end; an older one is replaced."""
-    kept = re.sub(rf"^## {re.escape(name)}, run alone\n.*?(?=^## |\Z)", "", page, flags=re.DOTALL | re.MULTILINE)
+    """The page with a section for a script that was run alone, in place of an older one."""
+    kept = re.sub(
+        rf"^## {re.escape(name)}, run alone\n.*?(?=^## |\Z)",
+        "",
+        page,
+        flags=re.DOTALL | re.MULTILINE,
+    )
     return f"{kept.rstrip()}\n\n## {name}, run alone\n\n{body.replace('## Failed', '### Failed')}"
 
 

@@ -1,9 +1,10 @@
-"""A training step, and an epoch of them, against nnU-Net v2's own trainer, data loader and augmentation.
+"""A training step, and an epoch, against nnU-Net v2's own trainer, data loader and augmentation.
 
-Equal on both sides: the network (the same weights give the same batch the same loss, or there is no row), the patch,
-the batch and the preprocessed scans, which are the embedded ones. On a CPU each side has one thread and its CPU time is
-taken; on a GPU both have the whole machine, as each uses it by default (nnU-Net compiles its network), and it is wall
-time. nnU-Net asks for torchvision and timm, but neither is imported on the way.
+Equal on both sides: the network (the same weights give the same batch the same loss, or there is no
+row), the patch, the batch and the preprocessed scans, which are the embedded ones. On a CPU each
+side has one thread and its CPU time is taken; on a GPU both have the whole machine, as each uses it
+by default (nnU-Net compiles its network), and it is wall time. nnU-Net asks for torchvision and
+timm, but neither is imported on the way.
 
     python benchmarks/training.py [--quick]
 """
@@ -31,12 +32,12 @@ from contextseg.batch import Batch
 from contextseg.data.cache import Cached
 from contextseg.data.plan import Plan
 from contextseg.data.sampling import Sampler
-from contextseg.job import DEMO_DATA
 from contextseg.losses import shrunk
 from contextseg.methods import Supervised
-from contextseg.run import Run
+from contextseg.pipeline import DEMO_DATA
+from contextseg.runs import Run
 from contextseg.settings import Settings
-from contextseg.train import Training, _State, _step, train
+from contextseg.training import Training, TrainingState, train, training_step
 
 BATCH = 2
 PEER = "nnU-Net v2 nnUNetTrainer"
@@ -45,7 +46,10 @@ NAME, CONFIGURATION = "Dataset999_bench", "3d_fullres"
 
 @dataclass(frozen=True)
 class Size:
-    """Patch side in voxels, network, and how much is measured: `rounds` of `steps`, or of `batches`, after `warm`."""
+    """Patch side in voxels, network, and how much is measured.
+
+    That is `rounds` of `steps`, or of `batches`, after `warm`.
+    """
 
     side: int
     base_width: int
@@ -61,12 +65,17 @@ FULL_GPU, QUICK_GPU = Size(128, 32, 1.0, 100, 3, 20, 24), Size(64, 16, 3.0, 20, 
 
 
 def rows(quick: bool) -> Iterator[tuple[str, str, float, float, str]]:
-    """(claim, input, our seconds, nnU-Net's seconds, peer), one after the other; none without nnunetv2."""
+    """(claim, input, our seconds, nnU-Net's seconds, peer), one after the other.
+
+    None without nnunetv2.
+    """
     if find_spec("nnunetv2") is None:
         print("training: left out (nnunetv2 is not installed)", file=sys.stderr)
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = (QUICK_GPU if quick else FULL_GPU) if device.type == "cuda" else (QUICK if quick else FULL)
+    size = (
+        (QUICK_GPU if quick else FULL_GPU) if device.type == "cuda" else (QUICK if quick else FULL)
+    )
     torch.backends.cudnn.benchmark = True
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if device.type == "cuda" else 1)
@@ -77,7 +86,9 @@ def rows(quick: bool) -> Iterator[tuple[str, str, float, float, str]]:
         torch.set_num_threads(threads)
 
 
-def _rows(folder: Path, size: Size, device: torch.device) -> Iterator[tuple[str, str, float, float, str]]:
+def _rows(
+    folder: Path, size: Size, device: torch.device
+) -> Iterator[tuple[str, str, float, float, str]]:
     plan, cases = embedded(folder, size)
     sampler = Sampler(cases, plan)
     with redirect_stdout(sys.stderr):
@@ -87,51 +98,98 @@ def _rows(folder: Path, size: Size, device: torch.device) -> Iterator[tuple[str,
     where = "float16, GPU" if device.type == "cuda" else "float32, one thread"
     given = f"{BATCH} x {patch}, {where}"
     try:
-        step = interleaved(steps(plan, trainer, sampler, device), 3 * size.rounds, size.warm, device)
-        yield "training step: network and loss, there and back, SGD", f"U-Net {widths}, {given}", *step, PEER
+        step = interleaved(
+            steps(plan, trainer, sampler, device), 3 * size.rounds, size.warm, device
+        )
+        yield (
+            "training step: network and loss, there and back, SGD",
+            f"U-Net {widths}, {given}",
+            *step,
+            PEER,
+        )
         epoch = epoch_seconds(plan, trainer, sampler, loader, folder, size)
-        yield "training epoch, for each step: patches, augmentation, step", f"U-Net {widths}, {given}", *epoch, PEER
+        yield (
+            "training epoch, for each step: patches, augmentation, step",
+            f"U-Net {widths}, {given}",
+            *epoch,
+            PEER,
+        )
         read, augment = split_seconds(sampler, loader, size, device)
-        yield "of the epoch, alone: reading the patches of a batch", given, *read, "nnU-Net v2 nnUNetDataLoader"
-        yield "of the epoch, alone: augmenting them", given, *augment, "nnU-Net v2, batchgeneratorsv2"
+        yield (
+            "of the epoch, alone: reading the patches of a batch",
+            given,
+            *read,
+            "nnU-Net v2 nnUNetDataLoader",
+        )
+        yield (
+            "of the epoch, alone: augmenting them",
+            given,
+            *augment,
+            "nnU-Net v2, batchgeneratorsv2",
+        )
     finally:
         for each in (loader, unused):
             if hasattr(each, "_finish"):
                 each._finish()
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- what is measured -----------------------------------------------------------------------------
 
 
-def steps(plan: Plan, trainer: Any, sampler: Sampler, device: torch.device) -> tuple[Callable[[], Any], ...]:
-    """One step of ours and one of nnU-Net's on the same batch, which is on the device. Both are checked to agree."""
+def steps(
+    plan: Plan, trainer: Any, sampler: Sampler, device: torch.device
+) -> tuple[Callable[[], Any], ...]:
+    """One step of ours and one of nnU-Net's on the same batch, which is on the device.
+
+    Both are checked to agree.
+    """
     batch = sampler.batch(0, device=device)
-    batch = replace(batch, label=batch.label.clamp(min=0))  # padding, unknown to us, is background to nnU-Net
+    # Padding, unknown to us, is background to nnU-Net.
+    batch = replace(batch, label=batch.label.clamp(min=0))
     method = Supervised(plan).to(device)
     method.train()
     theirs = {"data": batch.image, "target": targets(batch, trainer)}
     same_network(method.net, trainer)
     same_loss(method, batch, trainer, theirs)
-    half = device.type == "cuda"
-    state = _State(method, method.optimizers(0.01), torch.amp.GradScaler(device.type, enabled=half))
-    return lambda: _step(state, batch, Training(), 0.01, half, 1.0), lambda: trainer.train_step(theirs)
+    training = Training(lr=0.01)
+    state = TrainingState(method, training, device)
+
+    def ours() -> Any:
+        return training_step(state, batch, training, training.lr, 1.0)
+
+    return ours, lambda: trainer.train_step(theirs)
 
 
 def epoch_seconds(
     plan: Plan, trainer: Any, sampler: Sampler, loader: Any, folder: Path, size: Size
 ) -> tuple[float, float]:
-    """Seconds a step of the two training loops, without checkpoints: medians over rounds of `size.steps`, in turn."""
-    device, taken = trainer.device, ([], [])
+    """Seconds a step of the two training loops, without checkpoints.
+
+    Medians over rounds of `size.steps`, in turn.
+    """
+    device = trainer.device
+    taken: tuple[list[float], list[float]] = ([], [])
     for r in range(size.rounds):
         marks: dict[int, float] = {}
 
-        def tell(step: int, total: int, terms: dict[str, float], marks: dict[int, float] = marks) -> None:
+        def progress(
+            step: int, total: int, terms: dict[str, float], marks: dict[int, float] = marks
+        ) -> None:
             if step in (size.warm, size.warm + size.steps):
                 marks[step] = now(device)
 
         # One step more than is measured: after the last one, a checkpoint is written.
-        training = Training(steps=size.warm + size.steps + 1, save_every=10**9, check_every=0, device=device.type)
-        train(Supervised(plan), sampler.batch, folder / f"epoch{r}", training, batch_size=BATCH, progress=tell)
+        training = Training(
+            steps=size.warm + size.steps + 1, save_every=10**9, check_every=0, device=device.type
+        )
+        train(
+            Supervised(plan),
+            sampler.batch,
+            folder / f"epoch{r}",
+            training,
+            batch_size=BATCH,
+            progress=progress,
+        )
         taken[0].append((marks[size.warm + size.steps] - marks[size.warm]) / size.steps)
         for _ in range(size.warm):
             trainer.train_step(next(loader))
@@ -147,8 +205,8 @@ def split_seconds(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """((our reading, nnU-Net's), (our augmentation, nnU-Net's)) of a batch, in this process.
 
-    Augmentation is the whole less the reading. With a GPU ours runs there, and both do this while the network works.
-    """
+    Augmentation is the whole less the reading. With a GPU ours runs there, and both do this while
+    the network works."""
     single = getattr(loader, "data_loader", None) or loader.generator
     transforms, first, second = single.transforms, count(), count()
 
@@ -172,11 +230,15 @@ def split_seconds(
         return lambda: [work() for _ in range(size.batches)] and None
 
     work = [many(one) for one in (ours_read, peer_read, ours, peer)]
-    read, their_read, whole, their_whole = (s / size.batches for s in interleaved(work, size.rounds, 1, device))
+    read, their_read, whole, their_whole = (
+        s / size.batches for s in interleaved(work, size.rounds, 1, device)
+    )
     return (read, their_read), (whole - read, their_whole - their_read)
 
 
-def interleaved(work: Sequence[Callable[[], Any]], rounds: int, warm: int, device: torch.device) -> tuple[float, ...]:
+def interleaved(
+    work: Sequence[Callable[[], Any]], rounds: int, warm: int, device: torch.device
+) -> tuple[float, ...]:
     """Median seconds of each, taken in turn so that a busy machine slows all."""
     taken: list[list[float]] = [[] for _ in work]
     for r in range(-warm, rounds):
@@ -196,19 +258,23 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-# --- the same on both sides -------------------------------------------------------------------------------------------
+# --- the same on both sides -----------------------------------------------------------------------
 
 
 def targets(batch: Batch, trainer: Any) -> list[Tensor]:
     """The label at each resolution, as nnU-Net's data loader delivers it."""
     sizes = [
-        [round(n * s) for n, s in zip(batch.label.shape[1:], scale)] for scale in trainer._get_deep_supervision_scales()
+        [round(n * s) for n, s in zip(batch.label.shape[1:], scale)]
+        for scale in trainer._get_deep_supervision_scales()
     ]
     return [shrunk(batch.label, size)[:, None].to(torch.int16).contiguous() for size in sizes]
 
 
 def same_network(ours: nn.Module, trainer: Any) -> None:
-    """Copy our weights into nnU-Net's network. Its biases, and its lowest head, which has no loss, have no match."""
+    """Copy our weights into nnU-Net's network.
+
+    Its biases, and its lowest head, which has no loss, have no match.
+    """
     theirs = getattr(trainer.network, "_orig_mod", trainer.network)
     for pick in (_is_body, _is_up):
         pairs = list(zip(filter(pick, ours.modules()), filter(pick, theirs.modules()), strict=True))
@@ -239,7 +305,7 @@ def same_loss(method: Supervised, batch: Batch, trainer: Any, theirs: dict[str, 
         raise AssertionError(f"the losses of the same weights and batch differ: {mine} and {other}")
 
 
-# --- the two sides ----------------------------------------------------------------------------------------------------
+# --- the two sides --------------------------------------------------------------------------------
 
 
 def embedded(folder: Path, size: Size) -> tuple[Plan, list[Cached]]:
@@ -258,7 +324,9 @@ def embedded(folder: Path, size: Size) -> tuple[Plan, list[Cached]]:
 
 def nnunet_trainer(plan: Plan, cases: Sequence[Cached], folder: Path, device: torch.device) -> Any:
     """nnU-Net's default trainer, initialised, for the same scans in its own file format."""
-    os.environ |= {f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")}
+    os.environ |= {
+        f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")
+    }
     if device.type == "cpu":
         os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  one process, so that one thread is one
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -322,8 +390,8 @@ def nnunet_plans(plan: Plan) -> dict[str, Any]:
     resampling: dict[str, Any] = {}
     for what, is_seg, order in (("data", False, 3), ("seg", True, 1), ("probabilities", False, 1)):
         resampling[f"resampling_fn_{what}"] = "resample_data_or_seg_to_shape"
-        how = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
-        resampling[f"resampling_fn_{what}_kwargs"] = how
+        settings = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
+        resampling[f"resampling_fn_{what}_kwargs"] = settings
     schemes = {"ct": "CTNormalization", "zscore": "ZScoreNormalization"}
     configuration = {
         "data_identifier": f"nnUNetPlans_{CONFIGURATION}",
@@ -360,4 +428,7 @@ def nnunet_plans(plan: Plan) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for claim, given, ours_s, peer_s, name in rows(quick="--quick" in sys.argv):
-        print(f"{claim}; {given}: {ours_s:.4f} s, {name} {peer_s:.4f} s, ratio {peer_s / ours_s:.2f}", flush=True)
+        print(
+            f"{claim}; {given}: {ours_s:.4f} s, {name} {peer_s:.4f} s, ratio {peer_s / ours_s:.2f}",
+            flush=True,
+        )

@@ -1,6 +1,8 @@
-"""Draw docs/measuring/*.svg: toy masks, and beneath each what `contextseg.metrics` says about them at this moment.
+"""Draw docs/measuring/*.svg: toy masks, and beneath each its metrics by `contextseg.metrics`.
 
-python docs/draw_measuring.py     run by hand; tests/test_measuring_pictures.py compares the numbers with the library
+    python docs/draw_measuring.py
+
+It is run by hand; tests/test_measuring_pictures.py compares the numbers with the library.
 """
 
 from __future__ import annotations
@@ -26,10 +28,18 @@ from contextseg.metrics import calibration_error, evaluate_case, reliability
 
 FOLDER = Path(__file__).parent / "measuring"
 
-# Blue and orange of Okabe and Ito; that the prediction's line is dashed tells them apart without colour too.
+# Blue and orange of Okabe and Ito; that the prediction's line is dashed tells them apart without
+# colour too.
 REF, PRED, INK, PAPER, GRID = "#0072B2", "#D55E00", "#222222", "#FFFFFF", "#E3E6E9"
 BOTH, ONLY_PRED, ONLY_REF, BAND = "#C9CED3", "#F7CDB0", "#B5D9EE", "#F3E9A9"
-ARROW = {"arrowstyle": "<|-|>", "mutation_scale": 6, "color": INK, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+ARROW = {
+    "arrowstyle": "<|-|>",
+    "mutation_scale": 6,
+    "color": INK,
+    "lw": 1.2,
+    "shrinkA": 0,
+    "shrinkB": 0,
+}
 LABELS = {
     "tp": "TP {}",
     "fp": "FP {}",
@@ -53,7 +63,8 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """Two masks, bool (H, W), how they are measured, which columns stand beneath, and what is drawn over them.
+    """Two masks, bool (H, W), how they are measured, which columns stand beneath, and what is drawn
+    over them.
 
     `shows` holds lines of column names of `evaluate_case`; `over` draws on the axes.
     """
@@ -71,13 +82,17 @@ class Panel:
     def row(self) -> dict[str, Any]:
         """What the library says."""
         pred, ref = self.pred.astype(np.uint8), self.ref.astype(np.uint8)
-        rule = {"tolerance_mm": self.tolerance_mm, "convention": self.convention, "near_mm": self.near_mm}
+        rule = {
+            "tolerance_mm": self.tolerance_mm,
+            "convention": self.convention,
+            "near_mm": self.near_mm,
+        }
         return evaluate_case(pred, ref, self.spacing_mm, {"x": [1]}, lesions=True, **rule)[0]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Voxels by how sure their prediction is: (confidence, how many, how many of them right)."""
+    """Voxels by confidence: (confidence, number of voxels, number of right ones)."""
 
     title: str
     groups: tuple[tuple[float, int, int], ...]
@@ -88,14 +103,21 @@ class Reliability:
         sure = np.concatenate([np.full(n, round(255 * p), np.uint8) for p, n, _ in self.groups])
         right = np.concatenate([np.arange(n) < correct for _, n, correct in self.groups])
         bins = reliability(sure, right)
-        return {"ece": calibration_error(*([b[name] for b in bins] for name in ("n", "confidence", "accuracy")))}
+        return {
+            "ece": calibration_error(
+                *([b[name] for b in bins] for name in ("n", "confidence", "accuracy"))
+            )
+        }
 
 
-# --- geometry: positions are (y, x) in mm; voxel (h, w) has its centre at (h, w) times the spacing --------------------
+# --- geometry: positions are (y, x) in mm; voxel (h, w) has its centre at (h, w) times the spacing
 
 
 def cells(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
-    """The surface elements of a mask: the centres of the cells, between 2 x 2 voxels, that are partly inside."""
+    """The surface elements of a mask:
+
+    the centres of the cells, between 2 x 2 voxels, that are partly inside.
+    """
     padded = np.pad(mask, 1).astype(int)
     inside = padded[:-1, :-1] + padded[:-1, 1:] + padded[1:, :-1] + padded[1:, 1:]
     return (np.argwhere((inside > 0) & (inside < 4)) - 0.5) * spacing_mm
@@ -119,7 +141,7 @@ def steps(mask: np.ndarray, spacing_mm: tuple[float, float]) -> list[np.ndarray]
     return out
 
 
-# --- what is drawn over the masks -------------------------------------------------------------------------------------
+# --- what is drawn over the masks -----------------------------------------------------------------
 
 
 def signs(axes: Axes, panel: Panel) -> None:
@@ -150,7 +172,10 @@ def spokes(axes: Axes, panel: Panel) -> None:
 
 
 def band(axes: Axes, panel: Panel) -> None:
-    """The reference's tolerance band; a dot on each element that lies within tolerance, a cross on each beyond."""
+    """The reference's tolerance band;
+
+    a dot on each element that lies within tolerance, a cross on each beyond.
+    """
     on_pred, on_ref = cells(panel.pred, panel.spacing_mm), cells(panel.ref, panel.spacing_mm)
     _halo(axes, panel, on_ref, panel.tolerance_mm)
     apart = cdist(on_pred, on_ref)
@@ -172,7 +197,10 @@ def near(axes: Axes, panel: Panel) -> None:
 
 def diagonal(axes: Axes, panel: Panel) -> None:
     """The image's diagonal, which stands for a distance that does not exist."""
-    low, high = np.array([-0.5, -0.5]) * panel.spacing_mm, (np.array(panel.ref.shape) - 0.5) * panel.spacing_mm
+    low, high = (
+        np.array([-0.5, -0.5]) * panel.spacing_mm,
+        (np.array(panel.ref.shape) - 0.5) * panel.spacing_mm,
+    )
     axes.annotate("", tuple(high[::-1]), tuple(low[::-1]), arrowprops=ARROW)
 
 
@@ -192,22 +220,43 @@ def _halo(axes: Axes, panel: Panel, around: np.ndarray, mm: float) -> None:
     """All that lies within `mm` of some points."""
     h, w = panel.ref.shape
     y, x = np.arange(-0.5, h - 0.499, 0.2), np.arange(-0.5, w - 0.499, 0.2)
-    grid = np.stack(np.meshgrid(y * panel.spacing_mm[0], x * panel.spacing_mm[1], indexing="ij"), -1)
+    grid = np.stack(
+        np.meshgrid(y * panel.spacing_mm[0], x * panel.spacing_mm[1], indexing="ij"), -1
+    )
     distance = cdist(grid.reshape(-1, 2), around).min(1).reshape(grid.shape[:2])
-    axes.contourf(grid[0, :, 1], grid[:, 0, 0], distance, [-1, mm], colors=[BAND], alpha=0.75, zorder=1.5)
+    axes.contourf(
+        grid[0, :, 1], grid[:, 0, 0], distance, [-1, mm], colors=[BAND], alpha=0.75, zorder=1.5
+    )
 
 
 def _dots(axes: Axes, at: np.ndarray, marker: str, colour: str, size: float) -> None:
     if len(at):
-        axes.plot(at[:, 1], at[:, 0], marker, color=colour, ms=size, mew=1.3 if marker in "x+_" else 0, zorder=5)
+        axes.plot(
+            at[:, 1],
+            at[:, 0],
+            marker,
+            color=colour,
+            ms=size,
+            mew=1.3 if marker in "x+_" else 0,
+            zorder=5,
+        )
 
 
 def _lines(axes: Axes, lines: list[np.ndarray], colour: str, width: float, style: Any) -> None:
     path = Outline.make_compound_path(*(Outline(line[:, ::-1]) for line in lines))
-    axes.add_patch(PathPatch(path, fill=False, edgecolor=colour, lw=width, ls=style, zorder=2 if colour == GRID else 3))
+    axes.add_patch(
+        PathPatch(
+            path,
+            fill=False,
+            edgecolor=colour,
+            lw=width,
+            ls=style,
+            zorder=2 if colour == GRID else 3,
+        )
+    )
 
 
-# --- the cases --------------------------------------------------------------------------------------------------------
+# --- the cases ------------------------------------------------------------------------------------
 
 
 def box(shape: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
@@ -245,8 +294,11 @@ def pictures() -> dict[str, list[Panel]]:
     flat = box((12, 8), (3, 8, 1, 6))
     apart = (("hd95_mm",), ("dsc",))
     spots = box((14, 14), (1, 4, 1, 4), (2, 4, 9, 12), (9, 12, 2, 5), (12, 13, 5, 6))
-    found = box((14, 14), (2, 5, 2, 5), (10, 13, 2, 4), (9, 12, 9, 12))
-    one, spill = disc((16, 24), 8, 7, 4.6), box((16, 24), (5, 9, 10, 13), (2, 4, 19, 22), (11, 13, 18, 20))
+    predicted = box((14, 14), (2, 5, 2, 5), (10, 13, 2, 4), (9, 12, 9, 12))
+    one, spill = (
+        disc((16, 24), 8, 7, 4.6),
+        box((16, 24), (5, 9, 10, 13), (2, 4, 19, 22), (11, 13, 18, 20)),
+    )
     slant = np.tri(18, dtype=bool)[:, ::-1] & box((18, 18), (2, 16, 2, 16))
     spiked = np.roll(slant, -1, axis=1) | box((18, 18), (2, 4, 9, 15))
     none, seen = box(a), (("dsc",), ("nsd",), ("hd95_mm",))
@@ -258,14 +310,31 @@ def pictures() -> dict[str, list[Panel]]:
             Panel("too small", box(a, (4, 8, 4, 8)), square, overlap, signs),
         ],
         "hausdorff": [
-            Panel("one stray voxel", large | box(b, (1, 2, 21, 22)), large, (("hd_mm",), ("hd95_mm",)), farthest),
-            Panel("two", large | box(b, (1, 2, 19, 20), (1, 2, 21, 22)), large, (("hd_mm",), ("hd95_mm",)), farthest),
+            Panel(
+                "one stray voxel",
+                large | box(b, (1, 2, 21, 22)),
+                large,
+                (("hd_mm",), ("hd95_mm",)),
+                farthest,
+            ),
+            Panel(
+                "two",
+                large | box(b, (1, 2, 19, 20), (1, 2, 21, 22)),
+                large,
+                (("hd_mm",), ("hd95_mm",)),
+                farthest,
+            ),
         ],
         "assd": [
-            Panel("a bump", core | box(c, (7, 9, 12, 15)), core, (("hd_mm",), ("assd_mm",)), spokes),
+            Panel(
+                "a bump", core | box(c, (7, 9, 12, 15)), core, (("hd_mm",), ("assd_mm",)), spokes
+            ),
             Panel("on every side", core | cross, core, (("hd_mm",), ("assd_mm",)), spokes),
         ],
-        "nsd": [Panel(f"tolerance {mm:.0f} mm", stairs, core, (("nsd",),), band, tolerance_mm=mm) for mm in (1.0, 2.0)],
+        "nsd": [
+            Panel(f"tolerance {mm:.0f} mm", stairs, core, (("nsd",),), band, tolerance_mm=mm)
+            for mm in (1.0, 2.0)
+        ],
         "spacing": [
             Panel("along the 1 mm axis", np.roll(flat, 1, 0), flat, apart, farthest, (1.0, 5.0)),
             Panel("along the 5 mm axis", np.roll(flat, 1, 1), flat, apart, farthest, (1.0, 5.0)),
@@ -276,8 +345,14 @@ def pictures() -> dict[str, list[Panel]]:
             Panel("spurious", square, none, seen, diagonal),
             Panel("absent", none, none, seen),
         ],
-        "lesions": [Panel("", found, spots, (("n_ref_lesions",), ("n_detected", "n_fp_lesions")))],
-        "near-far": [Panel("near: within 3 mm", one | spill, one, (("fp_near", "fp_far"),), near, near_mm=3.0)],
+        "lesions": [
+            Panel("", predicted, spots, (("n_ref_lesions",), ("n_detected", "n_fp_lesions")))
+        ],
+        "near-far": [
+            Panel(
+                "near: within 3 mm", one | spill, one, (("fp_near", "fp_far"),), near, near_mm=3.0
+            )
+        ],
         "conventions": [
             Panel("default", spiked, slant, conventions, elements),
             Panel("monai", spiked, slant, conventions, voxels, convention="monai"),
@@ -286,7 +361,7 @@ def pictures() -> dict[str, list[Panel]]:
     }
 
 
-# --- drawing ----------------------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def written(panel: Panel | Reliability, column: str) -> str:
@@ -297,7 +372,10 @@ def written(panel: Panel | Reliability, column: str) -> str:
 
 
 def draw(panels: list[Panel], path: Path) -> None:
-    """Write one picture. Its numbers are texts with the id `PANEL-COLUMN`, so that they can be found again."""
+    """Write one picture.
+
+    Its numbers are texts with the id `PANEL-COLUMN`, so that the test can read them.
+    """
     size = np.array([np.array(p.ref.shape) * p.spacing_mm for p in panels]).max(0)
     wide = {1: 3.6, 2: 3.6, 3: 2.7, 4: 2.1}[len(panels)]
     tall, below = wide * size[0] / size[1], 0.2 * len(panels[0].shows) + 0.14
@@ -313,14 +391,18 @@ def draw(panels: list[Panel], path: Path) -> None:
 
 
 def draw_reliability(panels: list[Reliability], path: Path) -> None:
-    """Write the picture of bins: how many are right of those that say they are."""
+    """Write the picture of bins: the share that is right at each confidence."""
     figure = Figure(figsize=(9.0, 3.5), facecolor=PAPER)
     for k, panel in enumerate(panels):
         axes = figure.add_axes((0.06 + k * 0.32, 0.3, 0.27, 0.6))
         for p, n, right in panel.groups:
             axes.bar(p, right / n, 0.14, color=REF, alpha=0.85, zorder=2)
-            axes.bar(p, p - right / n, 0.14, right / n, fc="none", ec=PRED, hatch="/////", lw=1, zorder=3)
-            axes.annotate(f"{right}\nof {n}", (p, 0.05), ha="center", color=PAPER, fontsize=9, zorder=4)
+            axes.bar(
+                p, p - right / n, 0.14, right / n, fc="none", ec=PRED, hatch="/////", lw=1, zorder=3
+            )
+            axes.annotate(
+                f"{right}\nof {n}", (p, 0.05), ha="center", color=PAPER, fontsize=9, zorder=4
+            )
         axes.plot([0, 1.08], [0, 1.08], color=INK, ls="--", lw=1, zorder=5)
         axes.set(xlim=(0.45, 1.1), ylim=(0, 1.08), xticks=[0.6, 0.8, 1.0], yticks=[0, 0.5, 1])
         axes.tick_params(labelsize=8, colors=INK)
@@ -341,32 +423,49 @@ def _words(axes: Axes, k: int, panel: Panel | Reliability, below: float) -> None
     for n, line in enumerate(panel.shows):
         for i, column in enumerate(line):
             at, drop = ((i + 0.5) / len(line), 0), (0, -below - 14.4 * n)
-            note = axes.annotate(written(panel, column), at, drop, "axes fraction", "offset points", ha="center")
+            note = axes.annotate(
+                written(panel, column), at, drop, "axes fraction", "offset points", ha="center"
+            )
             note.set(gid=f"{k}-{column}", fontsize=9.5, color=INK)
 
 
 def _save(figure: Figure, key: list[Any], path: Path) -> None:
-    figure.legend(handles=key, loc="lower center", ncols=5, fontsize=8, frameon=False, labelcolor=INK)
+    figure.legend(
+        handles=key, loc="lower center", ncols=5, fontsize=8, frameon=False, labelcolor=INK
+    )
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": path.stem}
     style["font.sans-serif"] = ["DejaVu Sans", "Verdana", "Arial"]
     with matplotlib.rc_context(style):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None}, facecolor=PAPER)
-    text = re.sub(r"(\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8"))  # a hundredth of a point is enough
+        figure.savefig(
+            path, format="svg", metadata={"Date": None, "Creator": None}, facecolor=PAPER
+        )
+    text = re.sub(
+        r"(\.\d\d)\d+", r"\1", path.read_text(encoding="utf-8")
+    )  # a hundredth of a point is enough
     path.write_text("".join(line.rstrip() + "\n" for line in text.splitlines()), encoding="utf-8")
 
 
 def _masks(axes: Axes, panel: Panel) -> None:
-    """The voxel grid, who claims which voxel, and both outlines; distances are taken from the smooth ones."""
+    """The voxel grid, who claims which voxel, and both outlines;
+
+    distances are taken from the smooth ones.
+    """
     (h, w), (dy, dx) = panel.ref.shape, panel.spacing_mm
     for mask, colour in (
         (panel.pred & panel.ref, BOTH),
         (panel.pred & ~panel.ref, ONLY_PRED),
         (panel.ref & ~panel.pred, ONLY_REF),
     ):
-        turns = np.argwhere(np.diff(mask.astype(int), axis=1, prepend=0, append=0)).reshape(-1, 2, 2)
-        strips = [np.array([[y, a], [y, b], [y + 1, b], [y + 1, a]]) - 0.5 for (y, a), (_, b) in turns]
+        turns = np.argwhere(np.diff(mask.astype(int), axis=1, prepend=0, append=0)).reshape(
+            -1, 2, 2
+        )
+        strips = [
+            np.array([[y, a], [y, b], [y + 1, b], [y + 1, a]]) - 0.5 for (y, a), (_, b) in turns
+        ]
         if strips:
-            path = Outline.make_compound_path(*(Outline((strip * (dy, dx))[:, ::-1]) for strip in strips))
+            path = Outline.make_compound_path(
+                *(Outline((strip * (dy, dx))[:, ::-1]) for strip in strips)
+            )
             axes.add_patch(PathPatch(path, facecolor=colour, lw=0, zorder=1, antialiased=False))
     rows = [np.array([[y, 0], [y, w]]) for y in range(h + 1)]
     columns = [np.array([[0, x], [h, x]]) for x in range(w + 1)]
@@ -376,7 +475,16 @@ def _masks(axes: Axes, panel: Panel) -> None:
             continue
         if panel.over in (farthest, spokes, band, elements):  # marching squares
             x, y = (np.arange(n + 2) * d - d for n, d in ((w, dx), (h, dy)))
-            axes.contour(x, y, np.pad(mask, 1), [0.5], colors=colour, linewidths=1.7, linestyles=[style], zorder=3)
+            axes.contour(
+                x,
+                y,
+                np.pad(mask, 1),
+                [0.5],
+                colors=colour,
+                linewidths=1.7,
+                linestyles=[style],
+                zorder=3,
+            )
         else:
             _lines(axes, steps(mask, panel.spacing_mm), colour, 1.7, style)
     if panel.over:

@@ -1,4 +1,4 @@
-"""Small phantoms laid out as the six downloads of `contextseg.recipes`."""
+"""Small phantoms laid out as the six downloads of `contextseg.studies.reproduce`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ NO_TUMOUR = {32, 34, 38, 41, 47, 87, 89, 91, 105, 106, 114, 115, 119}
 """Cases of LiTS without a tumour."""
 
 
-def case(i: int, image: Path, label: Path | None, classes: int = 2, empty: tuple[int, ...] = ()) -> np.ndarray:
+def case(
+    i: int, image: Path, label: Path | None, classes: int = 2, empty: tuple[int, ...] = ()
+) -> np.ndarray:
     """A phantom on disk, without the values `empty` in its label; the label."""
     array, truth = phantom.patient(i, (16, 20, 20), classes)
     truth[np.isin(truth, empty)] = 0
@@ -39,18 +41,31 @@ def liver(folder: Path) -> Path:
     return decathlon(folder, "Task03_Liver", "liver", (0, 3, 7, 90, 130), 3, digits=1)
 
 
-def decathlon(folder: Path, task: str, name: str, numbers: tuple[int, ...], classes: int, digits: int = 3) -> Path:
+def decathlon(
+    folder: Path, task: str, name: str, numbers: tuple[int, ...], classes: int, digits: int = 3
+) -> Path:
     names = [f"{name}_{n:0{digits}}.nii.gz" for n in numbers]
     for n, file in zip(numbers, names):
         case(n, folder / task / "imagesTr" / file, folder / task / "labelsTr" / file, classes)
         (folder / task / "imagesTr" / f"._{file}").write_bytes(b"resource fork")
     listed = [{"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"} for file in names]
-    write_json(folder / task / "dataset.json", {"labels": {"0": "background"}, "training": listed, "test": []})
+    write_json(
+        folder / task / "dataset.json",
+        {"labels": {"0": "background"}, "training": listed, "test": []},
+    )
     return folder
 
 
 def kits(folder: Path) -> Path:
-    for n in (0, 1, 2, 100, 208, 209, 210):  # of the last one, as of all from 210, no label was published
+    for n in (
+        0,
+        1,
+        2,
+        100,
+        208,
+        209,
+        210,
+    ):  # of the last one, as of all from 210, no label was published
         here = folder / "data" / f"case_{n:05}"
         case(n, here / "imaging.nii.gz", here / "segmentation.nii.gz" if n < 210 else None, 3)
     return folder
@@ -87,7 +102,9 @@ def atlas_r12(folder: Path) -> Path:
     for i, name in enumerate(("c0001s0004t01", "c0001s0005t01", "c0011s0006t01")):
         image = folder / name / f"{name}_t1w_stx.nii.gz"
         truth = case(i, image, None)
-        write(folder / name / f"{name}_LesionSmooth_stx.nii.gz", read(image).with_array(truth * 255.0))
+        write(
+            folder / name / f"{name}_LesionSmooth_stx.nii.gz", read(image).with_array(truth * 255.0)
+        )
     return folder
 
 
@@ -110,4 +127,6 @@ DOWNLOADS: dict[str, tuple[str, Callable[[Path], Path], int, int]] = {
     "atlas, R1.2": ("atlas", atlas_r12, 2, 1),
     "pancreas": ("pancreas", pancreas, 4, 1),  # 5 * 84 / 281 = 1.5, but just below
 }
-"""By layout: the recipe, what lays it out, and how many cases train and test where only these are there."""
+"""By layout: the recipe, what lays it out, and how many cases train and test where only these are
+there.
+"""

@@ -1,4 +1,4 @@
-"""Augmentation: what is drawn is what happens, and nothing that was said about a voxel is ever invented."""
+"""Augmentation: what is drawn is what happens, and no voxel gets an invented label."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from scipy import ndimage
 from torch import Tensor
 
 from contextseg.batch import IGNORE
-from contextseg.data.augment import Augmentation, Draw, _sampled, apply, draw, source_vox, swap_annotated
-from contextseg.disk import Problem
+from contextseg.data.augment import (
+    Augmentation,
+    Draw,
+    _sampled,
+    apply,
+    draw,
+    source_vox,
+    swap_annotated,
+)
+from contextseg.errors import ContextsegError
 
 CUBE = (12, 12, 12)
 CHANCES = {field.name: 0.0 for field in fields(Augmentation) if field.name.startswith("p_")}
@@ -40,20 +48,26 @@ def idle(channels: int = 1, dims: int = 3, **changes: Any) -> Draw:
     return replace(draw(QUIET, rng(), (12,) * dims, channels), **changes)
 
 
-def scan(shape: Sequence[int], channels: int = 1, seed: int = 0, classes: int = 4) -> tuple[Tensor, Tensor]:
+def scan(
+    shape: Sequence[int], channels: int = 1, seed: int = 0, classes: int = 4
+) -> tuple[Tensor, Tensor]:
     """Noise, and a random label of -1 .. classes - 1."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randn((channels, *shape), generator=g), torch.randint(IGNORE, classes, tuple(shape), generator=g)
+    return torch.randn((channels, *shape), generator=g), torch.randint(
+        IGNORE, classes, tuple(shape), generator=g
+    )
 
 
-def one(d: Draw, image: Tensor, label: Tensor | None = None, patch: Sequence[int] = (), **more: Any) -> Any:
+def one(
+    d: Draw, image: Tensor, label: Tensor | None = None, patch: Sequence[int] = (), **more: Any
+) -> Any:
     """`apply` to a single item: its image (C, *patch) and label (*patch)."""
     label = torch.zeros(image.shape[1:], dtype=torch.int64) if label is None else label
     x, y = apply([d], [image], [label], patch or image.shape[1:], **more)
     return x[0], y[0]
 
 
-# --- the whole --------------------------------------------------------------------------------------------------------
+# --- the whole ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("patch", [CUBE, (4, 14, 15), (16, 13)])
@@ -99,14 +113,20 @@ def test_changing_one_setting_leaves_the_other_effects_as_they_were():
         ("p_blur_channel", 1.0, "blur_vox"),
     ]:
         for seed in range(30):
-            before, after = (draw(s, rng(seed), CUBE, 2) for s in (usual, replace(usual, **{name: value})))
-            touched = {f.name for f in fields(Draw) if getattr(before, f.name) != getattr(after, f.name)}
+            before, after = (
+                draw(s, rng(seed), CUBE, 2) for s in (usual, replace(usual, **{name: value}))
+            )
+            touched = {
+                f.name for f in fields(Draw) if getattr(before, f.name) != getattr(after, f.name)
+            }
             assert touched <= {part, "gamma_inverted" if name == "gamma" else part}
 
 
 def test_every_setting_matters():
     def outcomes(settings: Augmentation) -> list[Draw]:
-        return [draw(settings, rng(s), patch, 2) for patch in (CUBE, (9, 9), (9, 20)) for s in range(60)]
+        return [
+            draw(settings, rng(s), patch, 2) for patch in (CUBE, (9, 9), (9, 20)) for s in range(60)
+        ]
 
     usual = Augmentation()
     for field in fields(Augmentation):
@@ -114,7 +134,9 @@ def test_every_setting_matters():
         if field.name == "mirror":
             others: list[Any] = [tuple(i != axis for i in range(3)) for axis in range(3)]
         else:
-            others = [(value[0] * 0.9 + 0.01, value[1])] if isinstance(value, tuple) else [value / 2]
+            others = (
+                [(value[0] * 0.9 + 0.01, value[1])] if isinstance(value, tuple) else [value / 2]
+            )
             others += [(value[0], value[1] * 0.9)] if isinstance(value, tuple) else []
         for other in others:
             assert outcomes(replace(usual, **{field.name: other})) != outcomes(usual), field.name
@@ -139,7 +161,9 @@ def test_effects_happen_as_often_as_the_settings_say():
         **{f"mirror {axis}": ([d.mirror[axis] for d in draws], 0.5) for axis in range(3)},
     }
     for name, (seen, p) in expected.items():
-        assert abs(np.mean(seen) - p) < 4 * np.sqrt(p * (1 - p) / n), name  # four standard deviations of a binomial
+        assert abs(np.mean(seen) - p) < 4 * np.sqrt(p * (1 - p) / n), (
+            name
+        )  # four standard deviations of a binomial
 
 
 def test_what_is_drawn_lies_in_its_range_and_reaches_its_ends():
@@ -166,13 +190,18 @@ def test_channels_and_axes_are_drawn_apart():
 
 def test_strength_widens_and_narrows():
     def spread(strength: float) -> float:
-        return max(abs(np.log(draw(replace(ALWAYS, strength=strength), rng(s), CUBE, 1).gamma[0])) for s in range(300))
+        return max(
+            abs(np.log(draw(replace(ALWAYS, strength=strength), rng(s), CUBE, 1).gamma[0]))
+            for s in range(300)
+        )
 
     assert spread(2.0) == pytest.approx(2 * spread(1.0), rel=0.02)
     assert spread(0.5) == pytest.approx(0.5 * np.log(1.5), rel=0.2)
     gentle = replace(ALWAYS, p_scale=0.0, rotation_2d_deg=40.0)
     for seed in range(20):
-        usual, strong = (draw(replace(gentle, strength=s), rng(seed), (12, 12), 1) for s in (1.0, 2.0))
+        usual, strong = (
+            draw(replace(gentle, strength=s), rng(seed), (12, 12), 1) for s in (1.0, 2.0)
+        )
         assert strong.noise_sd == 2 * usual.noise_sd > 0
         assert np.array_equal(strong.blur_vox, 2 * np.array(usual.blur_vox))
         angle, twice = (np.arctan2(d.matrix[1][0], d.matrix[0][0]) for d in (usual, strong))
@@ -182,7 +211,7 @@ def test_strength_widens_and_narrows():
     assert abs(np.mean([d.mirror[0] for d in weak]) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 2000)
 
 
-# --- mirrors ----------------------------------------------------------------------------------------------------------
+# --- mirrors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mirror", list(product([False, True], repeat=3)))
@@ -198,13 +227,20 @@ def test_mirrored_twice_is_the_identity_and_once_is_a_flip(mirror):
 
 def test_an_axis_that_may_not_be_mirrored_never_is():
     for patch, allowed in [(CUBE, {1}), ((12, 12), {0})]:
-        draws = [draw(Augmentation(mirror=(False, True, False)), rng(seed), patch, 1) for seed in range(50)]
-        assert {axis for d in draws for axis, mirrored in enumerate(d.mirror) if mirrored} == allowed
+        draws = [
+            draw(Augmentation(mirror=(False, True, False)), rng(seed), patch, 1)
+            for seed in range(50)
+        ]
+        assert {
+            axis for d in draws for axis, mirrored in enumerate(d.mirror) if mirrored
+        } == allowed
 
 
 def test_a_lateral_mirror_exchanges_the_pair_and_nothing_else():
     image, label = scan((3, 4, 5), classes=5)
-    exchanged = np.array([0, 2, 1, 3, 4, IGNORE])[label.numpy()]  # the last entry answers to index -1
+    exchanged = np.array([0, 2, 1, 3, 4, IGNORE])[
+        label.numpy()
+    ]  # the last entry answers to index -1
     _, y = one(idle(mirror=(True, False, True)), image, label, swaps=[(1, 2)], lateral_axis=2)
     np.testing.assert_array_equal(y.numpy(), np.flip(exchanged, (0, 2)))
     _, y = one(idle(mirror=(True, True, False)), image, label, swaps=[(1, 2)], lateral_axis=2)
@@ -219,7 +255,9 @@ def test_with_pairs_but_no_known_left_and_right_nothing_is_mirrored():
     assert torch.equal(y, label)
     _, y = one(everywhere, image, label)  # without pairs, a mirror needs to know nothing
     assert torch.equal(y, label.flip(0, 1, 2))
-    in_plane = idle(dims=2, mirror=(True, True))  # sagittal slices: no axis of the patch goes from left to right
+    in_plane = idle(
+        dims=2, mirror=(True, True)
+    )  # sagittal slices: no axis of the patch goes from left to right
     _, y = one(in_plane, image[:, 0], label[0], swaps=[(1, 2)], lateral_axis=-1)
     assert torch.equal(y, label[0].flip(0, 1))
 
@@ -233,9 +271,10 @@ def test_what_was_annotated_follows_the_exchange():
     assert torch.equal(swap_annotated(draws, annotated, [(1, 2)], lateral_axis=None), annotated)
 
 
-# --- rotation and scale -----------------------------------------------------------------------------------------------
+# --- rotation and scale ---------------------------------------------------------------------------
 
-TURNS = {  # np.rot90 in the plane (i, j): out[i, j] = in[j, n - 1 - i], so the source offsets are (j, -i)
+# np.rot90 in the plane (i, j): out[i, j] = in[j, n - 1 - i], so the source offsets are (j, -i)
+TURNS = {
     (1, 2): ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0)),
     (0, 2): ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0)),
     (0, 1): ((0.0, 1.0, 0.0), (-1.0, 0.0, 0.0), (0.0, 0.0, 1.0)),
@@ -253,7 +292,9 @@ def test_a_quarter_turn_is_rot90(plane):
 
 def test_two_quarter_turns_leave_no_axis_alone():
     image, label = scan((6, 6, 6))
-    matrix = np.array(TURNS[(0, 1)]) @ np.array(TURNS[(1, 2)])  # out(u) = in(A B u): first A's turn, then B's
+    matrix = np.array(TURNS[(0, 1)]) @ np.array(
+        TURNS[(1, 2)]
+    )  # out(u) = in(A B u): first A's turn, then B's
     assert not np.diag(matrix).any()
     x, y = one(idle(matrix=tuple(map(tuple, matrix.tolist()))), image, label)
     wanted = np.rot90(np.rot90(label.numpy(), axes=(0, 1)), axes=(1, 2))
@@ -264,12 +305,20 @@ def test_two_quarter_turns_leave_no_axis_alone():
 
 @pytest.mark.parametrize("patch", [(8, 9, 10), (3, 12, 11), (12, 3, 11), (11, 12, 3), (9, 12)])
 def test_sampling_equals_scipys(patch):
-    d = draw(replace(QUIET, p_rotation=1.0, p_scale=1.0), rng(3), patch, 1, spacing_mm=(2.0, 1.0, 1.5)[: len(patch)])
+    d = draw(
+        replace(QUIET, p_rotation=1.0, p_scale=1.0),
+        rng(3),
+        patch,
+        1,
+        spacing_mm=(2.0, 1.0, 1.5)[: len(patch)],
+    )
     image, label = scan(source_vox(d, patch))
     x, y = one(d, image, label, patch)
     matrix = np.array(d.matrix)
     offset = (np.array(label.shape) - 1) / 2 - matrix @ (np.array(patch) - 1) / 2
-    wanted = ndimage.affine_transform(image[0].numpy(), matrix, offset, patch, order=1, mode="nearest")
+    wanted = ndimage.affine_transform(
+        image[0].numpy(), matrix, offset, patch, order=1, mode="nearest"
+    )
     np.testing.assert_allclose(x[0].numpy(), wanted, atol=1e-4)
     wanted = ndimage.affine_transform(label.numpy(), matrix, offset, patch, order=0, mode="nearest")
     assert np.mean(y.numpy() != wanted) < 0.01  # but for a tie that rounds the other way
@@ -283,7 +332,9 @@ def test_the_source_box_misses_no_corner_and_wastes_nothing(patch):
     for seed in range(200):
         d = replace(draw(settings, rng(seed), patch, 1, spacing), mirror=(False,) * len(patch))
         box = source_vox(d, patch)
-        reach = np.abs(corners @ (np.eye(len(patch)) if d.matrix is None else np.array(d.matrix)).T).max(0)
+        reach = np.abs(
+            corners @ (np.eye(len(patch)) if d.matrix is None else np.array(d.matrix)).T
+        ).max(0)
         slack = (np.array(box) - 1) / 2 - reach
         assert (slack > -1e-5).all()
         assert (slack < 0.5 + 1e-5).all()  # one voxel less would be too few
@@ -293,8 +344,9 @@ def test_the_source_box_misses_no_corner_and_wastes_nothing(patch):
         assert (y == 1).all()
 
 
-def test_outside_the_source_nobody_has_said():
-    # 2.5 source voxels for each of the patch's, but a box of 4 is given: offsets of 1.25 lie inside, 3.75 outside
+def test_outside_the_source_is_unknown():
+    # 2.5 source voxels for each of the patch's, but a box of 4 is given: offsets of 1.25 lie
+    # inside, 3.75 outside
     zoom = ((2.5, 0.0), (0.0, 2.5))
     d = idle(dims=2, matrix=zoom)
     assert source_vox(d, (4, 4)) == (9, 9)  # 2 * 3.75 + 1 = 8.5
@@ -309,7 +361,9 @@ def test_a_rotation_in_millimetres_keeps_a_sphere_a_sphere():
     patch, mm = (12, 24, 24), np.array([2.0, 1.0, 1.0])
 
     def radius_mm(shape: Sequence[int]) -> np.ndarray:
-        offsets = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, mm)], indexing="ij")
+        offsets = np.meshgrid(
+            *[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, mm)], indexing="ij"
+        )
         return np.sqrt(sum(o**2 for o in offsets))
 
     def error_mm(spacing_mm: Sequence[float] | None) -> float:
@@ -322,7 +376,9 @@ def test_a_rotation_in_millimetres_keeps_a_sphere_a_sphere():
             worst = max(worst, float(np.abs(x[0].numpy() - radius_mm(patch))[outer].max()))
         return worst
 
-    assert error_mm(mm.tolist()) < 0.35  # what linear interpolation leaves: h^2 / 8r = 0.17 along 2 mm, less along 1
+    assert (
+        error_mm(mm.tolist()) < 0.35
+    )  # what linear interpolation leaves: h^2 / 8r = 0.17 along 2 mm, less along 1
     assert error_mm(None) > 2
 
 
@@ -346,7 +402,8 @@ def test_angles_stay_within_their_settings():
     assert 175 < np.abs(angles((12, 12))).max() <= 180
     assert 14 < np.abs(angles((12, 20))).max() <= 15
     assert 175 < np.abs(angles((3, 12, 20))).max() <= 180
-    # in A(a) B(b) C(c), turns about D, H and W, the last column is (-sin b, -sin a cos b, cos a cos b): the angle is a
+    # in A(a) B(b) C(c), turns about D, H and W, the last column is (-sin b, -sin a cos b, cos a cos
+    # b): the angle is a
     assert 19 < np.abs(angles(CUBE)).max() <= 20 + 1e-9
 
 
@@ -364,7 +421,7 @@ def test_labels_are_never_invented():
         assert set(y.unique().tolist()) == {IGNORE, 7}
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 def test_noise_is_one_field_of_the_drawn_deviation_for_all_channels():
@@ -401,11 +458,15 @@ def test_brightness_and_contrast():
 
 
 def test_low_resolution_takes_the_nearest_voxels_and_joins_them_by_lines():
-    image = torch.tensor([[3.0, 1, 4, 1, 5, 9, 2, 6]]).expand(1, 8, 8)  # along W only; constant along H
+    image = torch.tensor([[3.0, 1, 4, 1, 5, 9, 2, 6]]).expand(
+        1, 8, 8
+    )  # along W only; constant along H
     x, _ = one(idle(dims=2, low_resolution=(0.5,)), image)
     kept = image[0, 0, 1::2].numpy()  # of two voxels, whose centre lies between them, the upper
     at = (np.arange(8) + 0.5) / 2 - 0.5
-    np.testing.assert_allclose(x[0].numpy(), np.broadcast_to(np.interp(at, np.arange(4), kept), (8, 8)), atol=1e-6)
+    np.testing.assert_allclose(
+        x[0].numpy(), np.broadcast_to(np.interp(at, np.arange(4), kept), (8, 8)), atol=1e-6
+    )
 
 
 def test_a_flat_patch_keeps_its_slices_at_low_resolution():
@@ -425,7 +486,9 @@ def test_gamma_keeps_order_mean_and_deviation(name, value):
     in_order = x[0].flatten()[image[0].flatten().argsort()]
     assert (in_order.diff() >= -1e-6).all()
     skew = ((x[0] - x[0].mean()) ** 3).mean() - ((image[0] - image[0].mean()) ** 3).mean()
-    assert (skew > 0) == ((value > 1) == (name == "gamma"))  # x ** 1.5 stretches the bright end; inverted, the dark
+    assert (skew > 0) == (
+        (value > 1) == (name == "gamma")
+    )  # x ** 1.5 stretches the bright end; inverted, the dark
 
 
 @pytest.mark.parametrize("value", [0.0, -2.5, 3e3])
@@ -437,7 +500,7 @@ def test_a_constant_image_stays_constant(value):
         torch.testing.assert_close(x, image, rtol=1e-5, atol=1e-5)
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -456,7 +519,7 @@ def test_a_constant_image_stays_constant(value):
     ],
 )
 def test_a_setting_that_cannot_be_is_named(name, value):
-    with pytest.raises(Problem, match=f"augmentation setting {name}: .* Remedy: give "):
+    with pytest.raises(ContextsegError, match=f"augmentation setting {name}: .* Remedy: give "):
         Augmentation(**{name: value})
 
 

@@ -14,7 +14,15 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "run")
-PEERS = {"nnunetv2", "batchgenerators", "batchgeneratorsv2", "monai", "medpy", "surface_distance", "blosc2"}
+PEERS = {
+    "nnunetv2",
+    "batchgenerators",
+    "batchgeneratorsv2",
+    "monai",
+    "medpy",
+    "surface_distance",
+    "blosc2",
+}
 
 
 @pytest.fixture
@@ -31,15 +39,25 @@ def test_scripts_import_no_peer_and_offer_rows(run: ModuleType) -> None:
     assert SCRIPTS
     for name in SCRIPTS:
         assert list(inspect.signature(import_module(name).rows).parameters) == ["quick"]
-    code = f"import sys; import {', '.join(SCRIPTS)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    code = (
+        f"import sys; import {', '.join(SCRIPTS)}; "
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, encoding="utf-8", check=True
+        [sys.executable, "-c", code],
+        cwd=BENCHMARKS,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
     assert not PEERS & set(done.stdout.split())
 
 
 def test_page_has_a_line_for_each_row(run: ModuleType) -> None:
-    rows = [("fast", "512 x 512", 0.5, 2.0, "other"), ("small, peak MB", "a|b", 250.0, 125.0, "other")]
+    rows = [
+        ("fast", "512 x 512", 0.5, 2.0, "other"),
+        ("small, peak MB", "a|b", 250.0, 125.0, "other"),
+    ]
     page = run.markdown(rows, {}, {"Date": "today", "Machine": "abacus"})
     assert "- Machine: abacus" in page
     assert "| fast | 512 x 512 | 500 ms | 2 s | **4.00** | other |" in page.splitlines()
@@ -52,8 +70,12 @@ def test_page_has_a_line_for_each_row(run: ModuleType) -> None:
 
 
 def test_numbers_are_never_powers_of_ten(run: ModuleType) -> None:
-    page = run.markdown([("claim", "x", 0.0123456, 1.7283, "p"), ("claim", "y", 1.0, 1234.4, "p")], {}, {})
-    assert "| claim | x | 12.3 ms | 1.73 s | **140** | p |" in page.splitlines()  # 1.7283 / 0.0123456 = 139.99
+    page = run.markdown(
+        [("claim", "x", 0.0123456, 1.7283, "p"), ("claim", "y", 1.0, 1234.4, "p")], {}, {}
+    )
+    assert (
+        "| claim | x | 12.3 ms | 1.73 s | **140** | p |" in page.splitlines()
+    )  # 1.7283 / 0.0123456 = 139.99
     assert "| claim | y | 1 s | 1234 s | **1234** | p |" in page.splitlines()
 
 
@@ -82,7 +104,12 @@ def rows(quick):
     ids=["fine", "raises", "killed", "no peer", "no module"],
 )
 def test_a_failure_keeps_the_rows_before_it_and_is_named(
-    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, rows: list[Any], why: str
+    run: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    rows: list[Any],
+    why: str,
 ) -> None:
     (tmp_path / "trial.py").write_text(script, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

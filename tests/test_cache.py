@@ -16,11 +16,19 @@ import pytest
 import laws
 from contextseg.batch import IGNORE
 from contextseg.data import cache, phantom
-from contextseg.data.cache import Cached, fingerprint, load_array, load_record, places_of, preprocess
+from contextseg.data.cache import (
+    Cached,
+    fingerprint,
+    load_array,
+    load_record,
+    places_of,
+    preprocess,
+)
 from contextseg.data.layouts import Dataset, open_dataset
 from contextseg.data.plan import Plan
 from contextseg.data.prepare import normalise, prepare
-from contextseg.disk import Problem, read_json, write_json
+from contextseg.disk import read_json, write_json
+from contextseg.errors import ContextsegError
 from contextseg.volume import Volume, read, read_labels, write
 
 SAR = np.eye(4)[[2, 1, 0, 3]]  # D to the head, H to the front, W to the right
@@ -30,7 +38,11 @@ PLAN = replace(laws.plan(classes=2), spacing_mm=(2.0, 1.0, 1.0))
 @pytest.fixture
 def data(tmp_path: Path) -> Dataset:
     """Two labelled phantoms (000, 001) and an unlabelled one (002)."""
-    return open_dataset(phantom.write_dataset(tmp_path / "data", labelled=2, unlabelled=1, test=0, shape=(12, 20, 22)))
+    return open_dataset(
+        phantom.write_dataset(
+            tmp_path / "data", labelled=2, unlabelled=1, test=0, shape=(12, 20, 22)
+        )
+    )
 
 
 def done(data: Dataset, tmp_path: Path, plan: Plan = PLAN, **more: object) -> list[Cached]:
@@ -41,7 +53,7 @@ def change(path: Path, array: np.ndarray) -> None:
     write(path, read(path).with_array(array))
 
 
-# --- what is in it ----------------------------------------------------------------------------------------------------
+# --- what is in it --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 1.0, 1.0), (1.5, 1.3, 1.3)])
@@ -53,7 +65,11 @@ def test_a_cached_case_is_the_prepared_scan_to_int16(
         label = read_labels(case.label).array if case.label else None
         image, classes, body, record = prepare(read(*case.images), plan, case.name, label)
         assert found.record == record
-        assert (found.image.dtype, found.image.shape, found.labelled) == (np.int16, image.shape, label is not None)
+        assert (found.image.dtype, found.image.shape, found.labelled) == (
+            np.int16,
+            image.shape,
+            label is not None,
+        )
         assert isinstance(found.image, np.memmap)
         if label is None:
             assert (found.label, found.classes) == (None, ())
@@ -69,17 +85,25 @@ def test_a_cached_case_is_the_prepared_scan_to_int16(
         assert body[tuple(found.voxels("body").T)].all()
 
 
-@pytest.mark.parametrize(("low", "high"), [(-1024.0, 3071.0), (0.0, 1e-3), (-5e6, 7e6), (1e4, 1e4 + 1)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1024.0, 3071.0), (0.0, 1e-3), (-5e6, 7e6), (1e4, 1e4 + 1)]
+)
 def test_int16_is_exact_to_a_65000th_of_the_range(low: float, high: float, tmp_path: Path) -> None:
     image = np.random.default_rng(0).uniform(low, high, (1, 9, 10, 11)).astype(np.float32)
     image[0, 0, 0, :2] = low, high
-    plan = replace(PLAN, channels=(replace(PLAN.channels[0], kind="none"),), spacing_mm=(1.0, 1.0, 1.0))
+    plan = replace(
+        PLAN, channels=(replace(PLAN.channels[0], kind="none"),), spacing_mm=(1.0, 1.0, 1.0)
+    )
     write(tmp_path / "images" / "a.nii.gz", Volume(image, SAR))
     write(tmp_path / "labels" / "a.nii.gz", Volume(np.ones((9, 10, 11), np.int16), SAR))
     found = done(open_dataset(tmp_path), tmp_path, plan)[0]
     whole = found.patch((slice(0, 9), slice(0, 10), slice(0, 11)), plan.channels)
-    expected = prepare(read(tmp_path / "images" / "a.nii.gz"), plan, "", np.ones((9, 10, 11), np.int16))[0]
-    assert np.abs(whole.astype(float) - expected).max() < (high - low) / 65000 + 1e-6 * max(abs(low), abs(high))
+    expected = prepare(
+        read(tmp_path / "images" / "a.nii.gz"), plan, "", np.ones((9, 10, 11), np.int16)
+    )[0]
+    assert np.abs(whole.astype(float) - expected).max() < (high - low) / 65000 + 1e-6 * max(
+        abs(low), abs(high)
+    )
 
 
 def test_places_are_voxels_of_their_class_and_all_classes_have_some() -> None:
@@ -98,9 +122,14 @@ def test_places_are_voxels_of_their_class_and_all_classes_have_some() -> None:
     assert (other["1"] != places["1"]).any()
 
 
-def test_gaps_in_label_values_and_the_ignore_value_become_classes(data: Dataset, tmp_path: Path) -> None:
+def test_gaps_in_label_values_and_the_ignore_value_become_classes(
+    data: Dataset, tmp_path: Path
+) -> None:
     table = read_json(data.folder / "dataset.json")
-    write_json(data.folder / "dataset.json", table | {"labels": {"background": 0, "bright": 7, "ignore": 8}})
+    write_json(
+        data.folder / "dataset.json",
+        table | {"labels": {"background": 0, "bright": 7, "ignore": 8}},
+    )
     path = data.train[0].label
     values = read_labels(path).array * 7
     values[:3] = 8
@@ -115,39 +144,58 @@ def test_gaps_in_label_values_and_the_ignore_value_become_classes(data: Dataset,
 
 
 def test_what_was_annotated_is_known_for_each_case(tmp_path: Path) -> None:
-    folder = phantom.write_dataset(tmp_path / "data", labelled=3, test=0, shape=(12, 20, 22), classes=3)
+    folder = phantom.write_dataset(
+        tmp_path / "data", labelled=3, test=0, shape=(12, 20, 22), classes=3
+    )
     write_json(folder / "labelsTr" / "annotated.json", {"phantom_001": ["dark"], "phantom_002": []})
     found = done(open_dataset(folder), tmp_path, replace(laws.plan(), spacing_mm=(2.0, 1.0, 1.0)))
-    assert [c.annotated for c in found] == [(True, True, True), (True, False, True), (True, False, False)]
+    assert [c.annotated for c in found] == [
+        (True, True, True),
+        (True, False, True),
+        (True, False, False),
+    ]
 
 
-# --- done once --------------------------------------------------------------------------------------------------------
+# --- done once ------------------------------------------------------------------------------------
 
 
 def stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
 
-def test_a_second_time_nothing_is_done(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int]] = []
-    first = done(data, tmp_path, progress=lambda *now: told.append(now))
+def test_a_second_time_nothing_is_done(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+    first = done(data, tmp_path, progress=lambda *now: calls.append(now))
     before = stamps(tmp_path / "cache")
     monkeypatch.setattr(cache, "prepare", None)  # would fail if it were called
-    again = done(data, tmp_path, progress=lambda *now: told.append(now))
+    again = done(data, tmp_path, progress=lambda *now: calls.append(now))
     assert stamps(tmp_path / "cache") == before
     assert again == first
-    assert told == [(1, 3), (2, 3), (3, 3)] * 2
+    assert calls == [(1, 3), (2, 3), (3, 3)] * 2
 
 
-def test_the_key_is_the_content_of_the_files_and_what_was_asked(data: Dataset, tmp_path: Path) -> None:
+def test_the_key_is_the_content_of_the_files_and_what_was_asked(
+    data: Dataset, tmp_path: Path
+) -> None:
     names = [c.folder.name for c in done(data, tmp_path)]
     for path in (*data.train[0].images, data.train[1].label):
         os.utime(path, (0, 0))
     assert [c.folder.name for c in done(data, tmp_path)] == names  # a date is no content
-    patch = replace(PLAN, patch_vox=(8, 8, 8), batch_size=7, channels=(replace(PLAN.channels[0], kind="rescale"),))
-    assert [c.folder.name for c in done(data, tmp_path, patch)] == names  # one cache for all patches and normalisations
+    patch = replace(
+        PLAN,
+        patch_vox=(8, 8, 8),
+        batch_size=7,
+        channels=(replace(PLAN.channels[0], kind="rescale"),),
+    )
+    assert [
+        c.folder.name for c in done(data, tmp_path, patch)
+    ] == names  # one cache for all patches and normalisations
     for asked in ({"spacing_mm": (2.0, 1.0, 1.01)}, {"orientation": "RSA"}):
-        assert not set(names) & {c.folder.name for c in done(data, tmp_path, replace(PLAN, **asked))}
+        assert not set(names) & {
+            c.folder.name for c in done(data, tmp_path, replace(PLAN, **asked))
+        }
     image = read(*data.train[0].images).array.copy()
     image[0, 5, 5, 5] += 1
     change(data.train[0].images[0], image)
@@ -156,10 +204,14 @@ def test_the_key_is_the_content_of_the_files_and_what_was_asked(data: Dataset, t
     change(data.train[1].label, label)
     now = done(data, tmp_path)
     assert [c.folder.name == name for c, name in zip(now, names)] == [False, False, True]
-    np.testing.assert_array_equal(now[1].label, prepare(read(*data.train[1].images), PLAN, "", label)[1])
+    np.testing.assert_array_equal(
+        now[1].label, prepare(read(*data.train[1].images), PLAN, "", label)[1]
+    )
 
 
-def test_ct_is_cropped_otherwise_than_mr_and_so_has_another_key(data: Dataset, tmp_path: Path) -> None:
+def test_ct_is_cropped_otherwise_than_mr_and_so_has_another_key(
+    data: Dataset, tmp_path: Path
+) -> None:
     ct = replace(PLAN, channels=(replace(PLAN.channels[0], name="CT"),))
     assert done(data, tmp_path)[0].folder != done(data, tmp_path, ct)[0].folder
 
@@ -167,7 +219,9 @@ def test_ct_is_cropped_otherwise_than_mr_and_so_has_another_key(data: Dataset, t
 def test_what_a_killed_process_left_behind_is_harmless(data: Dataset, tmp_path: Path) -> None:
     first = done(data, tmp_path)
     place = first[0].folder
-    place.rename(place.with_name(f".deadbeef-{place.name}"))  # killed before the folder got its name
+    place.rename(
+        place.with_name(f".deadbeef-{place.name}")
+    )  # killed before the folder got its name
     (place.with_name(f".deadbeef-{place.name}") / "record.json").unlink()
     again = done(data, tmp_path)
     assert again == first
@@ -180,50 +234,71 @@ def use(folder: Path) -> object:
     return case.image, case.label, case.voxels("body")
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def test_one_bad_case_is_named_and_the_others_are_done(data: Dataset, tmp_path: Path) -> None:
     bad = data.train[1].images[0]
     bad.write_bytes(bad.read_bytes()[:500])
-    with pytest.raises(Problem, match=r"phantom_001_0000\.nii\.gz: cannot be read") as caught:
+    with pytest.raises(
+        ContextsegError, match=r"phantom_001_0000\.nii\.gz: cannot be read"
+    ) as caught:
         done(data, tmp_path)
     assert "more" not in caught.value.what
-    assert sorted(p.name[:11] for p in (tmp_path / "cache").iterdir()) == ["phantom_000", "phantom_002"]
+    assert sorted(p.name[:11] for p in (tmp_path / "cache").iterdir()) == [
+        "phantom_000",
+        "phantom_002",
+    ]
     image = read(*data.train[2].images).array.copy()
     image[0, 3, 3, 3] = np.nan
     change(data.train[2].images[0], image)
-    with pytest.raises(Problem, match=r"phantom_001_0000.*1 more cannot be used: phantom_002"):
+    with pytest.raises(
+        ContextsegError, match=r"phantom_001_0000.*1 more cannot be used: phantom_002"
+    ):
         done(data, tmp_path)
 
 
-def test_a_scan_with_nan_a_missing_channel_or_another_grid_is_named_by_its_file(data: Dataset, tmp_path: Path) -> None:
+def test_a_scan_with_nan_a_missing_channel_or_another_grid_is_named_by_its_file(
+    data: Dataset, tmp_path: Path
+) -> None:
     case = data.train[0]
     image = read(*case.images)
     change(case.images[0], np.where(image.array > 200, np.nan, image.array))
     for work in (lambda: done(data, tmp_path), lambda: fingerprint(data, data.train)):
-        with pytest.raises(Problem, match=r"phantom_000_0000\.nii\.gz: \d+ intensities are NaN or infinite"):
+        with pytest.raises(
+            ContextsegError, match=r"phantom_000_0000\.nii\.gz: \d+ intensities are NaN or infinite"
+        ):
             work()
     two = replace(data, channels=("T1", "T2"))
     change(case.images[0], image.array)
-    with pytest.raises(Problem, match=r"phantom_000_0000\.nii\.gz: 1 channel; this data set has 2"):
+    with pytest.raises(
+        ContextsegError, match=r"phantom_000_0000\.nii\.gz: 1 channel; this data set has 2"
+    ):
         fingerprint(two, two.train)
     write(case.label, Volume(np.zeros((4, 5, 6), np.int16), np.eye(4)))
-    with pytest.raises(Problem, match=r"labelsTr/phantom_000\.nii\.gz: its grid differs"):
+    with pytest.raises(ContextsegError, match=r"labelsTr/phantom_000\.nii\.gz: its grid differs"):
         done(data, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["image.npy", "label.npy", "voxels.npz", "record.json"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "garbage"])
-def test_a_damaged_file_is_noticed_and_made_new(name: str, damage: str, data: Dataset, tmp_path: Path) -> None:
+def test_a_damaged_file_is_noticed_and_made_new(
+    name: str, damage: str, data: Dataset, tmp_path: Path
+) -> None:
     good = done(data, tmp_path)[0]
     path = good.folder / name
     content = path.read_bytes()
     path.unlink()
     if damage != "gone":
-        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "garbage": b"x" * len(content)}[damage])
+        path.write_bytes(
+            {"cut": content[: len(content) // 2], "empty": b"", "garbage": b"x" * len(content)}[
+                damage
+            ]
+        )
     word = "missing" if damage == "gone" else "damaged"
-    with pytest.raises(Problem, match=rf"{name}: this preprocessed file is {word}.*delete the run's folder"):
+    with pytest.raises(
+        ContextsegError, match=rf"{name}: this preprocessed file is {word}.*delete the run's folder"
+    ):
         use(good.folder)
     again = done(data, tmp_path)[0]
     assert again.folder == good.folder
@@ -236,19 +311,21 @@ def test_a_record_that_lacks_a_field_is_damaged(data: Dataset, tmp_path: Path) -
     content = json.loads(path.read_text(encoding="utf-8"))
     del content["box"]
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(Problem, match=r"record\.json: this preprocessed file is damaged"):
+    with pytest.raises(ContextsegError, match=r"record\.json: this preprocessed file is damaged"):
         load_record(path)
-    with pytest.raises(Problem, match="other remedy"):
+    with pytest.raises(ContextsegError, match="other remedy"):
         load_array(path, "other remedy")
 
 
 def test_a_disk_that_cannot_be_written_to_is_a_problem(data: Dataset, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
-    with pytest.raises(Problem, match="a file stands where a folder is needed"):
+    with pytest.raises(ContextsegError, match="a file stands where a folder is needed"):
         done(data, tmp_path)
 
 
-def test_an_unexpected_error_stops_the_work(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_stops_the_work(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
 
     def broken(scan: Volume, plan: Plan, name: str, label: object) -> None:
@@ -272,28 +349,43 @@ data = open_dataset(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 for case in preprocess(data, data.train, Plan.load(sys.argv[2]), sys.argv[3], workers=1):
-    print(case.folder.name, int(case.image.sum()), case.label is not None and int((case.label == 1).sum()))
+    voxels = case.label is not None and int((case.label == 1).sum())
+    print(case.folder.name, int(case.image.sum()), voxels)
 """
 
 
 def test_two_processes_may_fill_the_same_cache(data: Dataset, tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
-    command = [sys.executable, "-c", _ANOTHER, str(data.folder), str(tmp_path / "plan.json"), str(tmp_path / "both")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [
+        sys.executable,
+        "-c",
+        _ANOTHER,
+        str(data.folder),
+        str(tmp_path / "plan.json"),
+        str(tmp_path / "both"),
+    ]
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     both = [subprocess.Popen(command, **pipes) for _ in range(2)]
     for process in both:
         assert process.stdout.readline() == "ready\n"
     for process in both:  # off they go together
         process.stdin.write("\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=60) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    outputs = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
     alone = [
         f"{c.folder.name} {int(c.image.sum())} {c.label is not None and int((c.label == 1).sum())}"
         for c in done(data, tmp_path)
     ]
-    assert [out.splitlines() for out, _ in said] == [alone, alone]
-    assert sorted(p.name for p in (tmp_path / "both").iterdir()) == sorted(line.split()[0] for line in alone)
+    assert [out.splitlines() for out, _ in outputs] == [alone, alone]
+    assert sorted(p.name for p in (tmp_path / "both").iterdir()) == sorted(
+        line.split()[0] for line in alone
+    )
 
 
 def test_who_comes_second_takes_what_the_first_has_written(data: Dataset, tmp_path: Path) -> None:
@@ -302,7 +394,9 @@ def test_who_comes_second_takes_what_the_first_has_written(data: Dataset, tmp_pa
     image, label, body, record = prepare(
         read(*data.train[0].images), PLAN, "phantom_000", read_labels(data.train[0].label).array
     )
-    cache._save(first.folder, image, label, body, record)  # as if the first had been faster by a moment
+    cache._save(
+        first.folder, image, label, body, record
+    )  # as if the first had been faster by a moment
     assert stamps(first.folder) == before
     assert len(list(first.folder.parent.iterdir())) == 3
     shutil.rmtree(first.folder)
@@ -310,18 +404,22 @@ def test_who_comes_second_takes_what_the_first_has_written(data: Dataset, tmp_pa
     assert done(data, tmp_path)[0] == first
 
 
-# --- facts ------------------------------------------------------------------------------------------------------------
+# --- facts ----------------------------------------------------------------------------------------
 
 
 def test_facts_are_those_of_the_body_and_the_roi(data: Dataset) -> None:
-    told: list[tuple[int, int]] = []
-    found = fingerprint(data, data.train, progress=lambda *now: told.append(now))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    calls: list[tuple[int, int]] = []
+    found = fingerprint(data, data.train, progress=lambda *now: calls.append(now))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
     for case, fact in zip(data.train, found):
         scan = read(*case.images)
         label = read_labels(case.label).array if case.label else None
         (a, b), (c, d), (e, f) = prepare(scan, PLAN, "", label)[3].box
-        assert (fact.name, fact.shape, fact.spacing_mm) == (case.name, (b - a, d - c, f - e), (2, 1, 1))
+        assert (fact.name, fact.shape, fact.spacing_mm) == (
+            case.name,
+            (b - a, d - c, f - e),
+            (2, 1, 1),
+        )
         assert fact.orientation == "SAR"
         if label is None:
             assert fact.roi == ()

@@ -7,8 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contextseg.data.check import Finding, check, mismatch, to_json, to_text
+from contextseg.data.check import (
+    KINDS,
+    Finding,
+    check,
+    mismatch,
+    raise_errors,
+    read_findings,
+    to_json,
+    to_text,
+)
 from contextseg.disk import write_json
+from contextseg.errors import ContextsegError
 from contextseg.volume import Volume, read, write
 from test_layouts import DEMO, put, put_label, put_nnunet
 
@@ -37,7 +47,7 @@ def test_sound_data_are_met_with_silence(tmp_path: Path) -> None:
     assert check(put_nnunet(tmp_path, cases=3, channels=2, labelled=2)) == []
 
 
-# --- grids ----------------------------------------------------------------------------------------------------------
+# --- grids ----------------------------------------------------------------------------------------
 
 SAR = np.array([[0, 0, 1.0, 0], [0, 1, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]])
 
@@ -53,13 +63,21 @@ def changed(**entries: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("affine", "what"),
     [
-        (changed(r0c2=1.4), "spacing 1.4 x 1 x 3 mm, the image's 1 x 1 x 3 mm; its voxels lie up to 2 mm"),  # 5 * 0.4
+        (
+            changed(r0c2=1.4),
+            "spacing 1.4 x 1 x 3 mm, the image's 1 x 1 x 3 mm; its voxels lie up to 2 mm",
+        ),  # 5 * 0.4
         (changed(r0c3=3, r1c3=4), "shifted by 5 mm; its voxels lie up to 5 mm"),
-        (changed(r0c2=-1), "axes along LAS, the image's along RAS; its voxels lie up to 10 mm"),  # 5 * 2
+        (
+            changed(r0c2=-1),
+            "axes along LAS, the image's along RAS; its voxels lie up to 10 mm",
+        ),  # 5 * 2
         (changed(r0c2=0.8, r1c2=0.6, r0c1=-0.6, r1c1=0.8), "shifted by"),  # turned about a corner
     ],
 )
-def test_a_label_on_another_grid_says_how_and_by_how_much(tmp_path: Path, affine: np.ndarray, what: str) -> None:
+def test_a_label_on_another_grid_says_how_and_by_how_much(
+    tmp_path: Path, affine: np.ndarray, what: str
+) -> None:
     put_nnunet(tmp_path)
     put(tmp_path / "imagesTr" / "b_0000.nii.gz", seed=99, affine=SAR)
     put_label(tmp_path / "labelsTr" / "b.nii.gz", affine=affine)
@@ -84,10 +102,14 @@ def test_channels_on_different_grids(tmp_path: Path) -> None:
 
 def test_a_header_s_rounding_is_no_mismatch() -> None:
     image = Volume(np.zeros((100, 200, 200)), SAR)
-    rounded = SAR + np.array([[0, 0, 3e-4, 0.02], *np.zeros((3, 4))])  # 199 * 0.0003 + 0.02 < 0.1 mm
+    rounded = SAR + np.array(
+        [[0, 0, 3e-4, 0.02], *np.zeros((3, 4))]
+    )  # 199 * 0.0003 + 0.02 < 0.1 mm
     assert mismatch(Volume(image.array, rounded), image) == ""
     rounded[0, 3] = 0.05
-    assert mismatch(Volume(image.array, rounded), image).endswith("lie up to 0.11 mm from the image's")
+    assert mismatch(Volume(image.array, rounded), image).endswith(
+        "lie up to 0.11 mm from the image's"
+    )
 
 
 def test_voxels_of_a_strange_size_are_a_warning(tmp_path: Path) -> None:
@@ -99,7 +121,7 @@ def test_voxels_of_a_strange_size_are_a_warning(tmp_path: Path) -> None:
     assert "0.001 x 0.001 x 0.003 mm" in only(tmp_path).what
 
 
-# --- voxels ---------------------------------------------------------------------------------------------------------
+# --- voxels ---------------------------------------------------------------------------------------
 
 
 def test_intensities_that_are_no_numbers(tmp_path: Path) -> None:
@@ -124,7 +146,11 @@ def test_a_constant_image(tmp_path: Path, value: int) -> None:
 
 def test_a_file_with_too_few_channels(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        put(tmp_path / "imagesTr" / f"{name}_0000.nii.gz", seed=ord(name), shape=(2 if name == "a" else 1, 4, 5, 6))
+        put(
+            tmp_path / "imagesTr" / f"{name}_0000.nii.gz",
+            seed=ord(name),
+            shape=(2 if name == "a" else 1, 4, 5, 6),
+        )
         put_label(tmp_path / "labelsTr" / f"{name}.nii.gz")
     names = {
         "channel_names": {"0": "T1", "1": "T2"},
@@ -132,7 +158,10 @@ def test_a_file_with_too_few_channels(tmp_path: Path) -> None:
         "file_ending": ".nii.gz",
     }
     write_json(tmp_path / "dataset.json", names)
-    assert (only(tmp_path).case, only(tmp_path).what) == ("b", "1 channel; the data set has 2 (T1, T2)")
+    assert (only(tmp_path).case, only(tmp_path).what) == (
+        "b",
+        "1 channel; the data set has 2 (T1, T2)",
+    )
 
 
 @pytest.mark.parametrize("kind", ["imagesTr/b_0000.nii.gz", "labelsTr/b.nii.gz"])
@@ -144,7 +173,7 @@ def test_a_truncated_file(tmp_path: Path, kind: str) -> None:
     assert "truncated or damaged" in found.what
 
 
-# --- labels ---------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def test_wrong_and_broken_label_values(tmp_path: Path) -> None:
@@ -154,7 +183,9 @@ def test_wrong_and_broken_label_values(tmp_path: Path) -> None:
     wrong, broken = check(tmp_path)
     assert [(f.level, f.case) for f in (wrong, broken)] == [("error", "a"), ("error", "b")]
     assert "not in the label table: 4, 255" in wrong.what
-    assert "40 voxels whose label is not a whole number, such as 0.5" in broken.what  # a third of 120
+    assert (
+        "40 voxels whose label is not a whole number, such as 0.5" in broken.what
+    )  # a third of 120
 
 
 def test_empty_labels_are_a_warning(tmp_path: Path) -> None:
@@ -163,7 +194,11 @@ def test_empty_labels_are_a_warning(tmp_path: Path) -> None:
     put_label(tmp_path / "labelsTr" / "b.nii.gz", (2,))
     put_label(tmp_path / "labelsTr" / "c.nii.gz", (0, 2))
     findings = check(tmp_path)
-    assert [(f.level, f.case) for f in findings] == [("warning", "a"), ("warning", "b"), ("warning", "c")]
+    assert [(f.level, f.case) for f in findings] == [
+        ("warning", "a"),
+        ("warning", "b"),
+        ("warning", "c"),
+    ]
     assert [f.what for f in findings] == [
         "the label is empty: all background",
         "no voxel is annotated",
@@ -195,10 +230,12 @@ def test_no_label_and_one_label(tmp_path: Path) -> None:
     assert (only(tmp_path).level, only(tmp_path).what) == ("error", "no training case has a label")
 
 
-# --- the whole data set ---------------------------------------------------------------------------------------------
+# --- the whole data set ---------------------------------------------------------------------------
 
 
-def test_the_same_scan_in_training_and_in_test_in_another_format_and_orientation(tmp_path: Path) -> None:
+def test_the_same_scan_in_training_and_in_test_in_another_format_and_orientation(
+    tmp_path: Path,
+) -> None:
     for i, name in enumerate("abc"):
         put(tmp_path / "imagesTr" / f"{name}.nii.gz", seed=i, kind=np.int16)
         put_label(tmp_path / "labelsTr" / f"{name}.nii.gz")
@@ -224,7 +261,10 @@ def test_patients_on_both_sides(tmp_path: Path) -> None:
     put(tmp_path / "imagesTs" / "z_0000.nii.gz", seed=99)
     write_json(tmp_path / "patients.json", {"a": "P1", "b": "P1", "c": "P1", "z": "P1"})
     found = only(tmp_path)
-    assert (found.level, found.what) == ("error", "patient P1 is in train (a, b, c) and in test (z)")
+    assert (found.level, found.what) == (
+        "error",
+        "patient P1 is in train (a, b, c) and in test (z)",
+    )
     write_json(tmp_path / "patients.json", {"a": "P1", "b": "P1", "c": "P1"})
     folds = [{"train": ["a", "d"], "val": ["b", "c"]}, {"train": ["a", "b", "c"], "val": ["d"]}]
     write_json(tmp_path / "splits_final.json", folds)
@@ -235,7 +275,9 @@ def test_patients_on_both_sides(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("stated", "fine"), [(3, True), (2, True), (7, False), (0, False)])
 def test_the_number_of_training_cases(tmp_path: Path, stated: int, fine: bool) -> None:
-    put_nnunet(tmp_path, cases=3, labelled=2, numTraining=stated)  # three cases, two of them labelled
+    put_nnunet(
+        tmp_path, cases=3, labelled=2, numTraining=stated
+    )  # three cases, two of them labelled
     assert [f.what for f in check(tmp_path)] == [
         f"numTraining is {stated}; there are 3 training cases, 2 of them labelled"
     ] * (not fine)
@@ -248,10 +290,14 @@ def test_a_case_twice_in_a_split_is_told_once(tmp_path: Path) -> None:
 
 
 def test_what_is_no_data_set_is_one_error(tmp_path: Path) -> None:
-    assert (only(tmp_path).level, only(tmp_path).case, only(tmp_path).where) == ("error", "", str(tmp_path))
+    assert (only(tmp_path).level, only(tmp_path).case, only(tmp_path).where) == (
+        "error",
+        "",
+        str(tmp_path),
+    )
 
 
-# --- all at once ----------------------------------------------------------------------------------------------------
+# --- all at once ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -290,8 +336,72 @@ def test_as_text_and_as_json(ruin: Path) -> None:
         *("the data set", "a", "b", "c", "e", "f", "dd"),
         "5 errors, 2 warnings",
     ]
-    assert f"  warning: {ruin / 'labelsTr' / 'e.nii.gz'}: the label is empty: all background" in lines
+    assert (
+        f"  warning: {ruin / 'labelsTr' / 'e.nii.gz'}: the label is empty: all background" in lines
+    )
     content = json.loads(to_json(findings))
     assert (content["errors"], content["warnings"]) == (5, 2)
-    assert [Finding(**entry) for entry in content["findings"]] == findings
+    assert [Finding.from_json(entry) for entry in content["findings"]] == findings
     assert (to_text([]), json.loads(to_json([]))["findings"]) == ("nothing is wrong", [])
+
+
+# --- kinds ----------------------------------------------------------------------------------------
+
+
+def test_a_finding_carries_its_kind_and_its_cases(ruin: Path) -> None:
+    findings = check(ruin)
+    assert [(f.kind, f.cases) for f in findings] == [
+        ("count", ()),
+        ("layout", ("a",)),
+        ("label-values", ("b",)),
+        ("unreadable", ("c",)),
+        ("empty-label", ("e",)),
+        ("not-finite", ("f",)),
+        ("layout", ("dd",)),
+    ]
+    assert {f.kind for f in findings} <= set(KINDS)
+    assert [f.kind for f in check(ruin / "nothing")] == ["dataset"]
+
+
+def test_all_twins_are_named_however_many(tmp_path: Path) -> None:
+    put_nnunet(tmp_path, cases=9)
+    scan = (tmp_path / "imagesTr" / "a_0000.nii.gz").read_bytes()
+    for name in "bcdefgh":
+        (tmp_path / "imagesTr" / f"{name}_0000.nii.gz").write_bytes(scan)
+    found = only(tmp_path)
+    assert (found.kind, found.level, found.case) == ("twin", "warning", "h")
+    assert found.cases == tuple("abcdefgh")
+    assert found.what == "the same voxels as a, b, c, d, e and 2 more"
+    (tmp_path / "imagesTs").mkdir()
+    (tmp_path / "imagesTs" / "t_0000.nii.gz").write_bytes(scan)
+    found = only(tmp_path)
+    assert (found.kind, found.level, found.case) == ("leak", "error", "t")
+    assert found.cases == (*"abcdefgh", "t")
+
+
+def test_the_cases_of_a_patient_on_both_sides(tmp_path: Path) -> None:
+    put_nnunet(tmp_path, cases=3)
+    put(tmp_path / "imagesTs" / "z_0000.nii.gz", seed=99)
+    write_json(tmp_path / "patients.json", {"a": "P1", "b": "P2", "c": "P1", "z": "P1"})
+    assert (only(tmp_path).kind, only(tmp_path).cases) == ("patient", ("a", "c", "z"))
+
+
+def test_findings_are_read_back_from_older_files_too(ruin: Path, tmp_path: Path) -> None:
+    findings = check(ruin)
+    path = tmp_path / "findings.json"
+    write_json(path, json.loads(to_json(findings))["findings"])
+    assert read_findings(path) == findings
+    old = {"level": "error", "case": "a", "where": "a.nii", "what": "truncated", "remedy": "copy"}
+    write_json(path, [old])
+    assert read_findings(path) == [Finding("error", "a", "a.nii", "truncated", "copy", "", ())]
+    for wrong in ([{"level": "error"}], [3], 3):
+        write_json(path, wrong)
+        with pytest.raises(ContextsegError, match=r"findings\.json: not a list of findings"):
+            read_findings(path)
+
+
+def test_errors_are_raised_as_one(ruin: Path) -> None:
+    findings = check(ruin)
+    with pytest.raises(ContextsegError, match=r"channel 1 .*, and 4 more.*lists every problem"):
+        raise_errors(findings, ruin)
+    raise_errors([f for f in findings if f.level == "warning"], ruin)

@@ -1,4 +1,6 @@
-"""CMU-Net: its network counted by hand, its schedule and losses, its three regimes from one command."""
+"""CMU-Net: its network counted by hand, its schedule and losses, its three regimes from one
+command.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from typer.testing import CliRunner
 import laws
 from contextseg.cli import app
 from contextseg.data import phantom
-from contextseg.disk import Problem, read_json, write_json
-from contextseg.job import teach
+from contextseg.disk import read_json, write_json
+from contextseg.errors import ContextsegError
 from contextseg.losses import deep, soft_dice
 from contextseg.methods import CMU, METHODS
 from contextseg.methods.base import build_net
@@ -31,7 +33,8 @@ from contextseg.methods.presence import (
     with_head,
 )
 from contextseg.nets import CMUNet, Presence
-from contextseg.run import Run
+from contextseg.pipeline import train_run
+from contextseg.runs import Run
 from contextseg.settings import Settings
 from contextseg.volume import read, read_labels
 
@@ -43,7 +46,7 @@ def count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-# --- the network ------------------------------------------------------------------------------------------------------
+# --- the network ----------------------------------------------------------------------------------
 
 
 def test_the_network_has_the_papers_parameters_counted_by_hand() -> None:
@@ -51,7 +54,9 @@ def test_the_network_has_the_papers_parameters_counted_by_hand() -> None:
     encoder = 9 * sum(a * b + b * b for a, b in zip([1, *widths], widths))
     assert encoder == 1_177_488
     skip, low = widths[:-1], widths[1:]
-    as_it_is = 9 * sum((a + b) * a + a * a for a, b in zip(skip, low))  # the skip meets all channels from below
+    as_it_is = 9 * sum(
+        (a + b) * a + a * a for a, b in zip(skip, low)
+    )  # the skip meets all channels from below
     halved = 9 * sum((a + a) * a + a * a for a in skip)  # after a convolution that halves them
     norms = 2 * (2 * sum(widths) + 2 * sum(skip))
     heads = (16 * k + k) + (256 * (k - 1) + (k - 1))  # 1x1 convolution, linear layer
@@ -68,8 +73,12 @@ def test_the_network_has_the_papers_parameters_counted_by_hand() -> None:
 
     assert round(ours / 1e6, 2) == 1.96  # as published; no other way up is
     assert millions(4 * sum(a * b for a, b in zip(skip, low))) == 1.94  # transposed convolution 2x2
-    assert millions(9 * sum(a * b for a, b in zip(skip, low))) == 2.16  # interpolation, convolution 3x3
-    assert millions(1 * sum(a * b for a, b in zip(skip, low))) == 1.81  # interpolation, convolution 1x1
+    assert (
+        millions(9 * sum(a * b for a, b in zip(skip, low))) == 2.16
+    )  # interpolation, convolution 3x3
+    assert (
+        millions(1 * sum(a * b for a, b in zip(skip, low))) == 1.81
+    )  # interpolation, convolution 1x1
 
 
 def test_two_levels_written_out() -> None:
@@ -102,16 +111,16 @@ def test_the_activation_comes_after_the_norm_or_the_head_would_be_blind() -> Non
     maps = torch.randn(5, 8, 6, 6).exp()
     blind = norm(F.leaky_relu(maps, 0.2)).mean((2, 3))
     torch.testing.assert_close(blind, norm.bias.expand(5, -1), rtol=0, atol=1e-6)
-    told = with_head("cmunet", laws.plan(2)).both(laws.batch(0, dims=2).image)[1]
-    assert told.std(0).min() > 1e-3
+    logits = with_head("cmunet", laws.plan(2)).both(laws.batch(0, dims=2).image)[1]
+    assert logits.std(0).min() > 1e-3
 
 
 def test_the_network_is_for_slices() -> None:
-    with pytest.raises(Problem, match="net=cmunet: this network is 2-D"):
+    with pytest.raises(ContextsegError, match="net=cmunet: this network is 2-D"):
         build_net("cmunet", laws.plan(3))
 
 
-# --- losses and schedule ----------------------------------------------------------------------------------------------
+# --- losses and schedule --------------------------------------------------------------------------
 
 
 def test_warm_restarts_are_torchs_at_each_epoch() -> None:
@@ -138,31 +147,34 @@ def test_the_joint_loss_shares_out_its_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"loss": "dize"}, {"presence_weight": 1.0}, {"alpha": 1.0}, {"gamma": -1.0}, {"cycles": 0}]
+    "wrong",
+    [{"loss": "dize"}, {"presence_weight": 1.0}, {"alpha": 1.0}, {"gamma": -1.0}, {"cycles": 0}],
 )
 def test_arguments_that_make_no_sense_are_named(wrong: dict[str, Any]) -> None:
     name, value = next(iter(wrong.items()))
-    with pytest.raises(Problem, match=f"{name}={value}"):
+    with pytest.raises(ContextsegError, match=f"{name}={value}"):
         CMU(laws.plan(2), **wrong)
 
 
-# --- the three regimes ------------------------------------------------------------------------------------------------
+# --- the three regimes ----------------------------------------------------------------------------
 
 
 def test_pretraining_hands_over_the_encoder_and_leaves_the_decoder(tmp_path: Path) -> None:
-    taught: list[Any] = []
+    trained: list[Any] = []
 
     def train(method: Any, **_: Any) -> Any:
         before = {name: p.clone() for name, p in method.named_parameters()}
         if isinstance(method, Classifier):
-            laws.teach(method, tmp_path, 2, 2, lr=0.1)
-        taught.append((method, before))
+            laws.train_briefly(method, tmp_path, 2, 2, lr=0.1)
+        trained.append((method, before))
         return method
 
     torch.manual_seed(0)
-    made: Any = METHODS["cmu-pretrain"](SimpleNamespace(plan=laws.plan(2), train=train), net="cmunet")
-    (first, before), (second, _) = taught
-    assert made is second
+    last: Any = METHODS["cmu-pretrain"](
+        SimpleNamespace(plan=laws.plan(2), train=train), net="cmunet"
+    )
+    (first, before), (second, _) = trained
+    assert last is second
     assert head_of(second) is None
     encoder = {id(p) for p in [*first.net.encoder(), *first.net.linear.parameters()]}
     for name, p in first.named_parameters():
@@ -171,7 +183,15 @@ def test_pretraining_hands_over_the_encoder_and_leaves_the_decoder(tmp_path: Pat
     assert all(torch.equal(value, theirs[name]) for name, value in second.net.state_dict().items())
 
 
-ASKED = ["dims=2", "patch_vox=16,16", "base_width=4", "batch_size=4", "steps=3", "check_every=0", "net=cmunet"]
+ASKED = [
+    "dims=2",
+    "patch_vox=16,16",
+    "base_width=4",
+    "batch_size=4",
+    "steps=3",
+    "check_every=0",
+    "net=cmunet",
+]
 
 
 def settings(data: Path, method: str) -> Settings:
@@ -186,43 +206,50 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_slices_of_3d_cases_go_in_and_volumes_come_out_on_the_command_line(data: Path, tmp_path: Path) -> None:
+def test_slices_of_3d_cases_go_in_and_volumes_come_out_on_the_command_line(
+    data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     asked = [f"--set={assignment}" for assignment in [*ASKED, "prediction.mirror=false"]]
-    done = CliRunner().invoke(app, ["run", str(data), "-o", str(out), "--method=cmu", "--fold=0", *asked])
+    done = CliRunner().invoke(
+        app, ["run", str(data), "-o", str(out), "--method=cmu", "--fold=0", *asked]
+    )
     assert done.exit_code == 0, done.output
     run = Run.open(out)
     assert run.plan.patch_vox == (16, 16)
     (scan,) = run.dataset.test
-    image, label = read(*scan.images), read_labels(next(out.glob("*-predict/phantom*.nii.gz")))
+    image, label = read(*scan.images), read_labels(next(out.glob("predict/phantom*.nii.gz")))
     assert label.array.shape == image.array.shape[1:]
     assert np.allclose(label.affine, image.affine)
-    assert next(out.glob("*-evaluate/metrics.csv")).read_text(encoding="utf-8").count("\n") == 3
-    log = json.loads((out / "04-train" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert next(out.glob("evaluate/metrics.csv")).read_text(encoding="utf-8").count("\n") == 3
+    log = json.loads((out / "train-1" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert {"seg", "presence"} <= set(log)
-    told = read_json(out / "05-gate" / "gate.json")
-    assert {name: (row["cases"], row["threshold"]) for name, row in told.items()} == {"bright": (1, 0), "dark": (1, 0)}
-    with open(next(out.glob("*-predict/presence.csv")), encoding="utf-8") as file:
+    gates = read_json(out / "gate-1" / "gate.json")
+    assert {name: (row["cases"], row["threshold"]) for name, row in gates.items()} == {
+        "bright": (1, 0),
+        "dark": (1, 0),
+    }
+    with open(next(out.glob("predict/presence.csv")), encoding="utf-8") as file:
         rows = {row["class"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["bright", "dark"]
     for k, (name, row) in enumerate(rows.items(), 1):
         assert row["case"] == scan.name
         assert int(row["predicted_vox"]) == (label.array == k).sum()
         assert 0 < float(row["presence"]) < 1
-        missed = row["predicted_vox"] == "0" and float(row["presence"]) > told[name]["seen"]
+        missed = row["predicted_vox"] == "0" and float(row["presence"]) > gates[name]["seen"]
         assert row["flag"] == ("missed" if missed else "")
-    told["dark"]["threshold"] = 0.4
-    write_json(out / "05-gate" / "gate.json", told)
+    gates["dark"]["threshold"] = 0.4
+    write_json(out / "gate-1" / "gate.json", gates)
     head = head_of(run.finished())
     assert head.gate == (0.0, 0.4)
-    assert head.seen == tuple(row["seen"] for row in told.values())
+    assert head.seen == tuple(row["seen"] for row in gates.values())
 
 
 def test_pretraining_is_two_stages(data: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", settings(data, "cmu-pretrain"))
-    teach(run)
+    train_run(run)
     logs = [
         json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-        for path in sorted(run.folder.glob("*-train/log.jsonl"))
+        for path in sorted(run.folder.glob("train-*/log.jsonl"))
     ]
     assert [{"seg", "presence"} & set(log) for log in logs] == [{"presence"}, {"seg"}]

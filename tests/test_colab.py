@@ -13,28 +13,43 @@ from torch.nn import functional as F
 
 import laws
 from contextseg.batch import IGNORE, Batch
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.losses import dice_ce, one_hot
-from contextseg.methods.colab import CoLab, Generator, context_loss, meta_gradient, piece, roi_loss, stepped
-from contextseg.methods.context import FAR, context_label, folded, known_classes, nearness, roi_distance
+from contextseg.methods.colab import (
+    CoLab,
+    Generator,
+    context_loss,
+    meta_gradient,
+    piece,
+    roi_loss,
+    stepped,
+)
+from contextseg.methods.context import (
+    FAR,
+    context_label,
+    folded,
+    known_classes,
+    nearness,
+    roi_distance,
+)
 from contextseg.nets import UNet
-from contextseg.train import Training, train
+from contextseg.training import Training, train
 
 torch.set_num_threads(1)
 
 
-# --- M and the labels -------------------------------------------------------------------------------------------------
+# --- M and the labels -----------------------------------------------------------------------------
 
 
 def test_distance_is_to_the_roi_of_any_class_in_voxels_or_mm() -> None:
     label = np.array([[2, 0, 0, -1], [0, 0, 0, 0], [0, 0, 0, 1]])
-    found = roi_distance(label, (9.0, 3.0, 1.0))  # the last two are the axes of a 2-D label
+    distance = roi_distance(label, (9.0, 3.0, 1.0))  # the last two are the axes of a 2-D label
     for d, h, w in [(0, 0, 0), (0, 2, 2), (0, 0, 1), (0, 1, 1)]:
         nearest = min(np.hypot(h, w), np.hypot(h - 2, w - 3))
-        assert found[d, h, w] == pytest.approx(nearest, abs=1e-2)
+        assert distance[d, h, w] == pytest.approx(nearest, abs=1e-2)
     assert roi_distance(label, (9.0, 3.0, 1.0), "mm")[0, 1, 0] == 3
     assert (roi_distance(np.array([0, IGNORE, 0]), (1.0,)) == FAR).all()
-    with pytest.raises(Problem, match="distance_unit=cm"):
+    with pytest.raises(ContextsegError, match="distance_unit=cm"):
         roi_distance(label, (1.0, 1.0), "cm")
 
 
@@ -63,8 +78,8 @@ def test_extended_label_sums_to_one_and_leaves_the_roi_alone(contexts: int) -> N
     b = torch.zeros(contexts, dtype=torch.float64)
     b[0] = 1
     expected = near * q + (1 - near) * b.view(1, -1, 1, 1)  # Eq. 9
-    found = torch.cat([y[:, :1], y[:, 3:]], 1)
-    assert torch.allclose(found, expected * background)
+    background_part = torch.cat([y[:, :1], y[:, 3:]], 1)
+    assert torch.allclose(background_part, expected * background)
     if contexts == 1:
         assert torch.allclose(y, one_hot(label, 3).double())
 
@@ -82,7 +97,9 @@ def test_roi_loss_is_one_against_all() -> None:
     label = torch.randint(0, 3, (2, 4, 4))
     p = z.softmax(1)
     expected = sum(F.binary_cross_entropy(p[:, k], (label == k).double()) for k in (1, 2))
-    assert roi_loss(z, label, torch.ones(2, 3, dtype=torch.bool)).item() == pytest.approx(float(expected), rel=1e-12)
+    assert roi_loss(z, label, torch.ones(2, 3, dtype=torch.bool)).item() == pytest.approx(
+        float(expected), rel=1e-12
+    )
     label[0, :2] = IGNORE
     changed = z.clone()
     changed[0, :, :2] += 5
@@ -109,7 +126,9 @@ def test_lower_levels_average_q_and_take_the_smallest_m() -> None:
     y[0, :, 1, 0] = torch.tensor([0.6, 0, 0.4])
     y[0, :, 1, 1] = torch.tensor([0.8, 0, 0.2])  # M = 0.5: half of it is plain background
     known = torch.ones(1, 2, dtype=torch.bool)
-    assert float(context_loss(z, q, label, near, known)) == pytest.approx(float(dice_ce(z, y)), rel=1e-6)
+    assert float(context_loss(z, q, label, near, known)) == pytest.approx(
+        float(dice_ce(z, y)), rel=1e-6
+    )
 
 
 def test_context_classes_become_background() -> None:
@@ -125,7 +144,9 @@ def test_context_classes_become_background() -> None:
 
 
 def test_contexts_that_are_not_told_apart_do_not_enlarge_the_roi() -> None:
-    z = torch.tensor([0.3, 0.4, 0.3]).log().view(1, 3, 1)  # one background of 0.6, in two contexts, beside a ROI of 0.4
+    z = (
+        torch.tensor([0.3, 0.4, 0.3]).log().view(1, 3, 1)
+    )  # one background of 0.6, in two contexts, beside a ROI of 0.4
     assert folded(z, 2).argmax(1).item() == 0
     assert folded(z, 2, "max").argmax(1).item() == 1
 
@@ -135,11 +156,16 @@ def test_unknown_organs_make_contexts_unknown() -> None:
     assert known_classes(annotated, 3).tolist() == [[True] * 5, [True, False, True, False, False]]
 
 
-# --- the meta-gradient ------------------------------------------------------------------------------------------------
+# --- the meta-gradient ----------------------------------------------------------------------------
 
 
-def setting(classes: int, contexts: int, dims: int = 2) -> tuple[UNet, Generator, Batch, torch.Tensor]:
-    """f and g in float64, f with its gradient; a batch with unannotated voxels and a partly annotated item."""
+def setting(
+    classes: int, contexts: int, dims: int = 2
+) -> tuple[UNet, Generator, Batch, torch.Tensor]:
+    """f and g in float64, f with its gradient;
+
+    a batch with unannotated voxels and a partly annotated item.
+    """
     torch.manual_seed(classes + 10 * contexts)
     strides = [(1,) * dims, (2,) * dims, (2,) * dims]
     net = UNet(1, classes + contexts - 1, [4, 6, 8], strides, [(3,) * dims] * 3).double()
@@ -147,17 +173,24 @@ def setting(classes: int, contexts: int, dims: int = 2) -> tuple[UNet, Generator
     b = laws.batch(0, dims=dims)
     cut = tuple(slice(0, 12) for _ in range(dims))
     label = b.label[(slice(0, 2), *cut)].clamp(max=classes - 1)
-    batch = Batch(b.image[(slice(0, 2), slice(None), *cut)].double(), label, b.annotated[:2, :classes], b.case[:2])
+    batch = Batch(
+        b.image[(slice(0, 2), slice(None), *cut)].double(),
+        label,
+        b.annotated[:2, :classes],
+        b.case[:2],
+    )
     return net, generator, batch, torch.rand(2, 1, *label.shape[1:], dtype=torch.float64)
 
 
 def by_double_backward(
     net: UNet, generator: Generator, batch: Batch, near: torch.Tensor, lr: float
 ) -> list[torch.Tensor]:
-    """d L_ROI(theta - lr grad L_seg(theta, omega)) / d omega, by autograd through the step itself."""
+    """d L_ROI(theta - lr grad L_seg(theta, omega)) / d omega, by autograd through the step."""
     theta = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
     q = generator(batch.image).softmax(1)
-    seg = context_loss(functional_call(net, theta, (batch.image,)), q, batch.label, near, batch.annotated)
+    seg = context_loss(
+        functional_call(net, theta, (batch.image,)), q, batch.label, near, batch.annotated
+    )
     slopes = torch.autograd.grad(seg, list(theta.values()), create_graph=True)
     star = {name: p - lr * g for (name, p), g in zip(theta.items(), slopes)}
     judged = roi_loss(functional_call(net, star, (batch.image,))[0], batch.label, batch.annotated)
@@ -181,9 +214,9 @@ def test_exact_meta_gradient_equals_double_backward(classes: int, contexts: int,
     net, generator, batch, near = setting(classes, contexts, dims)
     with_gradient(net, generator, batch, near)
     lr = 0.05
-    found = flat(meta_gradient(net, generator, batch, near, lr)) * lr
+    gradient = flat(meta_gradient(net, generator, batch, near, lr)) * lr
     true = flat(by_double_backward(net, generator, batch, near, lr))
-    assert float((found - true).abs().max() / true.abs().max()) < 1e-10
+    assert float((gradient - true).abs().max() / true.abs().max()) < 1e-10
     assert true.abs().max() > 0
 
 
@@ -191,8 +224,8 @@ def test_the_finite_difference_is_only_near() -> None:
     net, generator, batch, near = setting(2, 2)
     with_gradient(net, generator, batch, near)
     true = flat(meta_gradient(net, generator, batch, near, 0.05))
-    found = flat(meta_gradient(net, generator, batch, near, 0.05, product="finite"))
-    assert 1e-6 < float((found - true).norm() / true.norm()) < 0.5
+    gradient = flat(meta_gradient(net, generator, batch, near, 0.05, product="finite"))
+    assert 1e-6 < float((gradient - true).norm() / true.norm()) < 0.5
 
 
 def test_gradients_that_must_be_zero() -> None:
@@ -202,10 +235,14 @@ def test_gradients_that_must_be_zero() -> None:
     assert all(not g.any() for g in nowhere)  # M = 0: g has no say
     nothing = batch.only(torch.zeros(2, dtype=torch.bool))
     assert all(not g.any() for g in meta_gradient(net, generator, nothing, near[:0], 0.05))
-    said = Batch(batch.image, torch.full_like(batch.label, IGNORE), batch.annotated, batch.case)
-    assert all(not g.any() for g in meta_gradient(net, generator, said, near, 0.05))
+    unlabelled = Batch(
+        batch.image, torch.full_like(batch.label, IGNORE), batch.annotated, batch.case
+    )
+    assert all(not g.any() for g in meta_gradient(net, generator, unlabelled, near, 0.05))
     roi = Batch(batch.image, torch.ones_like(batch.label), batch.annotated, batch.case)
-    assert all(not g.any() for g in meta_gradient(net, generator, roi, near, 0.05))  # no background to split
+    assert all(
+        not g.any() for g in meta_gradient(net, generator, roi, near, 0.05)
+    )  # no background to split
 
 
 def test_a_step_is_plain() -> None:
@@ -229,12 +266,12 @@ def test_half_precision_gives_nearly_the_same_direction() -> None:
     assert F.cosine_similarity(exact, half, 0) > 0.9  # bfloat16 has 8 bits
 
 
-# --- the method -------------------------------------------------------------------------------------------------------
+# --- the method -----------------------------------------------------------------------------------
 
 
 def test_one_context_class_is_plain_training_bit_for_bit(tmp_path: Path) -> None:
-    plain = laws.teach(laws.make("supervised"), tmp_path / "plain", 4)
-    one = laws.teach(laws.make("colab", context_classes=1), tmp_path / "one", 4)
+    plain = laws.train_briefly(laws.make("supervised"), tmp_path / "plain", 4)
+    one = laws.train_briefly(laws.make("colab", context_classes=1), tmp_path / "one", 4)
     weights = one.state_dict()
     assert list(weights) == list(plain.state_dict())
     assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
@@ -263,7 +300,10 @@ def test_a_generator_has_probabilities_of_the_image_size(generator: str) -> None
 
 
 def test_a_small_generator_is_small() -> None:
-    full, small = (sum(p.numel() for p in Generator(laws.plan(), 2, size).parameters()) for size in ("full", "small"))
+    full, small = (
+        sum(p.numel() for p in Generator(laws.plan(), 2, size).parameters())
+        for size in ("full", "small")
+    )
     assert small < full / 3
 
 
@@ -282,7 +322,7 @@ def test_a_small_generator_is_small() -> None:
     ],
 )
 def test_wrong_arguments_are_named(wrong: dict[str, object], named: str) -> None:
-    with pytest.raises(Problem, match=named):
+    with pytest.raises(ContextsegError, match=named):
         CoLab(laws.plan(), **wrong)  # type: ignore[arg-type]
 
 
@@ -290,16 +330,25 @@ def test_wrong_arguments_are_named(wrong: dict[str, object], named: str) -> None
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_pieces_cover_a_patch_and_hold_what_lies_there(shape: tuple[int, ...], parts: int) -> None:
     space = torch.arange(float(np.prod(shape))).view(1, 1, *shape)
-    said, case, maps = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1), space.repeat(1, 2, *[1] * len(shape))
-    whole = Batch(space, space[:, 0].long(), said, case, maps)
+    annotated, case, maps = (
+        torch.ones(1, 2, dtype=torch.bool),
+        torch.zeros(1),
+        space.repeat(1, 2, *[1] * len(shape)),
+    )
+    whole = Batch(space, space[:, 0].long(), annotated, case, maps)
     count = int(np.prod([parts if max(-(-n // parts), 16) < n else 1 for n in shape]))
     seen = torch.zeros(space.numel(), dtype=torch.int64)
     for n in range(count):
         part = piece(whole, n, parts)
         assert torch.equal(part.image[:, 0].long(), part.label)
         assert torch.equal(part.maps[:, 1], part.image[:, 0])
-        assert all(max(-(-size // parts), min(size, 16)) == s for size, s in zip(shape, part.label.shape[1:]))
+        assert all(
+            max(-(-size // parts), min(size, 16)) == s
+            for size, s in zip(shape, part.label.shape[1:])
+        )
         seen[part.label.flatten()] += 1
     assert (seen > 0).all()
-    assert torch.equal(piece(whole, count, parts).label, piece(whole, 0, parts).label)  # and again from the beginning
+    assert torch.equal(
+        piece(whole, count, parts).label, piece(whole, 0, parts).label
+    )  # and again from the beginning
     assert parts > 1 or torch.equal(piece(whole, 5, 1).image, whole.image)

@@ -1,4 +1,4 @@
-"""The largest connected part: which it is, what is removed, and what is told of it."""
+"""The largest connected part: which it is, what is removed, and what is reported of it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from scipy import ndimage
 from contextseg.data import phantom
 from contextseg.data.components import TABLE, Change, keep_largest, largest_component, write_change
 from contextseg.data.layouts import open_dataset
-from contextseg.data.plan import Plan
-from contextseg.disk import Problem
-from contextseg.job import predict_cases, teach
-from contextseg.methods import Method
-from contextseg.run import Run, predict_scan
-from contextseg.settings import Prediction, Settings
+from contextseg.errors import ContextsegError
+from contextseg.pipeline import train_run
+from contextseg.predictor import Member, Predictor
+from contextseg.runs import Run
+from contextseg.settings import PredictionSettings, Settings
 from contextseg.volume import Volume, read, read_labels
 
 torch.set_num_threads(1)
@@ -64,11 +63,15 @@ def test_of_equal_parts_the_first_stays(order: str, axes: tuple[int, ...]) -> No
 
 def test_nothing_to_remove() -> None:
     empty = np.zeros((2, 3, 4), np.int16)
-    for label, change in ((empty, Change()), (empty + 3, Change(1)), (np.pad(empty + 3, 1), Change(1))):
-        found, told = largest_component(label)
-        np.testing.assert_array_equal(found, label)
-        assert told == change
-        assert found is not label
+    for label, change in (
+        (empty, Change()),
+        (empty + 3, Change(1)),
+        (np.pad(empty + 3, 1), Change(1)),
+    ):
+        kept, reported = largest_component(label)
+        np.testing.assert_array_equal(kept, label)
+        assert reported == change
+        assert kept is not label
 
 
 def test_as_scipy_does_it() -> None:
@@ -84,15 +87,14 @@ def test_as_scipy_does_it() -> None:
 
 def test_millimetres_are_the_volumes() -> None:
     affine = np.array([[0.0, 0, -2, 1], [0, 3, 0, 2], [5, 0, 0, 3], [0, 0, 0, 1]])
-    changes: list[Change] = []
     prediction = Volume(np.array([[[1, 1, 0, 2]]], np.uint8), affine)
-    kept = keep_largest(prediction, changes)
+    kept, change = keep_largest(prediction)
     assert kept.array.tolist() == [[[1, 1, 0, 0]]]
     assert kept.affine is affine
-    assert changes == [Change(2, 1, 1, 30.0)]
+    assert change == Change(2, 1, 1, 30.0)
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def test_a_case_is_noted_once(tmp_path: Path) -> None:
@@ -107,44 +109,54 @@ def test_a_case_is_noted_once(tmp_path: Path) -> None:
         ["c", "0", "0", "0", "0.0"],
     ]
     (tmp_path / TABLE).write_text("something,else\n1,2\n", encoding="utf-8")
-    with pytest.raises(Problem, match="its columns are not case, components"):
+    with pytest.raises(ContextsegError, match="its columns are not case, components"):
         write_change(tmp_path, "c", Change())
 
 
-# --- in prediction ----------------------------------------------------------------------------------------------------
+# --- in prediction --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[tuple[Method, Plan]]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Member]:
     """A method that has hardly learnt anything, and so finds many parts."""
     folder = tmp_path_factory.mktemp("run")
     data = phantom.write_dataset(folder / "data", labelled=2, test=3)
-    settings = Settings(str(data)).set(["steps=8", "patch_vox=16,16,16", "base_width=4", "batch_size=2", "device=cpu"])
+    settings = Settings(str(data)).set(
+        ["steps=8", "patch_vox=16,16,16", "base_width=4", "batch_size=2", "device=cpu"]
+    )
     run = Run(folder / "run", settings)
-    return run, [(teach(run), run.plan)]
+    return run, Member(train_run(run), run.plan)
 
 
-def test_prediction_keeps_the_largest_part(trained: tuple[Run, list[tuple[Method, Plan]]], tmp_path: Path) -> None:
-    run, members = trained
-    how = Prediction(mirror=False)
-    one = replace(how, largest_component=True)
+def test_prediction_keeps_the_largest_part(trained: tuple[Run, Member], tmp_path: Path) -> None:
+    run, member = trained
+    settings = PredictionSettings(mirror=False)
+    every_part = Predictor([member], settings)
+    largest = Predictor([member], replace(settings, largest_component=True))
     cases = open_dataset(run.settings.dataset).test
-    assert predict_cases(cases, members, how, tmp_path / "all") == {}
-    assert predict_cases(cases[:2], members, one, tmp_path / "one") == {}
+    assert every_part.predict_cases(cases, tmp_path / "all") == {}
+    assert largest.predict_cases(cases[:2], tmp_path / "one") == {}
     assert not (tmp_path / "all" / TABLE).exists()
     (tmp_path / "one" / f"{cases[0].name}.nii.gz").unlink()
-    assert predict_cases(cases, members, one, tmp_path / "one") == {}  # as after a kill
+    assert largest.predict_cases(cases, tmp_path / "one") == {}  # as after a kill
     with open(tmp_path / "one" / TABLE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [case.name for case in cases]
     removed = 0
     for case, row in zip(cases, rows):
-        whole, kept = (read_labels(tmp_path / name / f"{case.name}.nii.gz") for name in ("all", "one"))
+        whole, kept = (
+            read_labels(tmp_path / name / f"{case.name}.nii.gz") for name in ("all", "one")
+        )
         expected, change = largest_component(whole.array, whole.spacing_mm)
         np.testing.assert_array_equal(kept.array, expected)
-        assert row == {"case": case.name, **{name: str(value) for name, value in vars(change).items()}}
+        assert row == {
+            "case": case.name,
+            **{name: str(value) for name, value in vars(change).items()},
+        }
         assert change.removed_mm3 == 2 * change.removed_vox  # voxels of 2 x 1 x 1 mm
         removed += change.removed_vox
         scan = read(*case.images)
-        np.testing.assert_array_equal(predict_scan(scan, members, one).array, expected)
+        segmentation = largest.predict(scan)
+        np.testing.assert_array_equal(segmentation.label.array, expected)
+        assert segmentation.removed == change
     assert removed > 0

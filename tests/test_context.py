@@ -10,11 +10,12 @@ import torch
 
 from contextseg.data import phantom
 from contextseg.data.prepare import placed, undo
-from contextseg.disk import Problem, read_json, write_json
-from contextseg.job import main_job, teach
+from contextseg.disk import read_json, write_json
+from contextseg.errors import ContextsegError
 from contextseg.methods.context import Contexts, kmeans, nearest_centre
 from contextseg.methods.split import _grouped, _known
-from contextseg.run import Run
+from contextseg.pipeline import run_pipeline, train_run
+from contextseg.runs import Run
 from contextseg.settings import Settings
 from contextseg.volume import read, read_labels, write
 
@@ -24,45 +25,59 @@ SMALL = ["steps=2", "patch_vox=16,16,16", "base_width=4", "batch_size=2", "spaci
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantom.write_dataset(tmp_path_factory.mktemp("data"), labelled=3, test=1, classes=3, look_alikes=2)
-
-
-def run(data: Path, folder: Path, *words: str, roi: tuple[str, ...] = ("bright",), method: str = "context") -> Run:
-    return Run(folder, Settings(str(data), method, roi=roi).set([*SMALL, *words]))
-
-
-def first_label(made: Run, stage: str) -> tuple[np.ndarray, np.ndarray]:
-    """(label with contexts, the case's own label) of the first training case."""
-    case = made.cached(made.split[0])[0]
-    return np.load(next(made.folder.glob(f"*-{stage}")) / f"{case.record.name}.npy"), np.array(case.label)
-
-
-def test_clusters_are_of_intensity_darkest_first(data: Path, tmp_path: Path) -> None:
-    made = run(data, tmp_path / "run", "context_classes=3")
-    method = teach(made)
-    assert isinstance(method, Contexts)
-    assert method.net.heads[0].out_channels == 2 + 2
-    label, own = first_label(made, "context")
-    assert set(np.unique(label)) <= {0, 1, 2, 3}
-    assert np.array_equal(label == 1, own == 1)  # the ROI is as it was
-    image = made.image(made.cached(made.split[0])[0])[0]
-    means = [image[label == k].mean() for k in (0, 2, 3)]
-    assert means == sorted(means)
-    assert [c[0] for c in read_json(next(tmp_path.glob("run/*-clusters")) / "centres.json")] == pytest.approx(
-        means, abs=0.5
+    return phantom.write_dataset(
+        tmp_path_factory.mktemp("data"), labelled=3, test=1, classes=3, look_alikes=2
     )
 
 
-def test_a_finished_run_is_opened_without_what_split_the_background(data: Path, tmp_path: Path) -> None:
+def make_run(
+    data: Path,
+    folder: Path,
+    *words: str,
+    roi: tuple[str, ...] = ("bright",),
+    method: str = "context",
+) -> Run:
+    return Run(folder, Settings(str(data), method, roi=roi).set([*SMALL, *words]))
+
+
+def first_label(run: Run, stage: str) -> tuple[np.ndarray, np.ndarray]:
+    """(label with contexts, the case's own label) of the first training case."""
+    case = run.cached(run.split[0])[0]
+    return np.load(next(run.folder.glob(f"{stage}-*")) / f"{case.record.name}.npy"), np.array(
+        case.label
+    )
+
+
+def test_clusters_are_of_intensity_darkest_first(data: Path, tmp_path: Path) -> None:
+    run = make_run(data, tmp_path / "run", "context_classes=3")
+    method = train_run(run)
+    assert isinstance(method, Contexts)
+    assert method.net.heads[0].out_channels == 2 + 2
+    label, own = first_label(run, "context")
+    assert set(np.unique(label)) <= {0, 1, 2, 3}
+    assert np.array_equal(label == 1, own == 1)  # the ROI is as it was
+    image = run.image(run.cached(run.split[0])[0])[0]
+    means = [image[label == k].mean() for k in (0, 2, 3)]
+    assert means == sorted(means)
+    assert [
+        c[0] for c in read_json(next(tmp_path.glob("run/clusters-*")) / "centres.json")
+    ] == pytest.approx(means, abs=0.5)
+
+
+def test_a_finished_run_is_opened_without_what_split_the_background(
+    data: Path, tmp_path: Path
+) -> None:
     masks = tmp_path / "masks"
     for path in (data / "labelsTr").iterdir():
         volume = read_labels(path)
-        write(masks / path.name, volume.with_array(np.where(volume.array == 2, 7, 0).astype(np.uint8)))
+        write(
+            masks / path.name, volume.with_array(np.where(volume.array == 2, 7, 0).astype(np.uint8))
+        )
     write_json(masks / "labels.json", {"background": 0, "organ": 7})
-    made = run(data, tmp_path / "run", "context=predicted", f"masks={masks}")
-    outcome = main_job(made)
+    run = make_run(data, tmp_path / "run", "context=predicted", f"masks={masks}")
+    outcome = run_pipeline(run)
     assert outcome.table is not None
-    label, own = first_label(made, "context")
+    label, own = first_label(run, "context")
     assert set(np.unique(label)) == {0, 1, 2}
     for path in masks.iterdir():
         path.unlink()
@@ -73,62 +88,72 @@ def test_a_finished_run_is_opened_without_what_split_the_background(data: Path, 
 
 
 def test_the_data_sets_own_organs_are_context(data: Path, tmp_path: Path) -> None:
-    made = run(data, tmp_path / "run", "context=anatomy")
-    teach(made)
-    label, own = first_label(made, "context")
-    case = made.split[0][0]
+    run = make_run(data, tmp_path / "run", "context=anatomy")
+    train_run(run)
+    label, own = first_label(run, "context")
+    case = run.split[0][0]
     scan = read_labels(case.label or "")
-    record = made.cached([case])[0].record
+    record = run.cached([case])[0].record
     dark = placed((scan.array == 2).astype(np.int16), record, own.shape)
     assert np.array_equal(label == 2, (dark == 1) & (own == 0))
     assert (label == 2).any()
-    with pytest.raises(Problem, match="no labelled organs beside the ROI"):
-        teach(run(data, tmp_path / "all", "context=anatomy", roi=()))
+    with pytest.raises(ContextsegError, match="no labelled organs beside the ROI"):
+        train_run(make_run(data, tmp_path / "all", "context=anatomy", roi=()))
 
 
 def test_another_runs_prediction_is_context(data: Path, tmp_path: Path) -> None:
-    organs = run(
-        data, tmp_path / "organs", "steps=30", "lr=0.003", "optimizer=adamw", roi=("dark",), method="supervised"
+    organs = make_run(
+        data,
+        tmp_path / "organs",
+        "steps=30",
+        "lr=0.003",
+        "optimizer=adamw",
+        roi=("dark",),
+        method="supervised",
     )
-    teach(organs)
-    made = run(data, tmp_path / "run", "context=predicted", f"masks={tmp_path / 'organs'}")
-    teach(made)
-    label, own = first_label(made, "context")
+    train_run(organs)
+    run = make_run(data, tmp_path / "run", "context=predicted", f"masks={tmp_path / 'organs'}")
+    train_run(run)
+    label, own = first_label(run, "context")
     assert np.array_equal(label == 1, own == 1)
-    scan = read(*made.split[0][0].images)
-    predicted = organs.predict(scan, Run.open(organs.folder).finished()).array == 2
-    there = placed(predicted.astype(np.int16), made.cached(made.split[0])[0].record, own.shape) == 1
+    scan = read(*run.split[0][0].images)
+    predicted = Run.open(organs.folder).predictor().predict(scan).label.array == 2
+    there = placed(predicted.astype(np.int16), run.cached(run.split[0])[0].record, own.shape) == 1
     assert np.array_equal(label == 2, there & (own == 0))
 
 
-@pytest.mark.parametrize("words", [("context=none",), ("context=dilated",), ("context=colab", "context_classes=3")])
-def test_every_other_way_ends_in_labels_of_the_roi(data: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    outcome = main_job(run(data, tmp_path, *words))
+@pytest.mark.parametrize(
+    "words", [("context=none",), ("context=dilated",), ("context=colab", "context_classes=3")]
+)
+def test_every_other_way_ends_in_labels_of_the_roi(
+    data: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    outcome = run_pipeline(make_run(data, tmp_path, *words))
     assert outcome.table is not None
     assert set(np.unique(read_labels(next(outcome.predictions.glob("*.nii.gz"))).array)) <= {0, 1}
 
 
-def test_colab_is_told_the_distance_over_the_whole_case(data: Path, tmp_path: Path) -> None:
+def test_colab_has_the_distance_over_the_whole_case(data: Path, tmp_path: Path) -> None:
     import edt
 
-    made = run(data, tmp_path, "distance_unit=mm", method="colab")
-    teach(made)
-    found, own = first_label(made, "maps")
+    run = make_run(data, tmp_path, "distance_unit=mm", method="colab")
+    train_run(run)
+    distance, own = first_label(run, "maps")
     expected = edt.edt(np.ascontiguousarray(own != 1), anisotropy=(2, 1, 1))
-    assert found.shape == (1, *own.shape)
-    assert np.allclose(found[0], expected, rtol=1e-3)
+    assert distance.shape == (1, *own.shape)
+    assert np.allclose(distance[0], expected, rtol=1e-3)
 
 
 def test_wrong_contexts_are_named(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="kmeans"):
-        teach(run(data, tmp_path / "a", "context=kmean"))
-    with pytest.raises(Problem, match="masks=FOLDER"):
-        teach(run(data, tmp_path / "b", "context=predicted"))
-    with pytest.raises(Problem, match="no such folder"):
-        teach(run(data, tmp_path / "c", "context=anatomy", "masks=nowhere"))
+    with pytest.raises(ContextsegError, match="kmeans"):
+        train_run(make_run(data, tmp_path / "a", "context=kmean"))
+    with pytest.raises(ContextsegError, match="masks=FOLDER"):
+        train_run(make_run(data, tmp_path / "b", "context=predicted"))
+    with pytest.raises(ContextsegError, match="no such folder"):
+        train_run(make_run(data, tmp_path / "c", "context=anatomy", "masks=nowhere"))
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def test_kmeans_finds_the_tissues() -> None:
@@ -139,7 +164,7 @@ def test_kmeans_finds_the_tissues() -> None:
     assert np.allclose(centres, tissues[[1, 2, 0]], atol=0.1)
     image = tissues.T.reshape(2, 3, 1)
     assert nearest_centre(image, centres).ravel().tolist() == [2, 0, 1]
-    with pytest.raises(Problem, match="lower context_classes"):
+    with pytest.raises(ContextsegError, match="lower context_classes"):
         kmeans(np.ones((9, 1)), 2)
 
 
@@ -147,24 +172,31 @@ def test_left_and_right_are_one_context() -> None:
     assert _grouped(["left_parotid", "mandible", "right_parotid", "cord"]) == [1, 2, 1, 3]
 
 
-def test_an_organ_that_was_not_looked_for_is_unknown() -> None:
+def test_an_organ_that_was_not_annotated_is_unknown() -> None:
     from contextseg.data.layouts import Case
 
     case = Case("a", (), annotated=("tumour",))
     names, groups = ["left_parotid", "cord", "right_parotid"], [1, 2, 1]
     classes = ["background", "tumour"]
     assert _known(classes, case, names, groups, None) == (True, True, True, True)
-    assert _known(classes, case, names, groups, ("cord", "left_parotid")) == (True, True, False, True)
+    assert _known(classes, case, names, groups, ("cord", "left_parotid")) == (
+        True,
+        True,
+        False,
+        True,
+    )
     unknown = Case("a", (), annotated=())
     assert _known(classes, unknown, names, groups, None) == (True, False, False, False)
 
 
 def test_placed_is_the_way_back_from_undo(data: Path, tmp_path: Path) -> None:
-    made = run(data, tmp_path)
-    made.check()
-    made.make_plan()
-    made.preprocess()
-    case = made.cached(made.split[0])[0]
+    run = make_run(data, tmp_path)
+    run.check()
+    run.make_plan()
+    run.preprocess()
+    case = run.cached(run.split[0])[0]
     rng = np.random.default_rng(0)
     label = rng.integers(0, 4, case.record.shape).astype(np.int16)
-    assert np.array_equal(placed(undo(label, case.record).array, case.record, case.record.shape), label)
+    assert np.array_equal(
+        placed(undo(label, case.record).array, case.record, case.record.shape), label
+    )

@@ -1,4 +1,7 @@
-"""Named conventions: hand arithmetic, and the numbers of MONAI, surface-distance and MedPy where they are installed."""
+"""Named conventions:
+
+hand arithmetic, and the numbers of MONAI, surface-distance and MedPy where they are installed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from contextseg.metrics import METRICS, evaluate_case
+from contextseg.metrics import CONVENTION_METRICS, evaluate_case
 from contextseg.volume import read_labels
 from test_metrics import blobs, row
 
@@ -22,7 +25,9 @@ def test_flare22_drops_the_last_slice_and_the_corrected_one_does_not():
     ref[2:5, 1:4, 1:4] = 1
     pred[0:4, 1:4, 1:4] = 1  # slices 2, 3 right; 0, 1 below the reference; 4 missing
     scores = {
-        convention: evaluate_case(pred, ref, (1, 1, 1), {name: [1]}, convention=convention)[0]["dsc"]
+        convention: evaluate_case(pred, ref, (1, 1, 1), {name: [1]}, convention=convention)[0][
+            "dsc"
+        ]
         for convention in ("flare22", "flare22-corrected")
         for name in ("Inferior_Vena_Cava",)
     }
@@ -48,7 +53,7 @@ def test_cmu_net_is_the_mean_over_slices_and_colab_needs_a_reference():
     pred[3], ref[4], pred[5], ref[5] = False, False, False, False
     slices = [row(pred[d], ref[d], (0.7, 1.1), convention="monai") for d in range(len(ref))]
     only = row(pred, ref, (2.5, 0.7, 1.1), convention="cmu-net")
-    for key in METRICS[:8]:
+    for key in CONVENTION_METRICS:
         assert only[key] == pytest.approx(np.nanmean([one[key] for one in slices]))
     assert {"missed", "spurious", "absent"} <= {one["status"] for one in slices}
     spurious = row(np.ones((3, 3)), np.zeros((3, 3)), (1.0, 1.0), convention="colab")
@@ -81,9 +86,15 @@ def peer_scores(request: pytest.FixtureRequest) -> Callable[..., Scores]:
     return {"monai": _monai, "surface_distance": _surface_distance, "medpy": _medpy}[request.param]
 
 
-def _monai(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> Scores:
+def _monai(
+    pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float
+) -> Scores:
     import torch
-    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
+    from monai.metrics import (
+        compute_average_surface_distance,
+        compute_hausdorff_distance,
+        compute_surface_dice,
+    )
 
     p, r = (torch.from_numpy(mask.copy())[None, None] for mask in (pred, ref))
     options = {"include_background": True, "spacing": spacing}
@@ -96,7 +107,9 @@ def _monai(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolera
     return "monai", {key: float(value) for key, value in scores.items()}
 
 
-def _surface_distance(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> Scores:
+def _surface_distance(
+    pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], tolerance: float
+) -> Scores:
     import surface_distance as peer
 
     found = peer.compute_surface_distances(ref, pred, spacing)
@@ -112,6 +125,12 @@ def _medpy(pred: np.ndarray, ref: np.ndarray, spacing: tuple[float, ...], _: flo
     from medpy.metric import binary
 
     surface = {"hd95_mm": binary.hd95, "hd_mm": binary.hd, "assd_mm": binary.assd}
-    overlap = {"dsc": binary.dc, "iou": binary.jc, "sen": binary.recall, "prc": binary.precision, "rvd": binary.ravd}
+    overlap = {
+        "dsc": binary.dc,
+        "iou": binary.jc,
+        "sen": binary.recall,
+        "prc": binary.precision,
+        "rvd": binary.ravd,
+    }
     scores = {key: measure(pred, ref, spacing) for key, measure in surface.items()}
     return "medpy", scores | {key: measure(pred, ref) for key, measure in overlap.items()}

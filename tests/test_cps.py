@@ -12,12 +12,12 @@ from torch import Tensor, nn
 import laws
 from contextseg.batch import IGNORE, Batch
 from contextseg.data import phantom
-from contextseg.disk import Problem
-from contextseg.job import main_job
+from contextseg.errors import ContextsegError
 from contextseg.losses import NEVER, cross_entropy, merge_unknown
 from contextseg.methods.cps import AREA, CPS, admissible, answer, boxes, halved, left_open, ramp
 from contextseg.methods.supervised import Supervised
-from contextseg.run import Run
+from contextseg.pipeline import run_pipeline
+from contextseg.runs import Run
 from contextseg.settings import Settings
 
 torch.set_num_threads(1)
@@ -35,22 +35,30 @@ class Fixed(nn.Module):
 
 
 def fixed(one: Tensor, two: Tensor, **arguments: object) -> CPS:
-    made = CPS(laws.plan(2), net="unet", smoothing=0.0, **arguments)  # type: ignore[arg-type]
-    made.nets = nn.ModuleList([Fixed(one), Fixed(two)])
-    made.decay(1.0)  # a ramp of 1
-    return made
+    method = CPS(laws.plan(2), net="unet", smoothing=0.0, **arguments)  # type: ignore[arg-type]
+    method.nets = nn.ModuleList([Fixed(one), Fixed(two)])
+    method.decay(1.0)  # a ramp of 1
+    return method
 
 
 def batch_of(label: Tensor, annotated: Tensor | None = None) -> Batch:
     annotated = torch.ones(len(label), 3, dtype=torch.bool) if annotated is None else annotated
-    return Batch(torch.zeros(len(label), 1, *label.shape[1:]), label, annotated, torch.arange(len(label)))
+    return Batch(
+        torch.zeros(len(label), 1, *label.shape[1:]), label, annotated, torch.arange(len(label))
+    )
 
 
-# --- schedules --------------------------------------------------------------------------------------------------------
+# --- schedules ------------------------------------------------------------------------------------
 
 
 def test_the_weight_follows_the_fraction_of_the_training() -> None:
-    by_hand = {0.0: 0.006738, 0.25: 0.060055, 0.5: 0.286505, 0.75: 0.731616, 1.0: 1.0}  # shared/methods.md
+    by_hand = {
+        0.0: 0.006738,
+        0.25: 0.060055,
+        0.5: 0.286505,
+        0.75: 0.731616,
+        1.0: 1.0,
+    }  # shared/methods.md
     torch.manual_seed(0)
     z, label = torch.randn(2, 1, 3, 4, 4), torch.full((1, 4, 4), IGNORE)
     full = float(fixed(z[0], z[1], weight=1.0)(batch_of(label))["cps"].detach())
@@ -58,7 +66,9 @@ def test_the_weight_follows_the_fraction_of_the_training() -> None:
     for done, share in by_hand.items():
         assert ramp(done) == pytest.approx(share, abs=5e-7)
         half.decay(done)
-        assert float(half(batch_of(label))["cps"].detach()) == pytest.approx(0.5 * ramp(done) * full, rel=1e-5)
+        assert float(half(batch_of(label))["cps"].detach()) == pytest.approx(
+            0.5 * ramp(done) * full, rel=1e-5
+        )
 
 
 def test_the_rate_is_halved_twice() -> None:
@@ -67,7 +77,7 @@ def test_the_rate_is_halved_twice() -> None:
     assert factors == sorted(factors, reverse=True)
 
 
-# --- what each learns -------------------------------------------------------------------------------------------------
+# --- what each learns -----------------------------------------------------------------------------
 
 
 def test_each_learns_the_others_answer_by_hand() -> None:
@@ -78,18 +88,23 @@ def test_each_learns_the_others_answer_by_hand() -> None:
     p = [z.softmax(1)[0, :, :3] for z in (one, two)]
     best = [z.argmax(1)[0, :3] for z in (one, two)]
     entropy = [-p[i][best[1 - i], range(3)].log().mean() for i in (0, 1)]
-    found = fixed(one, two, unsupervised="ce")(batch_of(label))["cps"]
-    assert float(found.detach()) == pytest.approx(float(sum(entropy)), rel=1e-5)
+    value = fixed(one, two, unsupervised="ce")(batch_of(label))["cps"]
+    assert float(value.detach()) == pytest.approx(float(sum(entropy)), rel=1e-5)
     dice = 0.0
     for i in (0, 1):
         for k in (1, 2):
             y = best[1 - i] == k
             dice += (1 - (2 * p[i][k][y].sum() + 1e-5) / (p[i][k].sum() + y.sum() + 1e-5)) / 2
-    assert float(fixed(one, two)(batch_of(label))["cps"].detach()) == pytest.approx(float(dice), rel=1e-5)
+    assert float(fixed(one, two)(batch_of(label))["cps"].detach()) == pytest.approx(
+        float(dice), rel=1e-5
+    )
 
 
 def test_what_the_other_is_unsure_of_is_not_learnt() -> None:
-    """Probabilities of 0.9 and 0.6 in network one, 0.8 in network two: each learns where the other is sure."""
+    """Probabilities of 0.9 and 0.6 in network one, 0.8 in network two:
+
+    each learns where the other is sure.
+    """
     one = torch.tensor([[[0.1, 0.4, 0.9], [0.9, 0.6, 0.1]]]).log()
     two = torch.tensor([[[0.8, 0.8, 0.8], [0.2, 0.2, 0.2]]]).log()
     label = torch.full((1, 3), IGNORE)
@@ -100,25 +115,34 @@ def test_what_the_other_is_unsure_of_is_not_learnt() -> None:
         (0.95, [IGNORE] * 3, [IGNORE] * 3),
     ):
         method = fixed(one, two, unsupervised="ce", certain=certain)
-        expected = cross_entropy(one, torch.tensor([of_one])) + cross_entropy(two, torch.tensor([of_two]))
-        assert float(method(batch_of(label))["cps"].detach()) == pytest.approx(float(expected), rel=1e-5)
+        expected = cross_entropy(one, torch.tensor([of_one])) + cross_entropy(
+            two, torch.tensor([of_two])
+        )
+        assert float(method(batch_of(label))["cps"].detach()) == pytest.approx(
+            float(expected), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("unsupervised", ["dice", "ce"])
 def test_what_is_known_is_left_to_its_label(unsupervised: str) -> None:
-    """Class 2 was not looked for in item 0: its voxels labelled 0 are background or class 2, and nothing else."""
+    """Class 2 is not annotated in item 0:
+
+    its voxels labelled 0 are background or class 2, and nothing else.
+    """
     torch.manual_seed(1)
     z = torch.randn(2, 3, 3, 5)
     label = torch.tensor([[0, 0, 1, IGNORE, 0], [0, 1, 2, 0, 0], [IGNORE] * 5])
     annotated = torch.tensor([[True, True, False], [True, True, True], [True, True, True]])
-    z[:, 0, :, 4] = torch.tensor([-1.0, 9.0, 1.0])  # both are sure of class 1, which the label says it is not
+    z[:, 0, :, 4] = torch.tensor(
+        [-1.0, 9.0, 1.0]
+    )  # both are sure of class 1, which the label says it is not
     method = fixed(z[0], z[1], unsupervised=unsupervised)
     method(batch_of(label, annotated))["cps"].backward()
     for net in method.nets:
         gradient = net.z.grad
-        assert gradient[1].abs().max() == 0  # all said: nothing to learn
+        assert gradient[1].abs().max() == 0  # all labelled: nothing to learn
         assert gradient[0, :, 2].abs().max() == 0
-        assert gradient[0, 1, [0, 1, 4]].abs().max() == 0  # class 1 was looked for
+        assert gradient[0, 1, [0, 1, 4]].abs().max() == 0  # class 1 is annotated
         assert gradient[0, [0, 2], :][:, [0, 1, 4]].abs().min() > 0
         assert gradient[0, :, 3].abs().min() > 0
         assert gradient[2].abs().min() > 0
@@ -130,12 +154,21 @@ def test_what_is_known_is_left_to_its_label(unsupervised: str) -> None:
 
 
 def test_both_terms_together_are_the_whole_likelihood() -> None:
-    """log p(merged) + log p(k, given that it is one of the merged) = log p(k): nothing is taught twice."""
+    """log p(merged) + log p(k, given that it is one of the merged) = log p(k):
+
+    nothing is trained on twice.
+    """
     torch.manual_seed(2)
-    z, label, annotated = torch.randn(1, 4, 6), torch.zeros(1, 6).long(), torch.tensor([[True, False, True, False]])
+    z, label, annotated = (
+        torch.randn(1, 4, 6),
+        torch.zeros(1, 6).long(),
+        torch.tensor([[True, False, True, False]]),
+    )
     merged = merge_unknown(z, annotated).log_softmax(1)[:, 0]
     given = admissible(z, label, annotated).log_softmax(1)
-    assert torch.allclose(merged.unsqueeze(1) + given[:, [0, 1, 3]], z.log_softmax(1)[:, [0, 1, 3]], atol=1e-6)
+    assert torch.allclose(
+        merged.unsqueeze(1) + given[:, [0, 1, 3]], z.log_softmax(1)[:, [0, 1, 3]], atol=1e-6
+    )
     assert (given[:, 2] < NEVER / 2).all()
 
 
@@ -145,7 +178,9 @@ def test_the_term_is_a_mean_over_items() -> None:
     label = torch.tensor([[IGNORE] * 5, [0, 1, 2, 0, 0]])
     both = fixed(z[0], z[1])(batch_of(label))["cps"]
     first = fixed(z[0, :1], z[1, :1])(batch_of(label[:1]))["cps"]
-    assert float(both.detach()) == pytest.approx(float(first.detach()) / 2, rel=1e-6)  # the second counts 0
+    assert float(both.detach()) == pytest.approx(
+        float(first.detach()) / 2, rel=1e-6
+    )  # the second counts 0
     empty = fixed(z[0, :0], z[1, :0])(batch_of(label[:0]))
     assert [float(term.detach()) for term in empty.values()] == [0, 0]
 
@@ -192,7 +227,7 @@ def test_predict_is_the_mean_of_both() -> None:
     assert torch.allclose(p, (z[0].softmax(1) + z[1].softmax(1)) / 2, atol=1e-6)
 
 
-# --- CutMix -----------------------------------------------------------------------------------------------------------
+# --- CutMix ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(40, 60), (20, 30, 40)])
@@ -242,21 +277,21 @@ def test_cutmix_moves_the_answers_with_the_image() -> None:
         for net, given in zip(method.nets, mixed.answers):
             assert torch.equal(given[1:], net(mixed.image[1:]).argmax(1))
         method.certain = 0.39
-        sure = method._mixed(b)
-        assert sure is not None
-        for net, given in zip(method.nets, sure.answers):
-            p, best = net(sure.image[1:]).softmax(1).max(1)
+        mixture = method._mixed(b)
+        assert mixture is not None
+        for net, given in zip(method.nets, mixture.answers):
+            p, best = net(mixture.image[1:]).softmax(1).max(1)
             assert torch.equal(given[1:], torch.where(p >= 0.39, best, IGNORE))
             assert 0.05 < float((p >= 0.39).float().mean()) < 0.95
         method.certain = 0.0
     torch.manual_seed(7)
-    found = method(b)
+    terms = method(b)
     torch.manual_seed(7)
     again = method._mixed(b)
     assert again is not None
     method.cutmix = False
     plain = method(replace(b, image=again.image))
-    assert torch.allclose(found["cps"], plain["cps"], atol=1e-6)
+    assert torch.allclose(terms["cps"], plain["cps"], atol=1e-6)
     assert method._mixed(laws.batch(0, dims=2, labelled=3)) is None  # one alone has no partner
 
 
@@ -265,7 +300,7 @@ def test_cutmix_is_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Monke
         torch.manual_seed(0)
         return CPS(laws.plan(2), cutmix=True)
 
-    whole = laws.teach(make(), tmp_path / "whole", 4, 2, labelled=2).state_dict()
+    whole = laws.train_briefly(make(), tmp_path / "whole", 4, 2, labelled=2).state_dict()
     real = laws.batch
 
     def interrupting(n: int, *args: int, **kwargs: int) -> Batch:
@@ -275,13 +310,13 @@ def test_cutmix_is_resumed_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(laws, "batch", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        laws.teach(make(), tmp_path / "part", 4, 2, labelled=2, save_every=2)
+        laws.train_briefly(make(), tmp_path / "part", 4, 2, labelled=2, save_every=2)
     monkeypatch.setattr(laws, "batch", real)
-    part = laws.teach(make(), tmp_path / "part", 4, 2, labelled=2).state_dict()
+    part = laws.train_briefly(make(), tmp_path / "part", 4, 2, labelled=2).state_dict()
     assert all(torch.equal(whole[name], part[name]) for name in whole)
 
 
-# --- a run ------------------------------------------------------------------------------------------------------------
+# --- a run ----------------------------------------------------------------------------------------
 
 
 def test_a_whole_run_on_few_labels(tmp_path: Path) -> None:
@@ -296,22 +331,27 @@ def test_a_whole_run_on_few_labels(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(CPS, "forward", looking)
-        outcome = main_job(Run(tmp_path / "run", Settings(str(data), "cps").set([*small, "prediction.mirror=false"])))
+        outcome = run_pipeline(
+            Run(
+                tmp_path / "run",
+                Settings(str(data), "cps").set([*small, "prediction.mirror=false"]),
+            )
+        )
     assert outcome.table is not None
     assert seen == [[False, True]] * 2  # half of the batch
     full = phantom.write_dataset(tmp_path / "full", labelled=2, test=0)
-    with pytest.raises(Problem, match="all have labels"):
-        main_job(Run(tmp_path / "second", Settings(str(full), "cps").set(small)))
+    with pytest.raises(ContextsegError, match="all have labels"):
+        run_pipeline(Run(tmp_path / "second", Settings(str(full), "cps").set(small)))
 
 
 def test_what_cannot_be_is_named() -> None:
-    with pytest.raises(Problem, match="dice"):
+    with pytest.raises(ContextsegError, match="dice"):
         CPS(laws.plan(2), unsupervised="dise")
-    with pytest.raises(Problem, match="weight=-1"):
+    with pytest.raises(ContextsegError, match="weight=-1"):
         CPS(laws.plan(2), weight=-1)
-    with pytest.raises(Problem, match="certain=1"):
+    with pytest.raises(ContextsegError, match="certain=1"):
         CPS(laws.plan(2), certain=1)
-    with pytest.raises(Problem, match="no such network"):
+    with pytest.raises(ContextsegError, match="no such network"):
         CPS(laws.plan(2), second="nonet")
 
 

@@ -1,4 +1,7 @@
-"""DeepLabV3+ and EfficientNet: published counts by hand, a block, norms. Laws: test_nets. Weights: test_weights."""
+"""DeepLabV3+ and EfficientNet:
+
+published counts by hand, a block, norms. Laws: test_nets. Weights: test_weights.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch.nn import functional as F
 
 import laws
 from contextseg.batch import IGNORE
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.nets import DeepLab, SmallDeepLab
 from contextseg.nets.efficientnet import B3, EfficientNet, _Block, _dropped, norm2d
 
@@ -31,16 +34,25 @@ def picture(*size: int, items: int = 2) -> Tensor:
     return torch.randn(items, 2, *size, generator=torch.Generator().manual_seed(1))
 
 
-# --- the published network --------------------------------------------------------------------------------------------
+# --- the published network ------------------------------------------------------------------------
 
 
 def encoder_by_hand() -> int:
-    """EfficientNet-B3 from B0's table: depths times 1.4 rounded up, widths times 1.2 to a multiple of 8.
+    """EfficientNet-B3 from B0's table: depths times 1.4 rounded up, widths times 1.2 to a multiple
+    of 8.
 
     That is the nearest, or the next where the nearest would be less than 90 %.
     """
     total, before = 3 * 40 * 9 + 2 * 40, 40
-    base = [(1, 16, 1, 3), (2, 24, 6, 3), (2, 40, 6, 5), (3, 80, 6, 3), (3, 112, 6, 5), (4, 192, 6, 5), (1, 320, 6, 3)]
+    base = [
+        (1, 16, 1, 3),
+        (2, 24, 6, 3),
+        (2, 40, 6, 5),
+        (3, 80, 6, 3),
+        (3, 112, 6, 5),
+        (4, 192, 6, 5),
+        (1, 320, 6, 3),
+    ]
     for depth, width, expansion, kernel in base:
         near = round(width * 1.2 / 8) * 8
         width, depth = near + 8 * (near < 0.9 * width * 1.2), -(-depth * 14 // 10)
@@ -55,7 +67,10 @@ def encoder_by_hand() -> int:
 
 
 HEAD = 384 * 1536 + 2 * 1536
-"""EfficientNet's last convolution and its norm. segmentation-models-pytorch builds it and never uses it; we do not."""
+"""EfficientNet's last convolution and its norm.
+
+segmentation-models-pytorch builds it and never uses it; we do not.
+"""
 
 
 def test_the_published_encoder() -> None:
@@ -68,8 +83,16 @@ def test_the_published_encoder() -> None:
 def test_the_published_parameters() -> None:
     with torch.device("meta"):
         net, batch = DeepLab(3, 14), DeepLab(3, 14, norm="batch")
-    pyramid = 384 * 256 + 512 + 3 * (384 * 9 + 384 * 256 + 512) + 384 * 256 + 512 + 5 * 256 * 256 + 512
-    decoder = (256 * 9 + 256 * 256 + 512) + (32 * 48 + 2 * 48) + (304 * 9 + 304 * 256 + 512) + 256 * 14 + 14
+    pyramid = (
+        384 * 256 + 512 + 3 * (384 * 9 + 384 * 256 + 512) + 384 * 256 + 512 + 5 * 256 * 256 + 512
+    )
+    decoder = (
+        (256 * 9 + 256 * 256 + 512)
+        + (32 * 48 + 2 * 48)
+        + (304 * 9 + 304 * 256 + 512)
+        + 256 * 14
+        + 14
+    )
     assert count(net) == count(batch) == encoder_by_hand() + pyramid + decoder
     assert count(net) + HEAD == 11_683_526
 
@@ -78,11 +101,22 @@ def test_the_large_one_s_maps_and_sizes() -> None:
     with torch.device("meta"):
         net = DeepLab(4, 5).eval()
         maps = net.encoder(torch.zeros(1, 4, 64, 96))
-        assert [tuple(x.shape[1:]) for x in maps] == [(24, 32, 48), (32, 16, 24), (48, 8, 12), (384, 4, 6)]
+        assert [tuple(x.shape[1:]) for x in maps] == [
+            (24, 32, 48),
+            (32, 16, 24),
+            (48, 8, 12),
+            (384, 4, 6),
+        ]
         assert net(torch.zeros(1, 4, 77, 130)).shape == (1, 5, 77, 130)
-    depthwise = [m for m in net.encoder.stages.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    depthwise = [
+        m for m in net.encoder.stages.modules() if isinstance(m, nn.Conv2d) and m.groups > 1
+    ]
     strides = [m.stride[0] for m in depthwise]
-    assert [i for i, stride in enumerate(strides) if stride == 2] == [2, 5, 8]  # of blocks 2 + 3 + 3 + 5 + 5 + 6 + 2
+    assert [i for i, stride in enumerate(strides) if stride == 2] == [
+        2,
+        5,
+        8,
+    ]  # of blocks 2 + 3 + 3 + 5 + 5 + 6 + 2
     assert [m.dilation[0] for m in depthwise] == [1] * 18 + [2] * 8
     rates = [branch[0].dilation[0] for branch in list(net.pyramid.branches)[1:]]
     assert rates == [12, 24, 36]
@@ -94,7 +128,7 @@ def test_padding_repeats_the_far_edges() -> None:
     assert torch.equal(net(x), net(F.pad(x, (0, 7, 0, 4), "replicate"))[:, :, :20, :33])
 
 
-# --- its parts --------------------------------------------------------------------------------------------------------
+# --- its parts ------------------------------------------------------------------------------------
 
 
 def test_a_block_by_hand() -> None:
@@ -113,7 +147,9 @@ def test_a_block_by_hand() -> None:
         return y / (1 + torch.exp(-y))
 
     y = silu(norm(torch.einsum("bihw,oi->bohw", x, w["expand.0.weight"][..., 0, 0]), "expand.1"))
-    y = silu(norm(F.conv2d(y, w["depthwise.0.weight"], padding=2, dilation=2, groups=16), "depthwise.1"))
+    y = silu(
+        norm(F.conv2d(y, w["depthwise.0.weight"], padding=2, dilation=2, groups=16), "depthwise.1")
+    )
     gate = silu(y.mean((2, 3)) @ w["squeeze.weight"][..., 0, 0].T + w["squeeze.bias"])
     gate = torch.sigmoid(gate @ w["excite.weight"][..., 0, 0].T + w["excite.bias"])
     y = torch.einsum("bihw,oi->bohw", y * gate[..., None, None], w["project.0.weight"][..., 0, 0])
@@ -126,7 +162,9 @@ def test_an_item_is_dropped_whole_and_the_mean_stays() -> None:
     y = _dropped(x, 0.2)
     assert sorted(y.unique().tolist()) == [0, 1.25]
     assert torch.equal(y[:, 0], y[:, 1])
-    assert y.mean().item() == pytest.approx(1, abs=4 * 0.5 / 20_000**0.5)  # sd of one item: sqrt(0.2 / 0.8) = 0.5
+    assert y.mean().item() == pytest.approx(
+        1, abs=4 * 0.5 / 20_000**0.5
+    )  # sd of one item: sqrt(0.2 / 0.8) = 0.5
     assert _dropped(x, 0.0) is x
 
 
@@ -141,13 +179,17 @@ def test_dropping_is_for_training_alone_grows_and_comes_from_the_global_generato
     torch.manual_seed(3)
     assert torch.equal(net(x)[0], first)
     with torch.device("meta"):
-        rates = [m.drop for m in EfficientNet(3, 40, B3, drop_path=0.26).modules() if isinstance(m, _Block)]
+        rates = [
+            m.drop
+            for m in EfficientNet(3, 40, B3, drop_path=0.26).modules()
+            if isinstance(m, _Block)
+        ]
     assert rates == pytest.approx([i / 100 for i in range(26)])
 
 
 def test_norms() -> None:
     assert [norm2d("group", n).num_groups for n in (8, 24, 136, 20, 5)] == [1, 3, 17, 1, 1]
-    with pytest.raises(Problem, match=r"norm=bach: .*batch"):
+    with pytest.raises(ContextsegError, match=r"norm=bach: .*batch"):
         norm2d("bach", 8)
     norm = norm2d("batch", 3)
     nn.init.uniform_(norm.running_mean)  # type: ignore[arg-type]
@@ -185,15 +227,18 @@ def test_the_gradient_of_two_items_is_the_mean_of_each_with_group_norm_alone(nor
 
 def test_a_plan_for_volumes_is_refused() -> None:
     for kind in (DeepLab, SmallDeepLab):
-        with torch.device("meta"), pytest.raises(Problem, match=r"net=deeplab.*the plan is 3-D.*--set dims=2"):
+        with (
+            torch.device("meta"),
+            pytest.raises(ContextsegError, match=r"net=deeplab.*the plan is 3-D.*--set dims=2"),
+        ):
             kind(1, 2, [4, 8], [[1, 1, 1], [2, 2, 2]], [[3, 3, 3]] * 2)
 
 
 def test_the_small_one_learns(tmp_path: Path) -> None:
     method = laws.make("supervised", 2, net="deeplab-small", optimizer="adamw")
-    laws.teach(method, tmp_path, 50, 2, labelled=3, lr=3e-3).eval()
+    laws.train_briefly(method, tmp_path, 50, 2, labelled=3, lr=3e-3).eval()
     b = laws.batch(10_000, dims=2)
     with torch.no_grad():
-        found = method.predict(b.image).argmax(1)
-    p, y = (found == 1) & (b.label != IGNORE), b.label == 1
+        prediction = method.predict(b.image).argmax(1)
+    p, y = (prediction == 1) & (b.label != IGNORE), b.label == 1
     assert 2 * (p & y).sum() / (p.sum() + y.sum()) > 0.7

@@ -14,8 +14,8 @@ import pytest
 
 from contextseg.data.check import check
 from contextseg.data.layouts import open_dataset
-from contextseg.job import DEMO_DATA, demo_settings
-from contextseg.run import Run
+from contextseg.pipeline import DEMO_DATA, demo_settings
+from contextseg.runs import Run
 
 
 def demo(folder: Path, *words: str) -> list[str]:
@@ -23,7 +23,9 @@ def demo(folder: Path, *words: str) -> list[str]:
 
 
 def scores(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "06-evaluate" / "metrics.csv")[["case", "class", "dsc", "hd95_mm", "nsd"]]
+    return pd.read_csv(folder / "06-evaluate" / "metrics.csv")[
+        ["case", "class", "dsc", "hd95_mm", "nsd"]
+    ]
 
 
 def test_the_embedded_data_are_whole_and_credited() -> None:
@@ -40,7 +42,9 @@ def test_the_embedded_data_are_whole_and_credited() -> None:
 def test_a_short_demo_shows_everything(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     quick = ["--set", "steps=2", "--set", "prediction.mirror=false", "--set", "base_width=4"]
-    done = subprocess.run(demo(tmp_path, *quick), capture_output=True, encoding="utf-8", env=environment)
+    done = subprocess.run(
+        demo(tmp_path, *quick), capture_output=True, encoding="utf-8", env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert "| tumour | 4 |" in done.stdout
     for name in ("report.html", "cases.png", "metrics.csv"):
@@ -52,7 +56,10 @@ def test_a_short_demo_shows_everything(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_is_good_and_a_killed_one_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    """A trial of a hundred lines had a mean Dice of 0.63 after 74 steps; the demo must be clearly better."""
+    """A trial of a hundred lines had a mean Dice of 0.63 after 74 steps;
+
+    the demo must be clearly better.
+    """
     subprocess.run(demo(tmp_path / "whole"), check=True)
     whole = scores(tmp_path / "whole")
     assert whole["dsc"].mean() > 0.7

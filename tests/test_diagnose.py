@@ -19,50 +19,86 @@ import laws
 from contextseg.batch import IGNORE
 from contextseg.cli import app
 from contextseg.data import phantom
-from contextseg.diagnose.advice import Advice, advise
-from contextseg.diagnose.arrays import Seen, _centre, intensities, sample, sections
-from contextseg.diagnose.contexts import Taught, context_classes, learnt, taught
-from contextseg.diagnose.diagnosis import TRAINING_CASES, _evenly, _measurable, diagnose
-from contextseg.diagnose.measure import BIN, FAR, NEAR, ROI, Margins, Measured, distance_mm, measure, overlap
-from contextseg.disk import Problem, read_json
-from contextseg.job import teach
+from contextseg.disk import read_json
+from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.colab import CoLab
 from contextseg.methods.context import nearness
 from contextseg.metrics import evaluate_case
-from contextseg.report.contexts import CONTEXTS, TINT, _edges, panels
-from contextseg.report.diagnosis import diagnosis_text
-from contextseg.run import Run
+from contextseg.pipeline import train_run
+from contextseg.reports.contexts import CONTEXTS, TINT, _edges, panels
+from contextseg.reports.diagnosis import diagnosis_text
+from contextseg.runs import Run
 from contextseg.settings import Settings
+from contextseg.studies.diagnose.advice import Advice, advise
+from contextseg.studies.diagnose.arrays import (
+    MeasuredCase,
+    _centre,
+    intensities,
+    sample,
+    sections,
+)
+from contextseg.studies.diagnose.contexts import (
+    ContextMaps,
+    context_classes,
+    context_history,
+    context_maps,
+)
+from contextseg.studies.diagnose.diagnosis import TRAINING_CASES, _evenly, _measurable, diagnose
+from contextseg.studies.diagnose.measure import (
+    BIN,
+    FAR,
+    NEAR,
+    ROI,
+    Margins,
+    Measured,
+    distance_mm,
+    measure,
+    overlap,
+)
 from contextseg.volume import Volume
 
 torch.set_num_threads(1)
 
 
-# --- known logits -----------------------------------------------------------------------------------------------------
+# --- known logits ---------------------------------------------------------------------------------
 
 
 def test_known_logits_give_exact_counts() -> None:
-    """Eight voxels of 4 mm in a row, the first of them ROI: the next two are near, at 4 and 8 mm, and five are far."""
+    """Eight voxels of 4 mm in a row, the first of them ROI:
+
+    the next two are near, at 4 and 8 mm, and five are far.
+    """
     label = np.array([[[1, 0, 0, 0, 0, 0, IGNORE, 0]]])
     roi = torch.tensor([2.05, 3.05, -1.05, 1.05, -1.05, -1.05, 9.0, 0.45])
     background = torch.tensor([0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.0, 0.45])
-    z = torch.stack([background, roi - 1, roi]).view(3, 1, 1, 8)  # of two ROI classes the larger one counts
+    z = torch.stack([background, roi - 1, roi]).view(
+        3, 1, 1, 8
+    )  # of two ROI classes the larger one counts
     distance = distance_mm(label, (1.0, 1.0, 4.0))
     assert distance.ravel().tolist() == [0, 4, 8, 12, 16, 20, 24, 28]
-    found, called = measure([(0, 1, z)], label, distance)
-    assert called.ravel().tolist() == [True, True, False, True, False, False, False, False]  # a tie is background
-    assert {name: (part.n, part.called) for name, part in found.tissues.items()} == {
+    measured, called = measure([(0, 1, z)], label, distance)
+    assert called.ravel().tolist() == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]  # a tie is background
+    assert {name: (part.n, part.called) for name, part in measured.tissues.items()} == {
         ROI: (1, 1),
         NEAR: (2, 1),
         FAR: (4, 1),
     }
-    assert found.tissues[ROI].mean == pytest.approx(2.0)
-    near = found.tissues[NEAR]  # margins 3.0 and -1.1
+    assert measured.tissues[ROI].mean == pytest.approx(2.0)
+    near = measured.tissues[NEAR]  # margins 3.0 and -1.1
     assert (near.mean, near.sd) == (pytest.approx(0.95), pytest.approx(2.05))
-    assert found.tissues[FAR].mean == pytest.approx((1.0 - 1.1 - 1.1 + 0.0) / 4)
-    assert found.tissues[FAR].pairs == {(0, 10): 1, (0, -11): 2, (4, 4): 1}
-    assert found.false == (0, 1, 0, 1, 0, 0, 0)  # at 4 mm, in 2 to 5; at 12 mm, in 10 to 20
+    assert measured.tissues[FAR].mean == pytest.approx((1.0 - 1.1 - 1.1 + 0.0) / 4)
+    assert measured.tissues[FAR].pairs == {(0, 10): 1, (0, -11): 2, (4, 4): 1}
+    assert measured.false == (0, 1, 0, 1, 0, 0, 0)  # at 4 mm, in 2 to 5; at 12 mm, in 10 to 20
 
 
 def test_slabs_add_up() -> None:
@@ -79,27 +115,39 @@ def test_slabs_add_up() -> None:
         assert (part.n, part.called) == (margin.size, (margin > 0).sum())
         assert (part.mean, part.sd) == (pytest.approx(margin.mean()), pytest.approx(margin.std()))
         assert sum(part.pairs.values()) == sum(part.margins.values()) == part.n
-        assert (parts.tissues[name].pairs, parts.tissues[name].margins) == (part.pairs, part.margins)
+        assert (parts.tissues[name].pairs, parts.tissues[name].margins) == (
+            part.pairs,
+            part.margins,
+        )
         assert parts.tissues[name].total == pytest.approx(part.total)
 
 
 def _tissue(label: np.ndarray, distance: np.ndarray, name: str) -> Any:
-    return {ROI: label > 0, NEAR: (label == 0) & (distance <= 10), FAR: (label == 0) & (distance > 10)}[name]
+    return {
+        ROI: label > 0,
+        NEAR: (label == 0) & (distance <= 10),
+        FAR: (label == 0) & (distance > 10),
+    }[name]
 
 
 def test_bins_part_at_the_boundary() -> None:
-    """A margin of 0 is called background, the smallest one above it ROI; bins are (k BIN, (k + 1) BIN]."""
+    """A margin of 0 is called background, the smallest one above it ROI;
+
+    bins are (k BIN, (k + 1) BIN].
+    """
     margin = np.array([0.0, 1e-7, BIN / 2, -1e-7, 1.5 * BIN], np.float32)
-    found = Margins.of(np.zeros(5, np.float32), margin)
-    assert found.margins == {-1: 2, 0: 2, 1: 1}
-    assert found.called == 3
+    margins = Margins.of(np.zeros(5, np.float32), margin)
+    assert margins.margins == {-1: 2, 0: 2, 1: 1}
+    assert margins.called == 3
     nothing = Margins.of(np.zeros(0), np.zeros(0))
     assert (nothing.n, nothing.called, nothing.mean, nothing.sd) == (0, 0, None, None)
     large = Margins.of(np.array([-5000.05]), np.array([7000.05]))
     assert large.pairs == {(-50001, 70000): 1}
 
 
-@pytest.mark.parametrize(("reference", "prediction"), [(0.2, 0.3), (0.0, 0.1), (0.1, 0.0), (0.0, 0.0), (0.001, 0.6)])
+@pytest.mark.parametrize(
+    ("reference", "prediction"), [(0.2, 0.3), (0.0, 0.1), (0.1, 0.0), (0.0, 0.0), (0.001, 0.6)]
+)
 def test_overlap_is_that_of_the_metrics(reference: float, prediction: float) -> None:
     random = np.random.default_rng(1)
     label = (random.random((8, 9, 10)) < reference).astype(np.int16)
@@ -107,26 +155,26 @@ def test_overlap_is_that_of_the_metrics(reference: float, prediction: float) -> 
     pred = random.random((8, 9, 10)) < prediction
     z = torch.from_numpy(np.stack([~pred, pred]).astype(np.float32))
     spacing = (6.0, 2.0, 3.0)
-    found, _ = measure([(0, 8, z)], label, distance_mm(label, spacing))
+    measured, _ = measure([(0, 8, z)], label, distance_mm(label, spacing))
     (row,) = evaluate_case(pred.astype(int), label, spacing, {"roi": [1]}, near_mm=10.0)
-    for name, value in overlap(found).items():
+    for name, value in overlap(measured).items():
         assert value == pytest.approx(row[name]) if value is not None else np.isnan(row[name])
-    assert found.tissues[NEAR].called == row["fp_near"] == sum(found.false[:3])
-    assert found.tissues[FAR].called == row["fp_far"] == sum(found.false[3:])
-    both = Measured.together([found, found])
-    assert both.tissues[ROI].n == 2 * found.tissues[ROI].n
-    assert both.false == tuple(2 * n for n in found.false)
+    assert measured.tissues[NEAR].called == row["fp_near"] == sum(measured.false[:3])
+    assert measured.tissues[FAR].called == row["fp_far"] == sum(measured.false[3:])
+    both = Measured.together([measured, measured])
+    assert both.tissues[ROI].n == 2 * measured.tissues[ROI].n
+    assert both.false == tuple(2 * n for n in measured.false)
     assert Measured.together([]).tissues[ROI].mean is None
 
 
 def test_diverged_logits_are_a_problem() -> None:
     z = torch.zeros(2, 1, 1, 2)
     z[1, 0, 0, 1] = torch.nan
-    with pytest.raises(Problem, match="case_7: its logits are not finite"):
+    with pytest.raises(ContextsegError, match="case_7: its logits are not finite"):
         measure([(0, 1, z)], np.zeros((1, 1, 2), int), np.ones((1, 1, 2)), "case_7")
 
 
-# --- advice -----------------------------------------------------------------------------------------------------------
+# --- advice ---------------------------------------------------------------------------------------
 
 
 def test_advice_follows_where_the_false_positives_are() -> None:
@@ -142,10 +190,12 @@ def test_advice_follows_where_the_false_positives_are() -> None:
     assert advise(0.8, 0.6, 50, 50).context_classes == 4
     assert advise(1.0, 1.0, 0, 0).reason == "There are no false positives."
     assert advise(None, 0.0, 0, 10).context_classes == 2  # only cases without a ROI
-    assert advise(0.80, 0.85, 900, 100, context_classes=4).context_classes == 4  # it may be why they are few
+    assert (
+        advise(0.80, 0.85, 900, 100, context_classes=4).context_classes == 4
+    )  # it may be why they are few
 
 
-def test_advice_says_what_speaks_against_it() -> None:
+def test_advice_names_what_speaks_against_it() -> None:
     def notes(**more: Any) -> str:
         return " ".join(advise(0.8, 0.6, 100, 900, **more).notes)
 
@@ -154,11 +204,16 @@ def test_advice_says_what_speaks_against_it() -> None:
     assert "1 validation case is few" in notes(cases=1)
     assert "trained with 2 context classes" in notes(context_classes=2)
     assert "Mean Dice on training cases is 0.500" in notes(training={"dsc": 0.5, "prc": 0.9})
-    assert "Precision on training cases is 0.620, hardly higher" in notes(training={"dsc": 0.9, "prc": 0.62})
+    assert "Precision on training cases is 0.620, hardly higher" in notes(
+        training={"dsc": 0.9, "prc": 0.62}
+    )
 
 
 def test_advice_agrees_with_the_papers_tables() -> None:
-    """SEN, PRC and DSC without context, and the best DSC of CoLab: context is advised where it gained 3 points."""
+    """SEN, PRC and DSC without context, and the best DSC of CoLab:
+
+    context is advised where it gained 3 points.
+    """
     tables = {
         "liver tumour": (58.8, 58.9, 54.4, 62.5),
         "kidney tumour": (83.2, 71.9, 74.9, 78.5),
@@ -169,10 +224,12 @@ def test_advice_agrees_with_the_papers_tables() -> None:
         "pancreas tumour": (49.2, 59.3, 48.9, 51.1),
     }
     for name, (sen, prc, without, best) in tables.items():
-        assert (advise(sen / 100, prc / 100, 1, 1).context_classes > 1) == (best - without > 3), name
+        assert (advise(sen / 100, prc / 100, 1, 1).context_classes > 1) == (best - without > 3), (
+            name
+        )
 
 
-# --- a whole run ------------------------------------------------------------------------------------------------------
+# --- a whole run ----------------------------------------------------------------------------------
 
 
 class Known(Method):
@@ -196,18 +253,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finished(folder: Path, data: Path, method: str, *more: str, fold: int = 0) -> Run:
-    small = ["steps=1", "patch_vox=16,16,16", "base_width=4", "batch_size=2", "prediction.mirror=false", *more]
+    small = [
+        "steps=1",
+        "patch_vox=16,16,16",
+        "base_width=4",
+        "batch_size=2",
+        "prediction.mirror=false",
+        *more,
+    ]
     run = Run(folder, Settings(str(data), method, fold).set(small))
-    teach(run)
+    train_run(run)
     return Run.open(folder)
 
 
-def test_a_known_network_is_measured_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_network_is_measured_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(METHODS, "known", Known)
     data = phantom.write_dataset(tmp_path / "data", labelled=5, test=1, look_alikes=3)
     run = finished(tmp_path / "run", data, "known")
-    found = diagnose(tmp_path / "run", 3)
-    facts, written = found.facts, read_json(tmp_path / "run" / "diagnosis.json")
+    diagnosis = diagnose(tmp_path / "run", 3)
+    facts, written = diagnosis.facts, read_json(tmp_path / "run" / "diagnosis.json")
     assert written["validation"] == facts["validation"]
     assert [len(facts[split]["cases"]) for split in ("training", "validation")] == [3, 1]
 
@@ -218,11 +284,18 @@ def test_a_known_network_is_measured_exactly(tmp_path: Path, monkeypatch: pytest
     bright = image > 1
     with np.load(tmp_path / "run" / "diagnosis.npz") as arrays:
         for name in (ROI, NEAR, FAR):
-            n, called = (int((mask & _tissue(label, distance, name)).sum()) for mask in (bright | True, bright))
+            n, called = (
+                int((mask & _tissue(label, distance, name)).sum())
+                for mask in (bright | True, bright)
+            )
             tissue = facts["validation"]["tissues"][name]
             assert (tissue["n"], tissue["called"]) == (n, called)
-            assert tissue["mean"] == pytest.approx((1.03 * called - 1.13 * (n - called)) / n, abs=1e-5)
-            expected = sorted([0, j, count] for j, count in ((-11, n - called), (10, called)) if count)
+            assert tissue["mean"] == pytest.approx(
+                (1.03 * called - 1.13 * (n - called)) / n, abs=1e-5
+            )
+            expected = sorted(
+                [0, j, count] for j, count in ((-11, n - called), (10, called)) if count
+            )
             assert arrays[f"validation/{name}/pairs"].tolist() == expected
     (row,) = facts["validation"]["cases"]
     false = {name: int((bright & _tissue(label, distance, name)).sum()) for name in (NEAR, FAR)}
@@ -232,7 +305,10 @@ def test_a_known_network_is_measured_exactly(tmp_path: Path, monkeypatch: pytest
     assert facts["validation"]["fp_share"][FAR] == pytest.approx(false[FAR] / bright.sum())
     assert facts["advice"]["context_classes"] == (2 if false[FAR] > false[NEAR] else 4)
 
-    page = found.page.read_text(encoding="utf-8")
+    assert str(diagnosis) == f"{diagnosis_text(facts)}\n\npage  {diagnosis.page}"
+    advice = facts["advice"]["context_classes"]
+    assert repr(diagnosis).endswith(f"diagnosis.html', advice: {advice} context classes)")
+    page = diagnosis.page.read_text(encoding="utf-8")
     assert f"{facts['advice']['reason']}" in diagnosis_text(facts)
     assert facts["advice"]["reason"] in page
     assert "Likeliest context" not in page
@@ -243,17 +319,19 @@ def test_a_known_network_is_measured_exactly(tmp_path: Path, monkeypatch: pytest
     assert diagnose(tmp_path / "run", 3).page.read_text(encoding="utf-8") == page
 
 
-def test_what_cannot_be_diagnosed_is_said(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_diagnosed_is_refused(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(METHODS, "known", Known)
     finished(tmp_path / "all", data, "known", fold=-1)
-    with pytest.raises(Problem, match=r"no validation cases \(fold -1\).*--fold 0"):
+    with pytest.raises(ContextsegError, match=r"no validation cases \(fold -1\).*--fold 0"):
         diagnose(tmp_path / "all")
-    with pytest.raises(Problem, match="nothing to compare with"):
+    with pytest.raises(ContextsegError, match="nothing to compare with"):
         diagnose(tmp_path / "all", 0)
-    with pytest.raises(Problem, match="there is no run"):
+    with pytest.raises(ContextsegError, match="there is no run"):
         diagnose(tmp_path / "nowhere")
     Run(tmp_path / "begun", Settings(str(data), "known", 0)).use_plan(laws.plan(classes=2))
-    with pytest.raises(Problem, match="not finished"):
+    with pytest.raises(ContextsegError, match="not finished"):
         diagnose(tmp_path / "begun")
 
 
@@ -264,15 +342,19 @@ def test_cases_are_drawn_evenly_and_known_wholly(data: Path, tmp_path: Path) -> 
     assert _evenly(cases[::-1], 2) == [cases[0], cases[-1]]
     assert _evenly(cases, TRAINING_CASES) == cases
     assert _evenly([], 3) == []
-    partly = [replace(cases[0], annotated=()), replace(cases[1], label=None), replace(cases[2], annotated=("bright",))]
+    partly = [
+        replace(cases[0], annotated=()),
+        replace(cases[1], label=None),
+        replace(cases[2], annotated=("bright",)),
+    ]
     assert _measurable(run, partly) == partly[2:]
 
 
 def test_contexts_are_shown(tmp_path: Path, data: Path) -> None:
     finished(tmp_path / "run", data, "colab", "context_classes=3")
-    said = CliRunner().invoke(app, ["diagnose", str(tmp_path / "run"), "--training-cases", "1"])
-    assert said.exit_code == 0, said.output
-    assert str(tmp_path / "run" / "diagnosis.html") in said.output
+    result = CliRunner().invoke(app, ["diagnose", str(tmp_path / "run"), "--training-cases", "1"])
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path / "run" / "diagnosis.html") in result.output
     facts, page = (
         read_json(tmp_path / "run" / "diagnosis.json"),
         (tmp_path / "run" / "diagnosis.html").read_text(encoding="utf-8"),
@@ -291,25 +373,27 @@ def test_contexts_are_shown(tmp_path: Path, data: Path) -> None:
             assert np.abs(q.sum(0, dtype=int) - 255).max() <= 2  # each rounded to a whole number
 
 
-# --- contexts ---------------------------------------------------------------------------------------------------------
+# --- contexts -------------------------------------------------------------------------------------
 
 
-def test_colab_is_seen_as_it_was_taught() -> None:
+def test_contexts_of_colab_are_those_of_its_training() -> None:
     run = laws.prepared("colab", 3)
     method = laws.make("colab", context_classes=3, margin=2.0, tau=1.0).eval()
     assert isinstance(method, CoLab)
     case = run.cached([c for c in run.split[0] if c.label])[0]
     image = run.image(case)[:, :16, :16, :16]
     whole = run.image(case)
-    found = taught(run, method, case, whole)
-    assert found
-    assert found.q.shape == (3, *whole.shape[1:])
-    assert np.abs(found.q.sum(0) - 1).max() < 1e-5
-    assert found.q[:, 0, 0, 0] == pytest.approx(
+    maps = context_maps(run, method, case, whole)
+    assert maps
+    assert maps.q.shape == (3, *whole.shape[1:])
+    assert np.abs(maps.q.sum(0) - 1).max() < 1e-5
+    assert maps.q[:, 0, 0, 0] == pytest.approx(
         method.contexts_of(torch.from_numpy(image)[None])[0, :, 0, 0, 0], abs=1e-5
     )  # a corner lies in the first window alone
     vox = torch.from_numpy(distance_transform_edt(np.array(case.label) <= 0)).float()
-    assert np.abs(found.near - nearness(vox, 2.0, 1.0).numpy()).max() < 2e-2  # distances are kept as float16
+    assert (
+        np.abs(maps.near - nearness(vox, 2.0, 1.0).numpy()).max() < 2e-2
+    )  # distances are kept as float16
     assert context_classes(method) == 3
     assert context_classes(laws.make("colab", context_classes=1)) == 1
 
@@ -317,7 +401,7 @@ def test_colab_is_seen_as_it_was_taught() -> None:
 def test_contexts_are_kept_as_they_are_learnt() -> None:
     method = laws.make("colab", context_classes=3, generator_every=1000)
     assert isinstance(method, CoLab)
-    assert learnt(method) == {}
+    assert context_history(method) == {}
     first = laws.batch(0).image[:1].half().float()
     for step in range(3):
         with torch.no_grad():
@@ -329,59 +413,74 @@ def test_contexts_are_kept_as_they_are_learnt() -> None:
         if step < 2:
             q = method.contexts_of(first)[0]
             assert (method.snapshots[step].float() - q[:, q.shape[1] // 2]).abs().max() < 1e-3
-    found = learnt(method)
-    assert found["learnt/steps"].tolist() == [0, 1]
-    assert np.abs(found["learnt/q"].sum(1, dtype=int) - 255).max() <= 2
-    assert not np.array_equal(*found["learnt/q"])
-    assert found["learnt/grey"].shape == found["learnt/q"].shape[2:]
+    history = context_history(method)
+    assert history["learnt/steps"].tolist() == [0, 1]
+    assert np.abs(history["learnt/q"].sum(1, dtype=int) - 255).max() <= 2
+    assert not np.array_equal(*history["learnt/q"])
+    assert history["learnt/grey"].shape == history["learnt/q"].shape[2:]
 
 
 def test_contexts_that_were_split_beforehand() -> None:
     run = laws.prepared("context", 3)
     method = METHODS["context"](run, context="kmeans", context_classes=2)
     case = run.cached([c for c in run.split[0] if c.label])[0]
-    found = taught(run, method, case, run.image(case))
-    assert found
-    assert found.near is None
-    kept = np.load(next(run.folder.glob(f"*-context/{case.record.name}.npy")))
-    assert (found.q[1] == (kept == len(run.plan.classes))).all()
-    assert (found.q.sum(0) == 1).all()
+    maps = context_maps(run, method, case, run.image(case))
+    assert maps
+    assert maps.near is None
+    kept = np.load(next(run.folder.glob(f"context-1/{case.record.name}.npy")))
+    assert (maps.q[1] == (kept == len(run.plan.classes))).all()
+    assert (maps.q.sum(0) == 1).all()
     dilated = METHODS["context"](run, context="dilated", margin=2.0, tau=1.0)
-    near = taught(run, dilated, case, run.image(case))
+    near = context_maps(run, dilated, case, run.image(case))
     assert near
     vox = torch.from_numpy(distance_transform_edt(np.array(case.label) <= 0)).float()
     assert np.abs(near.q[1] - nearness(vox, 2.0, 1.0).numpy()).max() < 2e-2
     assert np.abs(near.q[0] + near.q[1] - 1).max() < 1e-6
     plain = METHODS["context"](run, context="none")
-    assert taught(run, plain, case, run.image(case)) is None
+    assert context_maps(run, plain, case, run.image(case)) is None
 
 
-def test_intensities_count_what_is_taught() -> None:
+def test_intensities_count_the_weights() -> None:
     x = np.linspace(0, 1, 201, dtype=np.float32)
-    made = intensities([(x[:100], np.ones((2, 100)) * [[0.25], [0.75]]), (x[100:], np.ones((2, 101)) * [[0.5], [0]])])
-    edges, (first, second) = made["intensity/edges"], made["intensity/counts"]
+    arrays = intensities(
+        [
+            (x[:100], np.ones((2, 100)) * [[0.25], [0.75]]),
+            (x[100:], np.ones((2, 101)) * [[0.5], [0]]),
+        ]
+    )
+    edges, (first, second) = arrays["intensity/edges"], arrays["intensity/counts"]
     assert (edges[0], edges[-1]) == (pytest.approx(0.005), pytest.approx(0.995))
-    # the percentiles leave out the two smallest and the two largest but those on the edge: 99 and 100 are left
-    assert (first.sum(), second.sum()) == (pytest.approx(0.25 * 99 + 0.5 * 100), pytest.approx(0.75 * 99))
+    # the percentiles leave out the two smallest and the two largest but those on the edge: 99 and
+    # 100 are left
+    assert (first.sum(), second.sum()) == (
+        pytest.approx(0.25 * 99 + 0.5 * 100),
+        pytest.approx(0.75 * 99),
+    )
 
 
 def test_samples_are_background_of_the_body_weighted_by_m() -> None:
     label, image = np.array([[[0, 1, 0, IGNORE]]]), np.array([[[[10.0, 20, 30, 40]]]])
     places = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]])  # of the body
-    q, near = np.array([[0.2, 0.5, 0.6, 0.5], [0.8, 0.5, 0.4, 0.5]]).reshape(2, 1, 1, 4), np.array([[[1.0, 1, 0.5, 0]]])
+    q, near = (
+        np.array([[0.2, 0.5, 0.6, 0.5], [0.8, 0.5, 0.4, 0.5]]).reshape(2, 1, 1, 4),
+        np.array([[[1.0, 1, 0.5, 0]]]),
+    )
     case: Any = SimpleNamespace(voxels=lambda which: {"body": places}[which])
     for m, expected in ((near, [[0.2, 0.3], [0.8, 0.2]]), (None, [[0.2, 0.6], [0.8, 0.4]])):
-        x, weights = sample(Seen(case, label > 0, Taught(q, m)), image, label)
+        x, weights = sample(MeasuredCase(case, label > 0, ContextMaps(q, m)), image, label)
         assert x.tolist() == [10, 30]
         assert weights == pytest.approx(np.array(expected))
-    assert sample(Seen(case, label > 0, None), image, label)[1].shape == (0, 2)
+    assert sample(MeasuredCase(case, label > 0, None), image, label)[1].shape == (0, 2)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
-def stored(orientation: str) -> tuple[Any, Seen, np.ndarray, np.ndarray]:
-    """A patient whose ROI is a corner at the right, front and head, as an axis order stores it; a false positive."""
+def stored(orientation: str) -> tuple[Any, MeasuredCase, np.ndarray, np.ndarray]:
+    """A patient whose ROI is a corner at the right, front and head, as an axis order stores it;
+
+    a false positive.
+    """
     affine = np.diag([3.0, 2.0, 1.0, 1.0])[[2, 1, 0, 3]]
     label, image, wrong = np.zeros((6, 8, 10), int), np.zeros((6, 8, 10)), np.zeros((6, 8, 10), int)
     label[5, 7, 9] = 1
@@ -389,17 +488,27 @@ def stored(orientation: str) -> tuple[Any, Seen, np.ndarray, np.ndarray]:
     wrong[5, 7, 5] = wrong[5, 0, 9] = 1  # at 4 mm and at 14 mm
     turned = [Volume(array, affine).oriented(orientation) for array in (label, image, wrong)]
     label, image, wrong = (volume.array for volume in turned)
-    run = SimpleNamespace(plan=SimpleNamespace(orientation=orientation, spacing_mm=turned[0].spacing_mm))
+    run = SimpleNamespace(
+        plan=SimpleNamespace(orientation=orientation, spacing_mm=turned[0].spacing_mm)
+    )
     called = (wrong + label) > 0
     q = np.stack([1.0 - image, image]).astype(np.float32)
     case: Any = SimpleNamespace(record=SimpleNamespace(name="x"))
-    return run, Seen(case, called, Taught(q, np.ones(label.shape, np.float32))), image[None], label
+    return (
+        run,
+        MeasuredCase(case, called, ContextMaps(q, np.ones(label.shape, np.float32))),
+        image[None],
+        label,
+    )
 
 
 @pytest.mark.parametrize("orientation", ["SAR", "LPI", "ARS"])
 def test_sections_are_upright_whatever_the_order_of_axes(orientation: str) -> None:
     facts, arrays = sections(*stored(orientation))
-    assert facts == {"case": "x", "pixel_mm": {"axial": (2, 1), "coronal": (3, 1), "sagittal": (3, 2)}}
+    assert facts == {
+        "case": "x",
+        "pixel_mm": {"axial": (2, 1), "coronal": (3, 1), "sagittal": (3, 2)},
+    }
     axial = np.zeros((8, 10), int)  # from front to back, from the patient's right to the left
     axial[0, 0] = 1
     assert (arrays["axial/label"] == axial).all()
@@ -425,7 +534,9 @@ def test_planes_go_through_the_worst_slice_of_the_roi() -> None:
 
 
 def test_contours_lie_in_millimetres() -> None:
-    """A mask of 1 x 1 voxels of 2 x 1 mm (y, x) in a slice of 16 x 10 mm, which is in the middle of 16 x 16 mm."""
+    """A mask of 1 x 1 voxels of 2 x 1 mm (y, x) in a slice of 16 x 10 mm, which is in the middle of
+    16 x 16 mm.
+    """
     facts, arrays = sections(*stored("SAR"))
     (axial, *_) = panels({"picture": facts}, arrays)["M"]
     assert 'viewBox="0 0 16.00 16.00"' in axial
@@ -437,23 +548,29 @@ def test_contours_lie_in_millimetres() -> None:
 
 def test_panels_colour_the_background_and_draw_the_errors() -> None:
     facts, arrays = sections(*stored("SAR"))
-    made = panels({"picture": facts}, arrays)
-    assert list(made) == ["Prediction", "M", "Likeliest context", "Context 2"]
-    assert [len(planes) for planes in made.values()] == [3, 3, 3, 3]
-    kinds = {name: set(re.findall(r'<path class="(\w+)"', planes[0])) - {"ruler"} for name, planes in made.items()}
+    layers = panels({"picture": facts}, arrays)
+    assert list(layers) == ["Prediction", "M", "Likeliest context", "Context 2"]
+    assert [len(planes) for planes in layers.values()] == [3, 3, 3, 3]
+    kinds = {
+        name: set(re.findall(r'<path class="(\w+)"', planes[0])) - {"ruler"}
+        for name, planes in layers.items()
+    }
     assert kinds["Prediction"] == {"reference", "prediction", "false", "far"}
     assert kinds["M"] == kinds["Likeliest context"] == kinds["Context 2"] == {"reference"}
-    run, seen, image, label = stored("SAR")
+    run, measured, image, label = stored("SAR")
     for contexts, headings in (
         (None, ["Prediction"]),
-        (Taught(np.ones((7, *label.shape), np.float32), None), ["Prediction", "Likeliest context"]),  # too many
+        (
+            ContextMaps(np.ones((7, *label.shape), np.float32), None),
+            ["Prediction", "Likeliest context"],
+        ),  # too many
     ):
-        facts, arrays = sections(run, seen._replace(taught=contexts), image, label)
+        facts, arrays = sections(run, measured._replace(contexts=contexts), image, label)
         assert list(panels({"picture": facts}, arrays)) == headings
 
 
 def test_tints_leave_the_roi_grey() -> None:
-    from contextseg.report.contexts import _layers
+    from contextseg.reports.contexts import _layers
 
     part = {
         "grey": np.full((1, 3), 100, np.uint8),

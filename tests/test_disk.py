@@ -1,4 +1,4 @@
-"""What is written survives an error, a full disk and a locked folder; what cannot be read says so."""
+"""What is written survives an error, a full disk and a locked folder; what is damaged says so."""
 
 import json
 import os
@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contextseg.disk import Problem, did_you_mean, digest, note_case, read_json, read_rows, replacing, write_json
+from contextseg.disk import (
+    csv_text,
+    digest,
+    note_case,
+    read_json,
+    read_rows,
+    replacing,
+    write_json,
+)
+from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.volume import Volume, read_labels, write
 from test_volume import counting
 
@@ -55,9 +64,11 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, end: str) 
     write(path, old)
     noise = np.random.default_rng(0).integers(0, 250, (1, 40, 50)).astype(np.uint8)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the write stops half-way, as on a full disk
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1000, hard)
+    )  # the write stops half-way, as on a full disk
     try:
-        with pytest.raises(Problem) as caught:
+        with pytest.raises(ContextsegError) as caught:
             write(path, Volume(noise, np.eye(4)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -72,7 +83,7 @@ def test_no_space_and_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(Problem, match="the disk is full"):
+        with pytest.raises(ContextsegError, match="the disk is full"):
             write_json(tmp_path / "a.json", {})
     assert not list(tmp_path.iterdir())
     locked = tmp_path / "locked"
@@ -82,7 +93,7 @@ def test_no_space_and_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if root:
         os.seteuid(65534)
     try:
-        with pytest.raises(Problem, match="no permission to write"):
+        with pytest.raises(ContextsegError, match="no permission to write"):
             write(locked / "a.nii.gz", counting())
     finally:
         if root:
@@ -92,10 +103,10 @@ def test_no_space_and_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_file_where_a_folder_is_needed_and_the_reverse(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(Problem, match="a file stands where a folder is needed"):
+    with pytest.raises(ContextsegError, match="a file stands where a folder is needed"):
         write_json(tmp_path / "file" / "a.json", {})
     (tmp_path / "folder").mkdir()
-    with pytest.raises(Problem, match="a folder stands where a file is needed"):
+    with pytest.raises(ContextsegError, match="a folder stands where a file is needed"):
         write_json(tmp_path / "folder", {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
@@ -103,12 +114,14 @@ def test_a_file_where_a_folder_is_needed_and_the_reverse(tmp_path: Path) -> None
 def test_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "Müller"})
     assert read_json(tmp_path / "a.json") == {"name": "Müller"}
-    (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([1]).encode())  # as some Windows editors save it
+    (tmp_path / "b.json").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps([1]).encode()
+    )  # as some Windows editors save it
     assert read_json(tmp_path / "b.json") == [1]
     (tmp_path / "c.json").write_text("{'a': 1}", encoding="utf-8")
-    with pytest.raises(Problem, match="not valid JSON"):
+    with pytest.raises(ContextsegError, match="not valid JSON"):
         read_json(tmp_path / "c.json")
-    with pytest.raises(Problem, match="does not exist"):
+    with pytest.raises(ContextsegError, match="does not exist"):
         read_json(tmp_path / "d.json")
 
 
@@ -126,14 +139,33 @@ def test_did_you_mean() -> None:
     assert did_you_mean("xyz", ["liver", "brain"]) == "choose from brain, liver"
 
 
+def test_a_csv_text_reads_back(tmp_path: Path) -> None:
+    columns = ["case", "x"]
+    rows = [{"case": 'a, "b"', "x": 1.5}, {"case": "line\nfeed"}, {"x": None}]
+    (tmp_path / "a.csv").write_text(csv_text(columns, rows), encoding="utf-8")
+    assert [list(row.values()) for row in read_rows(tmp_path / "a.csv", columns)] == [
+        ['a, "b"', "1.5"],
+        ["line\nfeed", ""],
+        ["", ""],
+    ]
+    assert csv_text(columns, []) == "case,x\n"
+    with pytest.raises(ValueError, match="'y'"):
+        csv_text(columns, [{"y": 1}])
+
+
 def test_rows_of_a_case_take_the_place_of_those_before(tmp_path: Path) -> None:
     path, columns = tmp_path / "table.csv", ("case", "of", "x")
     assert read_rows(path, columns) == []
     note_case(path, columns, "a, b", [{"of": "é", "x": 1}, {"of": "2", "x": 2}])
     note_case(path, columns, "c", [{"of": "1", "x": 3}])
     note_case(path, columns, "a, b", [{"of": "3", "x": 4}])
-    assert [tuple(row.values()) for row in read_rows(path, columns)] == [("a, b", "3", "4"), ("c", "1", "3")]
+    assert [tuple(row.values()) for row in read_rows(path, columns)] == [
+        ("a, b", "3", "4"),
+        ("c", "1", "3"),
+    ]
     note_case(path, columns, "a, b", [])
     assert [row["case"] for row in read_rows(path, columns)] == ["c"]
-    with pytest.raises(Problem, match=r"its columns are not case, x.*choose another folder"):
+    with pytest.raises(
+        ContextsegError, match=r"its columns are not case, x.*choose another folder"
+    ):
         note_case(path, ("case", "x"), "d", [])

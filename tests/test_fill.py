@@ -1,8 +1,10 @@
-"""A scan filled from a few labelled slices: as files, in any orientation, with and without a network."""
+"""A scan filled from labelled slices: as files, in any orientation, with and without a network."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,22 @@ import laws
 from contextseg.batch import IGNORE
 from contextseg.cli import app
 from contextseg.data import phantom
-from contextseg.disk import Problem
-from contextseg.fill.filling import TAUGHT, Filled, _at, advice, fill
-from contextseg.fill.slices import Partial, labelled_slices, ranges
-from contextseg.job import main_job, teach
-from contextseg.methods.propagate import Propagation
-from contextseg.propagation.interpolate import Shapes, between
-from contextseg.run import Run
+from contextseg.errors import ContextsegError
+from contextseg.methods.stcn import STCNMethod
+from contextseg.pipeline import open_propagation_model, run_pipeline, train_run
+from contextseg.propagation import (
+    NETWORK_WAYS,
+    Filled,
+    LabelledSlices,
+    ShapePrior,
+    fill,
+    interpolate_shapes,
+    labelled_slices,
+    ranges,
+    suggest_slice,
+)
+from contextseg.propagation.filling import _decide
+from contextseg.runs import Run
 from contextseg.settings import Settings
 from contextseg.volume import Volume, read_labels, write
 
@@ -33,7 +44,9 @@ def ball(shape: tuple[int, int, int] = (16, 20, 20)) -> tuple[Volume, Volume]:
     inside = ((grid - (np.array(shape) - 1) / 2 * mm) ** 2).sum(-1) < 7**2
     affine = np.array([[0.0, 0, 1, -10], [0, 1, 0, 5], [2, 0, 0, 0], [0, 0, 0, 1]])
     noise = np.random.default_rng(0).normal(0, 0.1, shape)
-    return Volume((1 + 2 * inside + noise)[None].astype(np.float32), affine), Volume(inside.astype(np.uint8), affine)
+    return Volume((1 + 2 * inside + noise)[None].astype(np.float32), affine), Volume(
+        inside.astype(np.uint8), affine
+    )
 
 
 def some(label: Volume, kept: list[int], axis: int = 0) -> Volume:
@@ -48,25 +61,25 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("taught")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("trained")
     data = phantom.write_dataset(folder / "data", labelled=3, test=1, classes=3)
     words = ["steps=40", "lr=0.002", "patch_vox=16,24,24", "batch_size=2", "spacing_mm=2,1,1"]
     run = Run(folder / "run", Settings(str(data), "stcn").set(words))
-    teach(run)
+    train_run(run)
     return run
 
 
-# --- which slices -----------------------------------------------------------------------------------------------------
+# --- which slices ---------------------------------------------------------------------------------
 
 
 def test_labelled_slices_are_found_along_the_axis_they_were_drawn_on() -> None:
     _, label = ball()
     assert label.orientation == "SAR"
     for axis, kept in ((0, [5, 8, 10]), (1, [9]), (2, [8, 11])):
-        partial = labelled_slices(some(label, kept, axis))
-        assert (partial.axis, sorted(partial.slices)) == (axis, kept)
-        assert np.array_equal(partial.slices[kept[0]], label.array.take(kept[0], axis))
+        labelled = labelled_slices(some(label, kept, axis))
+        assert (labelled.axis, sorted(labelled.slices)) == (axis, kept)
+        assert np.array_equal(labelled.slices[kept[0]], label.array.take(kept[0], axis))
     assert labelled_slices(some(label, [5], 0), plane="axial").axis == 0
 
 
@@ -74,30 +87,30 @@ def test_a_value_may_mean_unlabelled() -> None:
     _, label = ball()
     array = np.full(label.shape, 255, np.uint8)
     array[6] = label.array[6]
-    array[12] = 0  # looked at, and empty: known to be background
+    array[12] = 0  # annotated, and empty: known to be background
     array[12, :2] = 255
-    partial = labelled_slices(label.with_array(array), unlabelled=255)
-    assert sorted(partial.slices) == [6, 12]
-    assert (partial.slices[12][:2] == IGNORE).all()
-    assert not partial.slices[12][2:].any()
+    labelled = labelled_slices(label.with_array(array), unlabelled=255)
+    assert sorted(labelled.slices) == [6, 12]
+    assert (labelled.slices[12][:2] == IGNORE).all()
+    assert not labelled.slices[12][2:].any()
 
 
-def test_what_cannot_be_filled_is_said() -> None:
+def test_what_cannot_be_filled_is_refused() -> None:
     scan, label = ball()
-    with pytest.raises(Problem, match="no slice is labelled"):
+    with pytest.raises(ContextsegError, match="no slice is labelled"):
         labelled_slices(label.with_array(np.zeros(label.shape, np.uint8)))
-    with pytest.raises(Problem, match="--unlabelled"):
+    with pytest.raises(ContextsegError, match="--unlabelled"):
         labelled_slices(label.with_array(np.ones(label.shape, np.uint8)))
-    with pytest.raises(Problem, match="choose auto"):
+    with pytest.raises(ContextsegError, match="choose auto"):
         labelled_slices(label, plane="oblique")
-    partial = labelled_slices(some(label, [5, 10]))
-    with pytest.raises(Problem, match="needs a network"):
-        fill(scan, partial, way="propagation")
-    with pytest.raises(Problem, match="there is no such way"):
-        fill(scan, partial, way="magic")
+    labelled = labelled_slices(some(label, [5, 10]))
+    with pytest.raises(ContextsegError, match="needs a network"):
+        fill(scan, labelled, way="propagation")
+    with pytest.raises(ContextsegError, match="there is no such way"):
+        fill(scan, labelled, way="magic")
 
 
-# --- without a network ------------------------------------------------------------------------------------------------
+# --- without a network ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -105,59 +118,73 @@ def test_shapes_are_interpolated_between_labelled_slices(axis: int) -> None:
     scan, label = ball()
     there = np.flatnonzero(label.array.any(tuple({0, 1, 2} - {axis})))
     kept = [int(there[0]), int(there[len(there) // 2]), int(there[-1])]
-    partial = labelled_slices(some(label, kept, axis), plane=("axial", "coronal", "sagittal")[axis])
-    filled = fill(scan, partial)
-    copied = fill(scan, partial, way="nearest").label.array > 0
+    labelled = labelled_slices(
+        some(label, kept, axis), plane=("axial", "coronal", "sagittal")[axis]
+    )
+    filled = fill(scan, labelled)
+    copied = fill(scan, labelled, way="nearest").label.array > 0
     assert dice(filled.label.array > 0, label.array > 0) > 0.75
     assert not np.array_equal(copied, filled.label.array > 0)
     for i in kept:
         assert np.array_equal(filled.label.array.take(i, axis), label.array.take(i, axis))
     first, middle, last = kept
-    place, why = advice(filled, partial)
-    assert place == ((first + middle) // 2 if middle - first >= last - middle else (middle + last) // 2)
+    place, why = suggest_slice(filled)
+    assert place == (
+        (first + middle) // 2 if middle - first >= last - middle else (middle + last) // 2
+    )
     assert "longest stretch" in why
-    alone = labelled_slices(some(label, [middle], axis), plane=("axial", "coronal", "sagittal")[axis])
-    assert advice(fill(scan, alone), alone)[0] == middle + 1
+    alone = labelled_slices(
+        some(label, [middle], axis), plane=("axial", "coronal", "sagittal")[axis]
+    )
+    assert fill(scan, alone).suggestion[0] == middle + 1
 
 
 def test_nothing_lies_outside_the_range_of_its_class() -> None:
     two = np.zeros((12, 3, 4), np.int16)
     two[2:8, 0], two[5:10, 2] = 1, 3
-    partial = Partial(0, {i: two[i] for i in (2, 5, 7, 9)})
-    assert ranges(partial) == {1: (2, 7), 3: (5, 9)}
+    labelled = LabelledSlices(0, {i: two[i] for i in (2, 5, 7, 9)})
+    assert ranges(labelled) == {1: (2, 7), 3: (5, 9)}
     scan = Volume(np.zeros((1, 12, 3, 4), np.float32), np.eye(4))
-    everywhere = fill(scan, partial, way="nearest").label.array
+    everywhere = fill(scan, labelled, way="nearest").label.array
     assert everywhere[0].any()
-    assert np.array_equal(fill(scan, partial, way="nearest", ranges=ranges(partial)).label.array, two)
+    assert np.array_equal(
+        fill(scan, labelled, way="nearest", ranges=ranges(labelled)).label.array, two
+    )
 
 
 def test_advice_is_the_middle_of_the_longest_stretch_that_holds_something() -> None:
-    def told(found: list[int], labelled: list[int], sure: dict[int, float] = {}) -> int:  # noqa: B006  read alone
+    def suggested(filled: list[int], labelled: list[int], confident: dict[int, float] = {}) -> int:  # noqa: B006  read alone
         array = np.zeros((20, 1, 1), np.uint8)
-        array[found] = 1
+        array[filled] = 1
         confidence = np.full(20, np.nan, np.float32)
-        confidence[list(sure)] = list(sure.values())
-        given = Partial(0, {i: array[i].astype(np.int16) for i in labelled})
-        return advice(Filled(Volume(array, np.eye(4)), 0, confidence), given)[0]
+        confidence[list(confident)] = list(confident.values())
+        given = LabelledSlices(0, {i: array[i].astype(np.int16) for i in labelled})
+        return suggest_slice(Filled(Volume(array, np.eye(4)), confidence, given))[0]
 
     inside = list(range(4, 13))
-    assert told(inside, [4, 8, 12], {6: 0.9, 10: 0.8}) == 10  # equally long: the less certain one
-    assert told(inside, [4, 9, 12], {6: 0.9, 10: 0.1}) == 6
-    assert told(inside, [4, 9, 12, 19]) == 15  # nothing is known of what lies beyond 12 but that it ends before 19
-    assert told([4], [0, 1, 4, 5, 19]) == 2
-    assert told([4, 5], [0, 1, 4, 5, 10, 19]) == 7  # between 10 and 19 nothing is
-    assert told(inside, [6, 8]) == 10  # 9 to 12 reach as far as 8 slices between two labelled ones
-    assert told(inside, [9, 11]) == 6
-    assert told(inside, inside) == 13
-    assert told(inside, list(range(4, 20))) == 3
+    assert (
+        suggested(inside, [4, 8, 12], {6: 0.9, 10: 0.8}) == 10
+    )  # equally long: the less certain one
+    assert suggested(inside, [4, 9, 12], {6: 0.9, 10: 0.1}) == 6
+    assert (
+        suggested(inside, [4, 9, 12, 19]) == 15
+    )  # nothing is known of what lies beyond 12 but that it ends before 19
+    assert suggested([4], [0, 1, 4, 5, 19]) == 2
+    assert suggested([4, 5], [0, 1, 4, 5, 10, 19]) == 7  # between 10 and 19 nothing is
+    assert (
+        suggested(inside, [6, 8]) == 10
+    )  # 9 to 12 reach as far as 8 slices between two labelled ones
+    assert suggested(inside, [9, 11]) == 6
+    assert suggested(inside, inside) == 13
+    assert suggested(inside, list(range(4, 20))) == 3
 
 
-# --- with one ---------------------------------------------------------------------------------------------------------
+# --- with one -------------------------------------------------------------------------------------
 
 
-def test_a_network_fills_a_scan_that_lies_in_any_way(taught: Run) -> None:
+def test_a_network_fills_a_scan_that_lies_in_any_way(trained: Run) -> None:
     scan, label = ball()
-    model = (Run.open(taught.folder).finished(), taught.plan)
+    model = open_propagation_model(trained.folder)
     kept = [5, 7, 8, 10]
     straight = fill(scan, labelled_slices(some(label, kept)), model)
     assert straight.confidence.shape == (16,)
@@ -167,99 +194,116 @@ def test_a_network_fills_a_scan_that_lies_in_any_way(taught: Run) -> None:
     assert other.axis == 1
     assert other.label.shape == turned.shape
     back = other.label.oriented(label.orientation).array
-    assert (back == straight.label.array).mean() > 0.999  # ties of the pixels' nearest neighbours, at most
+    assert (
+        back == straight.label.array
+    ).mean() > 0.999  # ties of the pixels' nearest neighbours, at most
     assert np.allclose(other.confidence[::-1], straight.confidence, atol=1e-3)
     for i in kept:
         assert np.array_equal(straight.label.array[i], label.array[i])
 
 
-@pytest.mark.parametrize("way", TAUGHT)
+@pytest.mark.parametrize("way", NETWORK_WAYS)
 @pytest.mark.parametrize("turn", ["SAR", "ILP"])
 def test_a_network_leaves_what_lies_outside_the_range(
-    taught: Run, way: str, turn: str, monkeypatch: pytest.MonkeyPatch
+    trained: Run, way: str, turn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan, label = (volume.oriented(turn) for volume in ball())
-    model = (Run.open(taught.folder).finished(), taught.plan)
-    decode = model[0].net.decode
-    monkeypatch.setattr(model[0].net, "decode", lambda *given: decode(*given) + 5)  # sees it everywhere
-    partial = labelled_slices(some(label, [6, 8, 9]), plane="axial")
-    free = fill(scan, partial, model, way).label.array
-    bound = fill(scan, partial, model, way, ranges(partial)).label.array
+    model = open_propagation_model(trained.folder)
+    network: Any = model.net
+    decode = network.decode
+    monkeypatch.setattr(network, "decode", lambda *given: decode(*given) + 5)  # sees it everywhere
+    labelled = labelled_slices(some(label, [6, 8, 9]), plane="axial")
+    free = fill(scan, labelled, model, way).label.array
+    bound = fill(scan, labelled, model, way, ranges(labelled)).label.array
     assert free.any((1, 2)).all()
     assert not bound[:6].any()
     assert not bound[10:].any()
     assert np.array_equal(bound[6:10], free[6:10])
 
 
-@pytest.mark.parametrize("sure", [False, True])
-def test_shapes_decide_where_a_network_is_undecided_and_a_sure_network_far_from_them(sure: bool) -> None:
+@pytest.mark.parametrize("certain", [False, True])
+def test_shapes_decide_where_a_network_is_undecided_and_a_certain_network_far_from_them(
+    certain: bool,
+) -> None:
     rng = np.random.default_rng(1)
     labels = {i: (rng.random((9, 11)) < 0.4) * rng.integers(1, 3, (9, 11)) for i in (1, 5, 8)}
-    shapes = Shapes(labels, (1, 2), (1.0, 1.5), 3.0)
+    shapes = ShapePrior(labels, (1, 2), (1.0, 1.5), 3.0)
     p = np.full((3, 10, 9, 11), 1 / 3, np.float16)
-    if sure:
+    if certain:
         p[:], p[2] = 0, 1
-    found = _at(p, [9, 11], (1, 2), {1: (2, 8)}, shapes)
-    alone = _at(p, [9, 11], (1, 2), {1: (2, 8)}, None)
-    assert np.array_equal(found[[0, 1, 9]], alone[[0, 1, 9]])  # nothing is known beyond the first and the last
-    if not sure:
-        by_shape = between(labels, 10, (1.0, 1.5))
+    labels_of_both = _decide(p, [9, 11], (1, 2), {1: (2, 8)}, shapes)
+    alone = _decide(p, [9, 11], (1, 2), {1: (2, 8)}, None)
+    assert np.array_equal(
+        labels_of_both[[0, 1, 9]], alone[[0, 1, 9]]
+    )  # nothing is known beyond the first and the last
+    if not certain:
+        by_shape = interpolate_shapes(labels, 10, (1.0, 1.5))
         tied = sum((shapes.log_odds(i) == 0).any(0).sum() for i in (2, 3, 4, 6, 7))
-        assert (found[2:8] != by_shape[2:8])[[0, 1, 2, 4, 5]].sum() <= tied
-    far = Shapes(labels, (1, 2), (1.0, 1.5), 300.0)
+        assert (labels_of_both[2:8] != by_shape[2:8])[[0, 1, 2, 4, 5]].sum() <= tied
+    far = ShapePrior(labels, (1, 2), (1.0, 1.5), 300.0)
     assert (
-        np.array_equal(_at(p, [9, 11], (1, 2), {}, far)[[3, 6]], _at(p, [9, 11], (1, 2), {}, None)[[3, 6]]) or not sure
+        np.array_equal(
+            _decide(p, [9, 11], (1, 2), {}, far)[[3, 6]],
+            _decide(p, [9, 11], (1, 2), {}, None)[[3, 6]],
+        )
+        or not certain
     )
 
 
-def test_other_pixels_than_it_was_taught_on(taught: Run) -> None:
+def test_other_pixels_than_it_was_taught_on(trained: Run) -> None:
     scan, label = ball((16, 20, 20))
     fine = Volume(scan.array.repeat(2, 2).repeat(2, 3), scan.affine @ np.diag([1, 0.5, 0.5, 1]))
     truth = label.array.repeat(2, 1).repeat(2, 2)
     drawn = some(Volume(truth, fine.affine), [5, 8, 11])
-    filled = fill(fine, labelled_slices(drawn), (Run.open(taught.folder).finished(), taught.plan))
+    filled = fill(fine, labelled_slices(drawn), open_propagation_model(trained.folder))
     assert filled.label.shape == truth.shape
     assert np.array_equal(filled.label.array[8], truth[8])
 
 
-def test_the_command_fills_a_file_and_names_the_next_slice(taught: Run, tmp_path: Path) -> None:
+def test_the_command_fills_a_file_and_names_the_next_slice(trained: Run, tmp_path: Path) -> None:
     scan, label = ball()
     write(tmp_path / "scan.nii.gz", scan)
     write(tmp_path / "drawn.nii.gz", some(label, [5, 10]))
-    words = ["propagate", str(tmp_path / "scan.nii.gz"), "--labels", str(tmp_path / "drawn.nii.gz"), "--suggest"]
-    for extra in ([], ["--model", str(taught.folder)]):
+    words = [
+        "propagate",
+        str(tmp_path / "scan.nii.gz"),
+        "--labels",
+        str(tmp_path / "drawn.nii.gz"),
+        "--suggest",
+    ]
+    for extra in ([], ["--model", str(trained.folder)]):
         out = tmp_path / f"filled{len(extra)}.nii.gz"
         done = CliRunner().invoke(app, [*words, "-o", str(out), *extra])
         assert done.exit_code == 0, done.output
         assert "label slice" in done.output
         assert read_labels(out).same_grid(scan)
-        rows = (tmp_path / f"filled{len(extra)}-slices.csv").read_text(encoding="utf-8").splitlines()
+        rows = (
+            (tmp_path / f"filled{len(extra)}-slices.csv").read_text(encoding="utf-8").splitlines()
+        )
         assert len(rows) == 17
         assert rows[6].startswith("5,yes")
     write(tmp_path / "other.nii.gz", label.cropped([slice(0, 9), slice(0, 20), slice(0, 20)]))
     words[3] = str(tmp_path / "other.nii.gz")
-    with pytest.raises(Problem, match="grid differs"):
+    with pytest.raises(ContextsegError, match="grid differs"):
         CliRunner().invoke(app, [*words, "-o", str(tmp_path / "x.nii.gz")], catch_exceptions=False)
 
 
-# --- laws of the method -----------------------------------------------------------------------------------------------
+# --- laws of the method ---------------------------------------------------------------------------
 
 
-def test_training_is_of_clips_and_resumes(taught: Run, tmp_path: Path) -> None:
-    assert isinstance(Run.open(taught.folder).finished(), Propagation)
-    import csv
-
-    with open(next(taught.folder.glob("*-train")) / "log.csv", encoding="utf-8") as file:
+def test_training_is_of_clips_and_resumes(trained: Run, tmp_path: Path) -> None:
+    assert isinstance(Run.open(trained.folder).finished(), STCNMethod)
+    with open(trained.stage_folder("train-1") / "log.csv", encoding="utf-8") as file:
         row = next(csv.DictReader(file))
     assert {"ohem", "lovasz"} <= set(row)
     method = laws.make("stcn")
     assert [method.decay(done) for done in (0, 0.8, 0.9)] == [1, 0.5, 0.25]
 
 
-def test_it_is_no_method_to_predict_with(taught: Run, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="contextseg propagate"):
-        main_job(taught)
-    with pytest.raises(Problem, match="contextseg propagate"):
+def test_it_is_no_method_to_predict_with(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(ContextsegError, match="contextseg propagate"):
+        run_pipeline(trained)
+    with pytest.raises(ContextsegError, match="contextseg propagate"):
         laws.make("stcn").predict(torch.zeros(1, 1, 8, 8, 8))
-    with pytest.raises(Problem, match="size=stcn-large"):
+    with pytest.raises(ContextsegError, match="size=stcn-large"):
         laws.make("stcn", size="stcn-large")

@@ -6,19 +6,27 @@ import numpy as np
 import pytest
 
 from contextseg.data.layouts import Case, Dataset, folds
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from test_layouts import names
 
 
 def cases_of(patients: list[str], unlabelled: tuple[int, ...] = ()) -> tuple[Case, ...]:
     return tuple(
-        Case(f"case_{i:02d}", (Path(f"{i}"),), None if i in unlabelled else Path(f"{i}"), None, patient)
+        Case(
+            f"case_{i:02d}",
+            (Path(f"{i}"),),
+            None if i in unlabelled else Path(f"{i}"),
+            None,
+            patient,
+        )
         for i, patient in enumerate(patients)
     )
 
 
 def with_cases(cases: tuple[Case, ...], splits: tuple = ()) -> Dataset:
-    return Dataset("d", Path("d"), ("CT",), ("background", "a"), (0, 1), None, {}, ".nii.gz", cases, (), splits)
+    return Dataset(
+        "d", Path("d"), ("CT",), ("background", "a"), (0, 1), None, {}, ".nii.gz", cases, (), splits
+    )
 
 
 @pytest.mark.parametrize(("count", "of", "seed"), [(12, 5, 12345), (23, 5, 12345), (7, 3, 1)])
@@ -43,10 +51,15 @@ def test_folds_keep_patients_together_and_hold_each_labelled_case_out_once() -> 
         assert all(case.label for case in second)
         held += names(second)
         missing = set(data.train) - set(first) - set(second)
-        assert all(not case.label and case.patient in {c.patient for c in second} for case in missing)
+        assert all(
+            not case.label and case.patient in {c.patient for c in second} for case in missing
+        )
     assert sorted(held) == [case.name for case in data.train if case.label]
     assert folds(data, 1, of=3) == folds(data, 1, of=3)
-    drawn = {str([names(folds(data, fold, of=3, seed=seed)[1]) for fold in range(3)]) for seed in range(10)}
+    drawn = {
+        str([names(folds(data, fold, of=3, seed=seed)[1]) for fold in range(3)])
+        for seed in range(10)
+    }
     assert len(drawn) > 1
 
 
@@ -61,19 +74,26 @@ def test_folds_of_a_splits_file() -> None:
     data = with_cases(cases, splits)
     first, second = folds(data, 0)
     assert names(second) == ["case_03"]
-    assert names(first) == ["case_00", "case_01", "case_02"]  # 04 is an unlabelled scan of the patient of 03
+    assert names(first) == [
+        "case_00",
+        "case_01",
+        "case_02",
+    ]  # 04 is an unlabelled scan of the patient of 03
     first, second = folds(data, 1)
-    assert (names(first), names(second)) == (["case_02", "case_03", "case_04"], ["case_00"])  # 01 is left out, as asked
-    with pytest.raises(Problem, match=r"splits_final.json: there is no fold 2.*0 to 1"):
+    assert (names(first), names(second)) == (
+        ["case_02", "case_03", "case_04"],
+        ["case_00"],
+    )  # 01 is left out, as asked
+    with pytest.raises(ContextsegError, match=r"splits_final.json: there is no fold 2.*0 to 1"):
         folds(data, 2)
 
 
 def test_folds_that_are_not_there() -> None:
     data = with_cases(cases_of(["P", "P", "Q"]))
-    with pytest.raises(Problem, match=r"no fold 5 of 5.*0 to 4, or -1 for all"):
+    with pytest.raises(ContextsegError, match=r"no fold 5 of 5.*0 to 4, or -1 for all"):
         folds(data, 5)
-    with pytest.raises(Problem, match="2 labelled patients, for 5 folds"):
+    with pytest.raises(ContextsegError, match="2 labelled patients, for 5 folds"):
         folds(data, 0)
-    with pytest.raises(Problem, match="1 labelled patient, for 2 folds"):
+    with pytest.raises(ContextsegError, match="1 labelled patient, for 2 folds"):
         folds(with_cases(cases_of(["P", "P"])), 0, of=2)
     assert [len(half) for half in folds(data, 0, of=2)] in ([1, 2], [2, 1])

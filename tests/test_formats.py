@@ -1,4 +1,7 @@
-"""Scans in and out of every format, held to nibabel and SimpleITK; files with every kind of damage; a full disk."""
+"""Scans in and out of every format, held to nibabel and SimpleITK.
+
+Files with every kind of damage; a full disk.
+"""
 
 import gzip
 from pathlib import Path
@@ -9,14 +12,15 @@ import pytest
 import SimpleITK as sitk
 
 from contextseg import volume
-from contextseg.disk import Problem, write_json
+from contextseg.disk import write_json
+from contextseg.errors import ContextsegError
 from contextseg.volume import Volume, read, read_labels, write
 from test_volume import ORIENTATIONS, counting, oblique
 
 DEMO = Path(volume.__file__).parent / "demo_data"
 
 
-# --- formats --------------------------------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [".nii.gz", ".nii", ".mha", ".nrrd"])
@@ -33,7 +37,9 @@ def test_written_is_read(tmp_path: Path, end: str, shape: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize("target", ORIENTATIONS)
-def test_a_file_in_any_orientation_lies_where_nibabel_and_itk_say(tmp_path: Path, target: str) -> None:
+def test_a_file_in_any_orientation_lies_where_nibabel_and_itk_say(
+    tmp_path: Path, target: str
+) -> None:
     scan = counting(affine=np.diag([3.0, 2, 1, 1])[:, [2, 1, 0, 3]]).oriented(target)
     write(tmp_path / "a.nii.gz", scan)
     by_nibabel = nibabel.load(tmp_path / "a.nii.gz")
@@ -44,12 +50,16 @@ def test_a_file_in_any_orientation_lies_where_nibabel_and_itk_say(tmp_path: Path
         assert np.asarray(by_nibabel.dataobj)[w, h, d] == value == by_itk[w, h, d]
         np.testing.assert_allclose(by_nibabel.affine @ [w, h, d, 1], [*place, 1], atol=1e-4)
         np.testing.assert_allclose(
-            by_itk.TransformIndexToPhysicalPoint((w, h, d)) * np.array([-1, -1, 1]), place, atol=1e-4
+            by_itk.TransformIndexToPhysicalPoint((w, h, d)) * np.array([-1, -1, 1]),
+            place,
+            atol=1e-4,
         )
         assert int(scan.array[d, h, w]) == value
 
 
-@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"])
+@pytest.mark.parametrize(
+    "kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"]
+)
 @pytest.mark.parametrize("end", [".nii.gz", ".nrrd"])
 def test_number_types_are_kept(tmp_path: Path, kind: str, end: str) -> None:
     scan = counting(dtype=np.dtype(kind).type)
@@ -61,7 +71,9 @@ def test_number_types_are_kept(tmp_path: Path, kind: str, end: str) -> None:
 
 @pytest.mark.parametrize(("kind", "becomes"), [(np.bool_, np.uint8), (np.float16, np.float32)])
 @pytest.mark.parametrize("end", [".nii.gz", ".mha"])
-def test_number_types_that_no_format_has(tmp_path: Path, kind: type, becomes: type, end: str) -> None:
+def test_number_types_that_no_format_has(
+    tmp_path: Path, kind: type, becomes: type, end: str
+) -> None:
     scan = counting((2, 2, 2)).array.astype(kind)
     write(tmp_path / f"a{end}", Volume(scan, np.eye(4)))
     back = read(tmp_path / f"a{end}").array[0]
@@ -103,14 +115,17 @@ def test_channels_of_one_file_and_of_several(tmp_path: Path) -> None:
     time = sitk.JoinSeries([sitk.GetImageFromArray(c) for c in expected])
     sitk.WriteImage(time, str(tmp_path / "time.nrrd"))
     assert np.array_equal(read(tmp_path / "time.nrrd").array, expected)
-    nibabel.save(nibabel.Nifti1Image(array[..., 0], np.diag([1, 1, 2, 1])), tmp_path / "other.nii.gz")
-    with pytest.raises(Problem, match="its grid differs"):
+    nibabel.save(
+        nibabel.Nifti1Image(array[..., 0], np.diag([1, 1, 2, 1])), tmp_path / "other.nii.gz"
+    )
+    with pytest.raises(ContextsegError, match="its grid differs"):
         read(tmp_path / "0.nii.gz", tmp_path / "other.nii.gz")
 
 
 def test_a_flat_nifti_is_one_slice(tmp_path: Path) -> None:
     nibabel.save(
-        nibabel.Nifti1Image(np.arange(6, dtype=np.uint8).reshape(3, 2), np.diag([2, 3, 1, 1])), tmp_path / "a.nii"
+        nibabel.Nifti1Image(np.arange(6, dtype=np.uint8).reshape(3, 2), np.diag([2, 3, 1, 1])),
+        tmp_path / "a.nii",
     )
     content = bytearray((tmp_path / "a.nii").read_bytes())
     content[312:328] = bytes(16)  # no third row in the sform: no thickness
@@ -124,7 +139,9 @@ def test_a_flat_nifti_is_one_slice(tmp_path: Path) -> None:
 
 def test_nifti_2(tmp_path: Path) -> None:
     for name in ("a.nii", "a.nii.gz"):
-        nibabel.save(nibabel.Nifti2Image(counting().array.T, np.diag([1, 2, 3, 1])), tmp_path / name)
+        nibabel.save(
+            nibabel.Nifti2Image(counting().array.T, np.diag([1, 2, 3, 1])), tmp_path / name
+        )
         assert np.array_equal(read(tmp_path / name).array[0], counting().array)
         assert read(tmp_path / name).spacing_mm == (3, 2, 1)
 
@@ -147,7 +164,7 @@ def test_an_empty_sform_gives_way_to_the_qform_and_no_geometry_is_refused(tmp_pa
     assert read(tmp_path / "a.nii").spacing_mm == (3, 2, 1)
     content[268:280] = np.full(3, np.nan, "<f4").tobytes()  # the qform's origin
     (tmp_path / "b.nii").write_bytes(content)
-    with pytest.raises(Problem, match="degenerate"):
+    with pytest.raises(ContextsegError, match="degenerate"):
         read(tmp_path / "b.nii")
     content = bytearray(image.to_bytes())
     content[256:268] = np.full(3, 0.9, "<f4").tobytes()  # no rotation at all; the sform is sound
@@ -155,7 +172,7 @@ def test_an_empty_sform_gives_way_to_the_qform_and_no_geometry_is_refused(tmp_pa
     assert read(tmp_path / "c.nii").spacing_mm == (3, 2, 1)
     colours = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "d.nii.gz")
-    with pytest.raises(Problem, match="colours"):
+    with pytest.raises(ContextsegError, match="colours"):
         read(tmp_path / "d.nii.gz")
 
 
@@ -163,14 +180,21 @@ def test_pictures(tmp_path: Path) -> None:
     grey = (counting((1, 5, 6)).array * 8).astype(np.uint8)
     write(tmp_path / "a.png", Volume(grey, np.diag([1, 0.3, 0.3, 1])))
     assert np.array_equal(read(tmp_path / "a.png").array[0], grey)
-    assert read(tmp_path / "a.png").spacing_mm == (1, 1, 1)  # a picture's dots per inch are no millimetres
+    assert read(tmp_path / "a.png").spacing_mm == (
+        1,
+        1,
+        1,
+    )  # a picture's dots per inch are no millimetres
     colour = np.stack([grey[0], grey[0] + 1, grey[0] + 2], -1)
     for end in (".png", ".bmp", ".tif"):
         sitk.WriteImage(sitk.GetImageFromArray(colour, isVector=True), str(tmp_path / f"c{end}"))
         assert np.array_equal(read(tmp_path / f"c{end}").array, colour.transpose(2, 0, 1)[:, None])
-    sitk.WriteImage(sitk.GetImageFromArray(np.stack([grey[0]] * 3, -1), isVector=True), str(tmp_path / "same.png"))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.stack([grey[0]] * 3, -1), isVector=True),
+        str(tmp_path / "same.png"),
+    )
     assert np.array_equal(read_labels(tmp_path / "same.png").array, grey)
-    with pytest.raises(Problem, match="3 channels"):
+    with pytest.raises(ContextsegError, match="3 channels"):
         read_labels(tmp_path / "c.png")
 
 
@@ -186,26 +210,35 @@ def test_tiff_takes_its_spacing_from_the_file_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.png", "a.xyz", "a"])
 def test_what_cannot_be_written_whole_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Problem, match=r"choose \.nii\.gz"):
+    with pytest.raises(ContextsegError, match=r"choose \.nii\.gz"):
         write(tmp_path / name, counting())  # two files, one slice only, or nothing known
     assert not list(tmp_path.iterdir())
-    with pytest.raises(Problem, match="cannot be written"):
-        write(tmp_path / "flat.png", Volume(np.full((1, 3, 3), -5, np.int16), np.eye(4)))  # a number type png lacks
+    with pytest.raises(ContextsegError, match="cannot be written"):
+        write(
+            tmp_path / "flat.png", Volume(np.full((1, 3, 3), -5, np.int16), np.eye(4))
+        )  # a number type png lacks
 
 
-def test_what_reads_back_differently_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_reads_back_differently_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_image = sitk.WriteImage
-    monkeypatch.setattr(sitk, "WriteImage", lambda image, *rest, **more: write_image(image * 0, *rest, **more))
-    with pytest.raises(Problem, match="does not read back as it was"):
+    monkeypatch.setattr(
+        sitk, "WriteImage", lambda image, *rest, **more: write_image(image * 0, *rest, **more)
+    )
+    with pytest.raises(ContextsegError, match="does not read back as it was"):
         write(tmp_path / "a.mha", counting())
     assert not list(tmp_path.iterdir())
 
 
-# --- DICOM ----------------------------------------------------------------------------------------------------------
+# --- DICOM ----------------------------------------------------------------------------------------
 
 
 def write_series(folder: Path, slices: list[int], series: str = "1.2.3.4") -> np.ndarray:
-    """Slices of one CT at 2.5 mm, in files whose names run backwards; returns the whole array (8, 6, 5)."""
+    """Slices of one CT at 2.5 mm, in files whose names run backwards.
+
+    Returns the whole array (8, 6, 5).
+    """
     folder.mkdir(exist_ok=True)
     array = np.random.default_rng(0).integers(-1000, 1000, (8, 6, 5)).astype(np.int16)
     writer = sitk.ImageFileWriter()
@@ -236,27 +269,31 @@ def test_a_dicom_series(tmp_path: Path) -> None:
     assert np.array_equal(scan.array[0], array)
     assert scan.spacing_mm == pytest.approx((2.5, 0.8, 0.7))
     assert scan.orientation == "SPL"  # rows run to the back, columns to the left
-    np.testing.assert_allclose(scan.affine @ [0, 0, 0, 1], [10, -20, -30, 1])  # left and back are negative here
+    np.testing.assert_allclose(
+        scan.affine @ [0, 0, 0, 1], [10, -20, -30, 1]
+    )  # left and back are negative here
     np.testing.assert_allclose(scan.affine @ [7, 0, 0, 1], [10, -20, -12.5, 1])
 
 
 def test_a_dicom_series_with_a_gap_a_double_or_company(tmp_path: Path) -> None:
     write_series(tmp_path / "gap", [0, 1, 2, 5, 6, 7])
-    with pytest.raises(Problem, match=r"slices 3 and 4 lie 7\.5 mm apart, the others 2\.5 mm"):
+    with pytest.raises(
+        ContextsegError, match=r"slices 3 and 4 lie 7\.5 mm apart, the others 2\.5 mm"
+    ):
         read(tmp_path / "gap")
     write_series(tmp_path / "double", [0, 1, 2, 2, 3, 4])
-    with pytest.raises(Problem, match="lie 0 mm apart"):
+    with pytest.raises(ContextsegError, match="lie 0 mm apart"):
         read(tmp_path / "double")
     write_series(tmp_path / "two", [0, 1, 2])
     write_series(tmp_path / "two", [0, 1, 2], series="1.2.3.5")
-    with pytest.raises(Problem, match="2 DICOM series"):
+    with pytest.raises(ContextsegError, match="2 DICOM series"):
         read(tmp_path / "two")
     (tmp_path / "none").mkdir()
-    with pytest.raises(Problem, match="0 DICOM series"):
+    with pytest.raises(ContextsegError, match="0 DICOM series"):
         read(tmp_path / "none")
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", [".nii.gz", ".nii", ".mha", ".nrrd"])
@@ -267,7 +304,7 @@ def test_a_truncated_file_names_itself(tmp_path: Path, end: str, keep: float) ->
     write(path, Volume(noise, np.eye(4)))
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(Problem, match="truncated or damaged") as caught:
+    with pytest.raises(ContextsegError, match="truncated or damaged") as caught:
         read(path)
     assert caught.value.where == str(path)
 
@@ -280,7 +317,7 @@ def test_a_truncated_picture_names_itself(tmp_path: Path, end: str, keep: float)
     sitk.WriteImage(sitk.GetImageFromArray(noise), str(path))
     assert np.array_equal(read_labels(path).array[0], noise)
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    with pytest.raises(Problem, match="truncated or damaged"):
+    with pytest.raises(ContextsegError, match="truncated or damaged"):
         read(path)
 
 
@@ -299,25 +336,30 @@ def test_other_damage_names_the_file(tmp_path: Path) -> None:
         "unknown.xyz": b"hello",
     }.items():
         (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(Problem, match="truncated or damaged") as caught:
+        with pytest.raises(ContextsegError, match="truncated or damaged") as caught:
             read(tmp_path / name)
         assert caught.value.where == str(tmp_path / name)
-    with pytest.raises(Problem, match="does not exist"):
+    with pytest.raises(ContextsegError, match="does not exist"):
         read(tmp_path / "nowhere.nii.gz")
 
 
-# --- labels ---------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def test_label_types(tmp_path: Path) -> None:
-    for values, kind in (([0, 2, 7], np.int16), ([0, 32767], np.int16), ([0, 32768], np.int32), ([-1, 3], np.int16)):
+    for values, kind in (
+        ([0, 2, 7], np.int16),
+        ([0, 32767], np.int16),
+        ([0, 32768], np.int32),
+        ([-1, 3], np.int16),
+    ):
         array = np.resize(np.array(values, np.float64), (2, 2, 2))
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii.gz")
         label = read_labels(tmp_path / "a.nii.gz").array
         assert label.dtype == kind
         assert np.array_equal(label, array.T)
     write(tmp_path / "b.nii.gz", Volume(np.full((2, 2, 2), 2**32 - 1, np.uint32), np.eye(4)))
-    with pytest.raises(Problem, match="small whole numbers"):
+    with pytest.raises(ContextsegError, match="small whole numbers"):
         read_labels(tmp_path / "b.nii.gz")
 
 
@@ -326,7 +368,9 @@ def test_labels_that_were_scaled_into_integers(tmp_path: Path, kind: type) -> No
     array = np.resize(np.array([0.0, 1, 2]), (3, 4, 5))
     header = nibabel.Nifti1Header()
     header.set_data_dtype(kind)
-    nibabel.save(nibabel.Nifti1Image(array, np.eye(4), header), tmp_path / "a.nii.gz")  # nibabel spreads 0..2 over kind
+    nibabel.save(
+        nibabel.Nifti1Image(array, np.eye(4), header), tmp_path / "a.nii.gz"
+    )  # nibabel spreads 0..2 over kind
     assert nibabel.load(tmp_path / "a.nii.gz").dataobj.slope not in (None, 1)
     assert np.array_equal(read_labels(tmp_path / "a.nii.gz").array, array.T)
 
@@ -336,5 +380,5 @@ def test_labels_that_are_not_whole(tmp_path: Path, bad: float) -> None:
     array = np.ones((2, 3, 4), np.float32)
     array[1, 1, 1] = bad
     nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii.gz")
-    with pytest.raises(Problem, match="1 voxel whose label is not a whole number"):
+    with pytest.raises(ContextsegError, match="1 voxel whose label is not a whole number"):
         read_labels(tmp_path / "a.nii.gz")

@@ -1,4 +1,6 @@
-"""What other tools made joins a comparison with the numbers that the engine, or its own summary, gives it."""
+"""What other tools made joins a comparison with the numbers that the engine, or its own summary,
+gives it.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ import pytest
 
 from contextseg.data import phantom
 from contextseg.data.layouts import Dataset, open_dataset
-from contextseg.disk import Problem, read_json
-from contextseg.experiments import Pair, compare_conventions, evaluate, pairs, save_table
-from contextseg.experiments.importing import find, imported
-from contextseg.experiments.tables import conventions_markdown
+from contextseg.disk import read_json
+from contextseg.errors import ContextsegError
+from contextseg.evaluation import Pair, compare_conventions, evaluate, pairs, save_table
+from contextseg.evaluation.importing import find, imported
+from contextseg.evaluation.tables import conventions_markdown
 from contextseg.metrics import CONVENTIONS
 from contextseg.volume import read_labels, write
 
@@ -26,7 +29,9 @@ COLUMNS = ["case", "class", "status", "dsc", "hd95_mm", "nsd", "tp", "fp", "fn"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = phantom.write_dataset(tmp_path_factory.mktemp("data") / "set", labelled=1, test=3, classes=3)
+    folder = phantom.write_dataset(
+        tmp_path_factory.mktemp("data") / "set", labelled=1, test=3, classes=3
+    )
     table = read_json(folder / "dataset.json")
     table["labels"] = {"background": 0, "left kidney": 1, "spleen": 2, "both": [1, 2]}
     (folder / "dataset.json").write_text(json.dumps(table), encoding="utf-8")
@@ -40,7 +45,10 @@ def predicted(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, case in enumerate(data.test):
         label = read_labels(case.label)  # type: ignore[arg-type]
         moved = np.roll(label.array, 1, axis=2)
-        write(folder / f"{case.name}.nii.gz", label.with_array(np.where((moved == 2) & (i == 2), 0, moved)))
+        write(
+            folder / f"{case.name}.nii.gz",
+            label.with_array(np.where((moved == 2) & (i == 2), 0, moved)),
+        )
     return folder
 
 
@@ -50,7 +58,11 @@ def wanted(data: Dataset) -> list[Pair]:
 
 def measured(data: Dataset, folder: Path, names: Sequence[str] = ()) -> pd.DataFrame:
     """By the engine itself."""
-    regions = {n: [data.values[k] for k in union] for n, union in data.regions.items() if not names or n in names}
+    regions = {
+        n: [data.values[k] for k in union]
+        for n, union in data.regions.items()
+        if not names or n in names
+    }
     return evaluate(pairs(folder, data.folder / "labelsTs"), regions)[0]
 
 
@@ -68,7 +80,9 @@ def test_a_folder_of_label_maps(data: Dataset, predicted: Path, tmp_path: Path) 
 
 
 def test_other_values_are_matched_by_name(data: Dataset, predicted: Path, tmp_path: Path) -> None:
-    """A tool that calls the spleen 1, the kidney 7, and knows a liver (3), which is background here."""
+    """A tool that calls the spleen 1, the kidney 7, and knows a liver (3), which is background
+    here.
+    """
     theirs = tmp_path / "theirs"
     for path in predicted.glob("*.nii.gz"):
         label = read_labels(path)
@@ -81,7 +95,9 @@ def test_other_values_are_matched_by_name(data: Dataset, predicted: Path, tmp_pa
     pd.testing.assert_frame_equal(by_class(found), by_class(measured(data, predicted)))
 
 
-def test_a_class_that_the_tool_does_not_know_gives_no_row(data: Dataset, predicted: Path, tmp_path: Path) -> None:
+def test_a_class_that_the_tool_does_not_know_gives_no_row(
+    data: Dataset, predicted: Path, tmp_path: Path
+) -> None:
     shutil.copytree(predicted, tmp_path / "theirs")
     (tmp_path / "theirs" / "dataset.json").write_text(
         json.dumps({"labels": {"background": 0, "spleen": 2, "x": 1}}), encoding="utf-8"
@@ -91,12 +107,14 @@ def test_a_class_that_the_tool_does_not_know_gives_no_row(data: Dataset, predict
     (tmp_path / "theirs" / "dataset.json").write_text(
         json.dumps({"labels": {"background": 0, "a": 1, "b": 2}}), encoding="utf-8"
     )
-    with pytest.raises(Problem, match="none of the classes is known"):
+    with pytest.raises(ContextsegError, match="none of the classes is known"):
         imported(find(tmp_path / "theirs"), wanted(data), data, tmp_path / "into")
 
 
 @pytest.mark.parametrize("inside", ["", "segmentations"])
-def test_totalsegmentators_folders(data: Dataset, predicted: Path, tmp_path: Path, inside: str) -> None:
+def test_totalsegmentators_folders(
+    data: Dataset, predicted: Path, tmp_path: Path, inside: str
+) -> None:
     for path in predicted.glob("*.nii.gz"):
         label = read_labels(path)
         for name, value in {"kidney_left": 1, "spleen": 2, "liver": 9}.items():
@@ -106,7 +124,7 @@ def test_totalsegmentators_folders(data: Dataset, predicted: Path, tmp_path: Pat
     assert set(found["source"]) == {"structures"}
     pd.testing.assert_frame_equal(by_class(found), by_class(measured(data, predicted)))
     next((tmp_path / "theirs").rglob("spleen.nii.gz")).unlink()
-    with pytest.raises(Problem, match="no mask of spleen, which other cases have"):
+    with pytest.raises(ContextsegError, match="no mask of spleen, which other cases have"):
         imported(find(tmp_path / "theirs"), wanted(data), data, tmp_path / "into")
     for path in (tmp_path / "theirs").rglob("spleen.nii.gz"):
         path.unlink()
@@ -116,11 +134,32 @@ def test_totalsegmentators_folders(data: Dataset, predicted: Path, tmp_path: Pat
 
 def test_a_summary_alone_is_taken_as_it_is(data: Dataset, predicted: Path, tmp_path: Path) -> None:
     """nnU-Net's own file, drawn up by hand for one case: 6 of 8 voxels found, 2 elsewhere."""
-    metrics = {"Dice": 0.75, "IoU": 0.6, "TP": 6, "FP": 2, "FN": 2, "TN": 90, "n_pred": 8, "n_ref": 8}
+    metrics = {
+        "Dice": 0.75,
+        "IoU": 0.6,
+        "TP": 6,
+        "FP": 2,
+        "FN": 2,
+        "TN": 90,
+        "n_pred": 8,
+        "n_ref": 8,
+    }
     missed = {"Dice": 0.0, "IoU": 0.0, "TP": 0, "FP": 0, "FN": 5, "TN": 95, "n_pred": 0, "n_ref": 5}
-    absent = {"Dice": math.nan, "IoU": math.nan, "TP": 0, "FP": 0, "FN": 0, "TN": 100, "n_pred": 0, "n_ref": 0}
+    absent = {
+        "Dice": math.nan,
+        "IoU": math.nan,
+        "TP": 0,
+        "FP": 0,
+        "FN": 0,
+        "TN": 100,
+        "n_pred": 0,
+        "n_ref": 0,
+    }
     cases = [
-        {"metrics": {"1": metrics, "2": missed, "(1, 2)": absent}, "prediction_file": f"/x/{c.name}.nii.gz"}
+        {
+            "metrics": {"1": metrics, "2": missed, "(1, 2)": absent},
+            "prediction_file": f"/x/{c.name}.nii.gz",
+        }
         for c in data.test
     ]
     path = tmp_path / "theirs" / "summary.json"
@@ -130,7 +169,12 @@ def test_a_summary_alone_is_taken_as_it_is(data: Dataset, predicted: Path, tmp_p
         table = imported(find(place), wanted(data), data, tmp_path / "into")
         assert set(table["source"]) == {"summary.json"}
         kidney, spleen, both = table[table["case"] == data.test[0].name].to_dict("records")
-        assert (kidney["class"], kidney["status"], kidney["dsc"], kidney["iou"]) == ("left kidney", "both", 0.75, 0.6)
+        assert (kidney["class"], kidney["status"], kidney["dsc"], kidney["iou"]) == (
+            "left kidney",
+            "both",
+            0.75,
+            0.6,
+        )
         assert (kidney["sen"], kidney["prc"], kidney["rvd"]) == (0.75, 0.75, 0.0)
         assert (spleen["status"], spleen["dsc"], spleen["prc"]) == ("missed", 0.0, 0.0)
         assert both["status"] == "absent"
@@ -146,7 +190,9 @@ def test_our_own_summary_comes_back(data: Dataset, predicted: Path, tmp_path: Pa
     pd.testing.assert_frame_equal(found[columns], table[columns])
 
 
-def test_where_there_are_predictions_the_summary_is_not_asked(data: Dataset, predicted: Path, tmp_path: Path) -> None:
+def test_where_there_are_predictions_the_summary_is_not_asked(
+    data: Dataset, predicted: Path, tmp_path: Path
+) -> None:
     shutil.copytree(predicted, tmp_path / "theirs")
     (tmp_path / "theirs" / "summary.json").write_text('{"metric_per_case": []}', encoding="utf-8")
     assert find(tmp_path / "theirs").kind == "labels"
@@ -159,34 +205,37 @@ def test_partly_annotated_references(data: Dataset, predicted: Path, tmp_path: P
 
 
 def test_what_cannot_be_imported_is_said(data: Dataset, predicted: Path, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="no such file or folder"):
+    with pytest.raises(ContextsegError, match="no such file or folder"):
         find(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Problem, match="no predictions here"):
+    with pytest.raises(ContextsegError, match="no predictions here"):
         find(tmp_path / "empty")
     shutil.copytree(predicted, tmp_path / "fewer")
     (tmp_path / "fewer" / "phantom_001.nii.gz").unlink()
-    with pytest.raises(Problem, match="1 of 3 cases are not there: phantom_001"):
+    with pytest.raises(ContextsegError, match="1 of 3 cases are not there: phantom_001"):
         imported(find(tmp_path / "fewer"), wanted(data), data, tmp_path / "into")
     shutil.copytree(predicted, tmp_path / "strange")
     path = tmp_path / "strange" / "phantom_001.nii.gz"
     write(path, read_labels(path).with_array(read_labels(path).array * 3))
-    with pytest.raises(Problem, match="does not have: 3, 6"):
+    with pytest.raises(ContextsegError, match="does not have: 3, 6"):
         imported(find(tmp_path / "strange"), wanted(data), data, tmp_path / "into")
-    small = read_labels(predicted / "phantom_001.nii.gz").cropped((slice(0, 9), slice(0, 9), slice(0, 9)))
+    small = read_labels(predicted / "phantom_001.nii.gz").cropped(
+        (slice(0, 9), slice(0, 9), slice(0, 9))
+    )
     write(path, small)
-    with pytest.raises(Problem, match="phantom_001 could not be scored"):
+    with pytest.raises(ContextsegError, match="phantom_001 could not be scored"):
         imported(find(tmp_path / "strange"), wanted(data), data, tmp_path / "into")
     for text in (
         "[]",
-        '{"metric_per_case": [{"metrics": {"1": {"Dice": 1}}, "prediction_file": "phantom_001.nii.gz"}]}',
+        '{"metric_per_case": [{"metrics": {"1": {"Dice": 1}}, '
+        '"prediction_file": "phantom_001.nii.gz"}]}',
     ):
         (tmp_path / "summary.json").write_text(text, encoding="utf-8")
-        with pytest.raises(Problem, match=r"not nnU-Net v2's|not there"):
+        with pytest.raises(ContextsegError, match=r"not nnU-Net v2's|not there"):
             imported(find(tmp_path / "summary.json"), wanted(data)[:1], data, tmp_path / "into")
 
 
-# --- conventions ------------------------------------------------------------------------------------------------------
+# --- conventions ----------------------------------------------------------------------------------
 
 
 def test_how_much_is_convention(data: Dataset, predicted: Path) -> None:
@@ -198,24 +247,36 @@ def test_how_much_is_convention(data: Dataset, predicted: Path) -> None:
     assert list(table["class"].drop_duplicates()) == ["kidney", "spleen"]
     rows = table.set_index(["class", "metric"])
     for name in CONVENTIONS:
-        alone = evaluate(made, regions, convention=name)[0].groupby("class")[["dsc", "hd95_mm", "nsd"]].mean()
+        alone = (
+            evaluate(made, regions, convention=name)[0]
+            .groupby("class")[["dsc", "hd95_mm", "nsd"]]
+            .mean()
+        )
         for klass in regions:
             np.testing.assert_allclose(
-                rows.loc[klass].loc[["dsc", "hd95_mm", "nsd"], name].astype(float), alone.loc[klass], equal_nan=True
+                rows.loc[klass].loc[["dsc", "hd95_mm", "nsd"], name].astype(float),
+                alone.loc[klass],
+                equal_nan=True,
             )
     assert rows.loc[("kidney", "sen"), "default"] == rows.loc[("kidney", "sen"), "monai"]
     hd95 = rows.loc[("kidney", "hd95_mm"), list(CONVENTIONS)]
     assert rows.loc[("kidney", "hd95_mm"), "spread"] == pytest.approx(hd95.max() - hd95.min())
     text = conventions_markdown(table)
-    assert text.splitlines()[0] == "| Class | Metric | " + " | ".join([*CONVENTIONS, "spread"]) + " |"
+    assert (
+        text.splitlines()[0] == "| Class | Metric | " + " | ".join([*CONVENTIONS, "spread"]) + " |"
+    )
     assert len(text.splitlines()) == 2 + len(table)
 
 
 def test_conventions_of_nothing(tmp_path: Path, data: Dataset, predicted: Path) -> None:
     assert len(compare_conventions([], {"a": [1]})[0]) == 0
-    assert conventions_markdown(compare_conventions([], {"a": [1]})[0]) == "No case could be scored."
+    assert (
+        conventions_markdown(compare_conventions([], {"a": [1]})[0]) == "No case could be scored."
+    )
     broken = tmp_path / "phantom_001.nii.gz"
     broken.write_bytes((predicted / broken.name).read_bytes()[:80])
-    table, problems = compare_conventions([Pair("x", broken, data.test[0].label or Path())], {"a": [1]})
+    table, problems = compare_conventions(
+        [Pair("x", broken, data.test[0].label or Path())], {"a": [1]}
+    )
     assert table.empty
     assert "phantom_001" in problems["x"]

@@ -1,4 +1,7 @@
-"""Folders laid out in every known way, and the label values at the border. Also builders for other tests."""
+"""Folders laid out in every known way, and the label values at the border.
+
+Also builders for other tests.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +10,17 @@ import numpy as np
 import pytest
 
 from contextseg.batch import IGNORE
-from contextseg.data.layouts import Case, Dataset, cases_in, open_dataset, survey, to_classes, to_values
-from contextseg.disk import Problem, write_json
+from contextseg.data.layouts import (
+    Case,
+    Dataset,
+    cases_in,
+    open_dataset,
+    survey,
+    to_classes,
+    to_values,
+)
+from contextseg.disk import write_json
+from contextseg.errors import ContextsegError
 from contextseg.volume import Volume, write
 
 DEMO = Path(__file__).parents[1] / "src" / "contextseg" / "demo_data"
@@ -24,13 +36,20 @@ def put(path: Path, seed: int = 0, low: float = 0.0, kind: type = np.float32, **
 
 def put_label(path: Path, values: Any = (0, 1), **grid: Any) -> Path:
     """A small label map that holds `values`."""
-    array = np.resize(np.array(values), grid.get("shape", (4, 5, 6))).astype(grid.get("kind", np.uint8))
+    array = np.resize(np.array(values), grid.get("shape", (4, 5, 6))).astype(
+        grid.get("kind", np.uint8)
+    )
     write(path, Volume(array, grid.get("affine", np.diag([3.0, 1, 1, 1]))))
     return path
 
 
 def put_nnunet(
-    folder: Path, cases: int = 3, labelled: int | None = None, channels: int = 1, end: str = ".nii.gz", **more: Any
+    folder: Path,
+    cases: int = 3,
+    labelled: int | None = None,
+    channels: int = 1,
+    end: str = ".nii.gz",
+    **more: Any,
 ) -> Path:
     """An nnU-Net v2 raw data set of cases a, b, c, ... with different voxels."""
     for i in range(cases):
@@ -40,7 +59,12 @@ def put_nnunet(
         if labelled is None or i < labelled:
             put_label(folder / "labelsTr" / f"{name}{end}")
     names = {str(c): f"T{c + 1}" for c in range(channels)}
-    table = {"channel_names": names, "labels": {"background": 0, "tumour": 1}, "numTraining": cases, "file_ending": end}
+    table = {
+        "channel_names": names,
+        "labels": {"background": 0, "tumour": 1},
+        "numTraining": cases,
+        "file_ending": end,
+    }
     write_json(folder / "dataset.json", table | more)
     return folder
 
@@ -49,17 +73,26 @@ def names(cases: tuple[Case, ...]) -> list[str]:
     return [case.name for case in cases]
 
 
-# --- nnU-Net --------------------------------------------------------------------------------------------------------
+# --- nnU-Net --------------------------------------------------------------------------------------
 
 
 def test_the_embedded_data() -> None:
     data = open_dataset(DEMO)
     assert (len(data.train), len(data.test)) == (12, 4)
     assert data.channels == ("T1",)
-    assert (data.classes, data.values, data.regions) == (("background", "tumour"), (0, 1), {"tumour": (1,)})
+    assert (data.classes, data.values, data.regions) == (
+        ("background", "tumour"),
+        (0, 1),
+        {"tumour": (1,)},
+    )
     assert data.train[0].images == (DEMO / "imagesTr" / "sarcoma_003_0000.nii.gz",)
     assert data.test[0].label == DEMO / "labelsTs" / "sarcoma_020.nii.gz"
     assert data.splits == ()
+
+
+def test_regions_by_their_label_values(tmp_path: Path) -> None:
+    put_nnunet(tmp_path, labels={"background": 0, "tumour": [2, 7], "core": 7})
+    assert open_dataset(tmp_path).region_values() == {"tumour": [2, 7], "core": [7]}
 
 
 @pytest.mark.parametrize("end", [".nii.gz", ".mha", ".nrrd", ".nii"])
@@ -72,7 +105,11 @@ def test_nnunet_with_any_ending_two_channels_and_unlabelled_cases(tmp_path: Path
     data = open_dataset(tmp_path)
     assert names(data.train) == ["a", "b", "c"]
     assert data.train[1].images == tuple(tmp_path / "imagesTr" / f"b_000{c}{end}" for c in range(2))
-    assert [case.label for case in data.train] == [tmp_path / f"labelsTr/a{end}", tmp_path / f"labelsTr/b{end}", None]
+    assert [case.label for case in data.train] == [
+        tmp_path / f"labelsTr/a{end}",
+        tmp_path / f"labelsTr/b{end}",
+        None,
+    ]
     assert (names(data.test), data.test[0].label) == (["z"], None)
     assert (data.channels, data.ending, data.name) == (("T1", "T2"), end, tmp_path.name)
     assert all(case.annotated is None and case.patient == case.name for case in data.train)
@@ -98,7 +135,10 @@ def test_nnunet_with_explicit_paths(tmp_path: Path) -> None:
         tmp_path / "set",
         cases=0,
         dataset={
-            "one": {"images": [str(elsewhere)], "label": str(put_label(tmp_path / "elsewhere" / "drawn.nii.gz"))},
+            "one": {
+                "images": [str(elsewhere)],
+                "label": str(put_label(tmp_path / "elsewhere" / "drawn.nii.gz")),
+            },
             "two": {"images": ["../elsewhere/scan.nii.gz"]},
         },
     )
@@ -115,19 +155,22 @@ def test_what_is_wrong_with_single_files_is_all_collected(tmp_path: Path) -> Non
     put(tmp_path / "imagesTr" / "b_0002.nii.gz")
     put(tmp_path / "imagesTr" / "odd.nii.gz")
     (tmp_path / "labelsTr" / "c.nii.gz").rename(tmp_path / "labelsTr" / "cc.nii.gz")
-    _, wrong = survey(tmp_path)
-    told = {case: (Path(p.where).name, p.what, p.remedy) for case, p in wrong}
-    assert told["a"][:2] == ("a_0000.nii.gz", "channel 1 (T2) is missing")
-    assert told["b"][:2] == ("b_0002.nii.gz", "channel 2 of a data set with 2 channels")
-    assert told["odd"][1:] == ("the name does not end in a channel number", "rename it to odd_0000.nii.gz")
-    assert told["cc"][:2] == ("cc.nii.gz", "a label without an image")
-    assert told["cc"][2].startswith("did you mean c?")
-    assert len(wrong) == 4
-    with pytest.raises(Problem, match=r"3 more: `contextseg check"):
+    _, problems = survey(tmp_path)
+    by_case = {case: (Path(p.where).name, p.what, p.remedy) for case, p in problems}
+    assert by_case["a"][:2] == ("a_0000.nii.gz", "channel 1 (T2) is missing")
+    assert by_case["b"][:2] == ("b_0002.nii.gz", "channel 2 of a data set with 2 channels")
+    assert by_case["odd"][1:] == (
+        "the name does not end in a channel number",
+        "rename it to odd_0000.nii.gz",
+    )
+    assert by_case["cc"][:2] == ("cc.nii.gz", "a label without an image")
+    assert by_case["cc"][2].startswith("did you mean c?")
+    assert len(problems) == 4
+    with pytest.raises(ContextsegError, match=r"3 more: `contextseg check"):
         open_dataset(tmp_path)
 
 
-# --- Decathlon and plain folders ------------------------------------------------------------------------------------
+# --- Decathlon and plain folders ------------------------------------------------------------------
 
 
 def put_decathlon(folder: Path, **more: Any) -> Path:
@@ -140,7 +183,10 @@ def put_decathlon(folder: Path, **more: Any) -> Path:
         "modality": {"0": "T2", "1": "ADC"},
         "labels": {"0": "background", "2": "PZ", "7": "TZ"},
         "numTraining": 2,
-        "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in ("x_1", "x_2")],
+        "training": [
+            {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"}
+            for n in ("x_1", "x_2")
+        ],
         "test": ["./imagesTs/x_3.nii.gz"],
     }
     write_json(folder / "dataset.json", table | more)
@@ -159,14 +205,19 @@ def test_decathlon(tmp_path: Path) -> None:
 
 
 def test_decathlon_unlabelled_missing_and_numbered_files(tmp_path: Path) -> None:
-    training = [{"image": "imagesTr/x_1.nii.gz"}, {"image": "imagesTr/x_2.nii.gz", "label": "labelsTr/x_2.nii.gz"}]
+    training = [
+        {"image": "imagesTr/x_1.nii.gz"},
+        {"image": "imagesTr/x_2.nii.gz", "label": "labelsTr/x_2.nii.gz"},
+    ]
     put_decathlon(tmp_path, training=training)
     assert open_dataset(tmp_path).train[0].label is None
     (tmp_path / "labelsTr" / "x_2.nii.gz").unlink()
-    with pytest.raises(Problem, match=r"x_2\.nii\.gz: the file does not exist"):
+    with pytest.raises(ContextsegError, match=r"x_2\.nii\.gz: the file does not exist"):
         open_dataset(tmp_path)
     put_label(tmp_path / "labelsTr" / "x_2.nii.gz")
-    (tmp_path / "imagesTr" / "x_1.nii.gz").unlink()  # nnU-Net v1 lists the case and stores its channels
+    (
+        tmp_path / "imagesTr" / "x_1.nii.gz"
+    ).unlink()  # nnU-Net v1 lists the case and stores its channels
     both = tuple(put(tmp_path / "imagesTr" / f"x_1_000{c}.nii.gz") for c in range(2))
     assert open_dataset(tmp_path).train[0].images == both
 
@@ -177,7 +228,10 @@ def test_plain_folders_find_their_classes_in_the_files(tmp_path: Path) -> None:
     put_label(tmp_path / "labels" / "p1.nrrd", (0, 5))
     put_label(tmp_path / "labels" / "p2.nrrd", (0, 2, 300), kind=np.int16)
     data = open_dataset(tmp_path)
-    assert (data.classes, data.values) == (("background", "label_2", "label_5", "label_300"), (0, 2, 5, 300))
+    assert (data.classes, data.values) == (
+        ("background", "label_2", "label_5", "label_300"),
+        (0, 2, 5, 300),
+    )
     assert [case.label is not None for case in data.train] == [True, True, False]
     assert (data.channels, data.ending) == (("channel_0",), ".nrrd")
 
@@ -185,7 +239,12 @@ def test_plain_folders_find_their_classes_in_the_files(tmp_path: Path) -> None:
 def test_plain_folders_without_labels_and_a_scan_in_hounsfield_units(tmp_path: Path) -> None:
     put(tmp_path / "images" / "a.mha", low=-1000)
     data = open_dataset(tmp_path)
-    assert (data.classes, data.values, data.channels, data.ending) == (("background",), (0,), ("CT",), ".mha")
+    assert (data.classes, data.values, data.channels, data.ending) == (
+        ("background",),
+        (0,),
+        ("CT",),
+        ".mha",
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,10 +252,16 @@ def test_plain_folders_without_labels_and_a_scan_in_hounsfield_units(tmp_path: P
     [
         (["a_0000", "a_0001", "b_0000", "b_0001"], ["a", "b"], {"a": 2, "b": 2}),  # channels
         (["s_2023", "s_2024"], [], {"s_2023": 1, "s_2024": 1}),  # years: no number 0
-        (["s_0000", "s_0001"], ["s_0000"], {"s_0000": 1, "s_0001": 1}),  # a label is called like one file
+        (
+            ["s_0000", "s_0001"],
+            ["s_0000"],
+            {"s_0000": 1, "s_0001": 1},
+        ),  # a label is called like one file
     ],
 )
-def test_plain_names_that_end_in_numbers(tmp_path: Path, images: list[str], labels: list[str], expected: dict) -> None:
+def test_plain_names_that_end_in_numbers(
+    tmp_path: Path, images: list[str], labels: list[str], expected: dict
+) -> None:
     for name in images:
         put(tmp_path / "imagesTr" / f"{name}.nii.gz")
     for name in labels:
@@ -215,7 +280,10 @@ def test_plain_sub_folders_are_dicom_series(tmp_path: Path) -> None:
     (tmp_path / "images" / "empty").mkdir()
     put_label(tmp_path / "labels" / "p.1.nii.gz")
     data = open_dataset(tmp_path)
-    assert [(case.name, case.images[0].name) for case in data.train] == [("p.1", "p.1"), ("p.2", "p.2")]
+    assert [(case.name, case.images[0].name) for case in data.train] == [
+        ("p.1", "p.1"),
+        ("p.2", "p.2"),
+    ]
     assert data.train[0].label == tmp_path / "labels" / "p.1.nii.gz"
     assert data.ending == ".nii.gz"
 
@@ -224,20 +292,24 @@ def test_plain_two_files_of_one_name_and_a_scan_among_the_labels(tmp_path: Path)
     put(tmp_path / "images" / "a.nii.gz")
     put(tmp_path / "images" / "a.mha")
     put_label(tmp_path / "labels" / "a.nii.gz", range(5000), shape=(20, 20, 20), kind=np.int16)
-    told = [p.what for _, p in survey(tmp_path)[1]]
-    assert told[0] == "the same name as a.mha"
-    assert "5000 label values from 0 to 4999" in told[1]
+    messages = [p.what for _, p in survey(tmp_path)[1]]
+    assert messages[0] == "the same name as a.mha"
+    assert "5000 label values from 0 to 4999" in messages[1]
 
 
-@pytest.mark.parametrize(("end", "written"), [(".mhd", ".mha"), (".nhdr", ".nrrd"), (".xyz", ".nii.gz")])
-def test_predictions_get_an_ending_that_can_be_written(tmp_path: Path, end: str, written: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "written"), [(".mhd", ".mha"), (".nhdr", ".nrrd"), (".xyz", ".nii.gz")]
+)
+def test_predictions_get_an_ending_that_can_be_written(
+    tmp_path: Path, end: str, written: str
+) -> None:
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "imagesTr" / f"a_0000{end}").write_text("", encoding="utf-8")
     put_nnunet(tmp_path, cases=0, file_ending=end)
     assert open_dataset(tmp_path).ending == written
 
 
-# --- scans to predict -----------------------------------------------------------------------------------------------
+# --- scans to predict -----------------------------------------------------------------------------
 
 
 def test_scans_to_predict(tmp_path: Path) -> None:
@@ -249,7 +321,11 @@ def test_scans_to_predict(tmp_path: Path) -> None:
     put(tmp_path / "two" / "a_0001.nii.gz")
     put(tmp_path / "two" / "c_0000.nii.gz")
     (tmp_path / "two" / "._a_0000.nii.gz").write_text("", encoding="utf-8")
-    assert [(case.name, len(case.images)) for case in cases_in(tmp_path / "two")] == [("a", 2), ("b", 2), ("c", 1)]
+    assert [(case.name, len(case.images)) for case in cases_in(tmp_path / "two")] == [
+        ("a", 2),
+        ("b", 2),
+        ("c", 1),
+    ]
     (tmp_path / "series").mkdir()
     (tmp_path / "series" / "IM0001").write_text("", encoding="utf-8")
     assert cases_in(tmp_path / "series") == (Case("series", (tmp_path / "series",)),)
@@ -263,35 +339,38 @@ def test_scans_to_predict_of_a_data_set_and_of_nothing(tmp_path: Path) -> None:
     assert names(cases_in(DEMO / "imagesTs")) == names(cases_in(DEMO))
     assert names(cases_in(put_nnunet(tmp_path / "set", cases=2))) == ["a", "b"]
     (tmp_path / "empty").mkdir()
-    for path, what in ((tmp_path / "empty", "there is no scan"), (tmp_path / "nowhere", "no such file or folder")):
-        with pytest.raises(Problem, match=what):
+    for path, what in (
+        (tmp_path / "empty", "there is no scan"),
+        (tmp_path / "nowhere", "no such file or folder"),
+    ):
+        with pytest.raises(ContextsegError, match=what):
             cases_in(path)
     put(tmp_path / "twice" / "a.nii.gz")
     put(tmp_path / "twice" / "a.mha")
-    with pytest.raises(Problem, match="the same name"):
+    with pytest.raises(ContextsegError, match="the same name"):
         cases_in(tmp_path / "twice")
 
 
-# --- what is no data set --------------------------------------------------------------------------------------------
+# --- what is no data set --------------------------------------------------------------------------
 
 
 def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="does not exist"):
+    with pytest.raises(ContextsegError, match="does not exist"):
         open_dataset(tmp_path / "nowhere")
-    with pytest.raises(Problem, match="is a file"):
+    with pytest.raises(ContextsegError, match="is a file"):
         open_dataset(put(tmp_path / "a.nii.gz"))
-    with pytest.raises(Problem, match=r"a data set has a dataset\.json"):
+    with pytest.raises(ContextsegError, match=r"a data set has a dataset\.json"):
         open_dataset(tmp_path)
     put_nnunet(tmp_path / "set")
-    with pytest.raises(Problem, match=rf"did you mean {tmp_path / 'set'}\?"):
+    with pytest.raises(ContextsegError, match=rf"did you mean {tmp_path / 'set'}\?"):
         open_dataset(tmp_path)
-    with pytest.raises(Problem, match=rf"did you mean {tmp_path / 'set'}\?"):
+    with pytest.raises(ContextsegError, match=rf"did you mean {tmp_path / 'set'}\?"):
         open_dataset(tmp_path / "set" / "imagesTr")
 
 
 def test_tables_that_are_broken(tmp_path: Path) -> None:
     put_nnunet(tmp_path, file_ending=".mha")
-    with pytest.raises(Problem, match=r"there is no image.*end in \.mha; is that so\?"):
+    with pytest.raises(ContextsegError, match=r"there is no image.*end in \.mha; is that so\?"):
         open_dataset(tmp_path)
     for broken, what in (
         ({"training": [{"label": "a"}]}, "not the expected table"),
@@ -299,16 +378,16 @@ def test_tables_that_are_broken(tmp_path: Path) -> None:
         ({"labels": 3}, "not a table"),
     ):
         put_nnunet(tmp_path, **broken)
-        with pytest.raises(Problem, match=what) as caught:
+        with pytest.raises(ContextsegError, match=what) as caught:
             open_dataset(tmp_path)
         assert caught.value.where == str(tmp_path / "dataset.json")
     for text in ("{", "[1, 2]"):
         (tmp_path / "dataset.json").write_text(text, encoding="utf-8")
-        with pytest.raises(Problem, match="JSON"):
+        with pytest.raises(ContextsegError, match="JSON"):
             open_dataset(tmp_path)
 
 
-# --- label values ----------------------------------------------------------------------------------------------------
+# --- label values ---------------------------------------------------------------------------------
 
 
 def with_values(values: tuple[int, ...], ignore: int | None = None) -> Dataset:
@@ -330,7 +409,12 @@ def test_values_become_classes_and_values_again(kind: type) -> None:
 
 @pytest.mark.parametrize(
     ("values", "kind"),
-    [((0, 255), np.uint8), ((0, 256), np.uint16), ((0, 3, 70_000), np.uint32), ((0, 5, 2**31 - 1), np.uint32)],
+    [
+        ((0, 255), np.uint8),
+        ((0, 256), np.uint16),
+        ((0, 3, 70_000), np.uint32),
+        ((0, 5, 2**31 - 1), np.uint32),
+    ],
 )
 def test_large_values_with_gaps(values: tuple[int, ...], kind: type) -> None:
     data = with_values(values)
@@ -343,7 +427,7 @@ def test_large_values_with_gaps(values: tuple[int, ...], kind: type) -> None:
 def test_values_at_the_ends_of_int16() -> None:
     data = with_values((0, 32767))
     assert to_classes(data, np.array([32767, 0], np.int16), "x").tolist() == [1, 0]
-    with pytest.raises(Problem, match="-32768"):
+    with pytest.raises(ContextsegError, match="-32768"):
         to_classes(data, np.array([32767, -32768], np.int16), "x")
     assert to_classes(data, np.zeros((0, 2, 2), np.int16), "x").shape == (0, 2, 2)
 
@@ -373,8 +457,10 @@ def test_unknown_is_background_in_files_without_an_ignore_value() -> None:
         (list(range(100)), "2, 3, 4, 5, 6, 7, 8, 9 and 90 more", "this looks like a scan"),
     ],
 )
-def test_wrong_values_are_named_with_where_they_may_come_from(found: list[int], what: str, remedy: str) -> None:
-    with pytest.raises(Problem) as caught:
+def test_wrong_values_are_named_with_where_they_may_come_from(
+    found: list[int], what: str, remedy: str
+) -> None:
+    with pytest.raises(ContextsegError) as caught:
         to_classes(with_values((0, 1)), np.array(found), "labels/a.nii.gz")
     assert caught.value.where == "labels/a.nii.gz"
     assert what in caught.value.what

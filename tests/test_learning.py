@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 
@@ -11,26 +12,35 @@ from typer.testing import CliRunner
 
 from contextseg.cli import app
 from contextseg.data import phantom
-from contextseg.experiments.learning import labels_needed, learning_curve, needed_text
-from contextseg.experiments.statistics import describe
-from contextseg.report.curve import curve_chart
+from contextseg.evaluation.learning_curve import labels_needed, learning_curve, needed_text
+from contextseg.evaluation.statistics import describe
+from contextseg.reports.curve import curve_chart
+from contextseg.studies.compare import parse_grid
+from contextseg.studies.curve import curve
 
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    """Two methods, budgets 2, 10 and all (20), two seeds, two patients; "a" gains 0.1 a budget, "b" is flat."""
+    """Two methods, budgets 2, 10 and all (20), two seeds, two patients;
+
+    "a" gains 0.1 a budget, "b" is flat.
+    """
     rows = []
     for method, start, gain in (("a", 0.5, 0.1), ("b", 0.55, 0.0)):
         for i, budget in enumerate(("2", "10", "all")):
             for seed in (0, 1):
                 for case, shift in (("x", -0.05), ("y", 0.05)):
                     dsc = start + gain * i + shift
-                    rows.append({"method": method, "budget": budget, "seed": seed, "case": case, "dsc": dsc})
+                    rows.append(
+                        {"method": method, "budget": budget, "seed": seed, "case": case, "dsc": dsc}
+                    )
     return pd.DataFrame(rows).assign(status="both")
 
 
 def curve_of(table: pd.DataFrame) -> pd.DataFrame:
-    means = describe(table.assign(**{"class": "liver"}), by=("method", "budget"), metrics=["dsc"], resamples=200)
+    means = describe(
+        table.assign(**{"class": "liver"}), by=("method", "budget"), metrics=["dsc"], resamples=200
+    )
     return learning_curve(means, everything=20)
 
 
@@ -60,14 +70,45 @@ def test_chart_is_drawn(table: pd.DataFrame) -> None:
     assert drawn == curve_chart(curve_of(table), "DSC")
 
 
-def test_the_curve_verb_runs_the_budgets_and_says_what_is_needed(tmp_path: Path) -> None:
+def test_the_curve_verb_runs_the_budgets_and_prints_what_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contextseg.pipeline.report", lambda *_: None)  # the pages of the runs
     data = phantom.write_dataset(tmp_path / "data", labelled=3, test=1)
-    words = ["--methods", "plain=supervised", "--seeds", "0", "--budgets", "1,all", "--goal", "0.01"]
-    small = ["steps=2", "patch_vox=16,16,16", "base_width=4", "batch_size=2", "prediction.mirror=false"]
+    words = [
+        "--methods",
+        "plain=supervised",
+        "--seeds",
+        "0",
+        "--budgets",
+        "1,all",
+        "--goal",
+        "0.01",
+    ]
+    small = [
+        "steps=2",
+        "patch_vox=16,16,16",
+        "base_width=4",
+        "batch_size=2",
+        "prediction.mirror=false",
+    ]
     words += [word for setting in small for word in ("--set", setting)]
-    done = CliRunner().invoke(app, ["curve", str(data), "-o", str(tmp_path / "out"), "--folds", "all", *words])
+    done = CliRunner().invoke(
+        app, ["curve", str(data), "-o", str(tmp_path / "out"), "--folds", "all", *words]
+    )
     assert done.exit_code == 0, done.output
     assert "| plain | " in done.output
     drawn = pd.read_csv(tmp_path / "out" / "test-curve.csv")
     assert drawn[drawn["metric"] == "dsc"]["labels"].tolist() == [1, 3]
     assert "Label efficiency" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+    methods = {"plain": "supervised"}
+    grid = parse_grid(data, tmp_path / "out", methods, "0", "1,all", "all", settings=small)
+    result = curve(grid, [0.01])
+    assert str(result).strip() in done.output
+    assert repr(result) == f"Curve({str(tmp_path / 'out')!r}, test)"
+    assert result.tables["test"].equals(drawn)
+    assert "| plain | 1.0 |" in result.needed["test"]
+    one = curve(replace(grid, budgets=(None,)))
+    assert (one.tables, one.needed, one.comparison.curves) == ({}, {}, {})
+    assert str(one) == str(one.comparison)

@@ -21,14 +21,16 @@ every_size = pytest.mark.parametrize("size", SIZES, ids=["2d", "3d"])
 
 
 def draw(size, items=3, classes=4, seed=0, dtype=torch.float64):
-    """Logits, labels with a third of the voxels unannotated, and flags with some classes unknown."""
+    """Logits, labels with a third of the voxels unannotated, and flags: some classes unknown."""
     g = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(items, classes, *size, generator=g, dtype=dtype)
     label = torch.randint(0, classes, (items, *size), generator=g)
     label[torch.rand(label.shape, generator=g) < 0.33] = IGNORE
     annotated = torch.rand(items, classes, generator=g) < 0.6
     annotated[:, 0] = True
-    annotated[0] = torch.tensor([True, True, False, True][:classes])  # at least one known and one unknown
+    annotated[0] = torch.tensor(
+        [True, True, False, True][:classes]
+    )  # at least one known and one unknown
     return logits, label, annotated
 
 
@@ -39,7 +41,7 @@ def grad(f, logits):
     return loss.detach(), logits.grad
 
 
-# --- a slow reference: voxel by voxel, in probabilities ---------------------------------------------------------------
+# --- a slow reference: voxel by voxel, in probabilities -------------------------------------------
 
 
 def probabilities(logits, known):
@@ -74,14 +76,16 @@ def slow(name, logits, label, annotated):
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_slow_reference(name, size, seed):
     logits, label, annotated = draw(size, seed=seed)
-    assert LOSSES[name](logits, label, annotated).item() == pytest.approx(slow(name, logits, label, annotated), 1e-12)
+    assert LOSSES[name](logits, label, annotated).item() == pytest.approx(
+        slow(name, logits, label, annotated), 1e-12
+    )
     everything = torch.ones_like(annotated)
     expected = slow(name, logits, label, everything)
     assert LOSSES[name](logits, label).item() == pytest.approx(expected, 1e-12)
     assert LOSSES[name](logits.float(), label).item() == pytest.approx(expected, 1e-5)
 
 
-# --- laws -------------------------------------------------------------------------------------------------------------
+# --- laws -----------------------------------------------------------------------------------------
 
 
 @every_loss
@@ -114,7 +118,9 @@ def test_nothing_annotated_is_exactly_zero_with_zero_gradient(name, soft):
 
 @every_loss
 def test_an_empty_batch_is_zero(name):
-    loss, g = grad(lambda z: LOSSES[name](z, torch.zeros(0, 5, 4, dtype=torch.int64)), torch.zeros(0, 3, 5, 4))
+    loss, g = grad(
+        lambda z: LOSSES[name](z, torch.zeros(0, 5, 4, dtype=torch.int64)), torch.zeros(0, 3, 5, 4)
+    )
     assert loss == 0
     assert g.shape == (0, 3, 5, 4)
 
@@ -127,9 +133,13 @@ def test_a_batch_is_the_mean_of_its_items_however_uneven(name, size):
     label[3].view(-1)[1:] = IGNORE  # one voxel, or none
     whole, g = grad(lambda z: LOSSES[name](z, label, annotated), logits)
     for parts in ([slice(i, i + 1) for i in range(5)], [slice(0, None, 2), slice(1, None, 2)]):
-        each = [grad(lambda z, s=s: LOSSES[name](z, label[s], annotated[s]), logits[s]) for s in parts]
+        each = [
+            grad(lambda z, s=s: LOSSES[name](z, label[s], annotated[s]), logits[s]) for s in parts
+        ]
         share = [len(label[s]) / 5 for s in parts]
-        assert sum(n * loss for n, (loss, _) in zip(share, each)).item() == pytest.approx(whole.item(), 1e-12)
+        assert sum(n * loss for n, (loss, _) in zip(share, each)).item() == pytest.approx(
+            whole.item(), 1e-12
+        )
         for s, n, (_, part) in zip(parts, share, each):
             torch.testing.assert_close(n * part, g[s], rtol=1e-12, atol=1e-15)
 
@@ -138,16 +148,18 @@ def test_a_batch_is_the_mean_of_its_items_however_uneven(name, size):
 def test_an_unannotated_item_adds_zero_and_counts(name):
     logits, label, _ = draw((3, 4, 2), items=2)
     label[1] = IGNORE
-    assert LOSSES[name](logits, label).item() == pytest.approx(LOSSES[name](logits[:1], label[:1]).item() / 2, 1e-12)
+    assert LOSSES[name](logits, label).item() == pytest.approx(
+        LOSSES[name](logits[:1], label[:1]).item() / 2, 1e-12
+    )
 
 
 @every_loss
 @every_size
 def test_perfect_logits_cost_nothing_and_wrong_ones_much(name, size):
     _, label, _ = draw(size)
-    sure = 40 * one_hot(label, 4)
-    assert 0 <= LOSSES[name](sure, label).item() < 1e-6
-    assert LOSSES[name](-sure, label).item() > 0.5
+    confident = 40 * one_hot(label, 4)
+    assert 0 <= LOSSES[name](confident, label).item() < 1e-6
+    assert LOSSES[name](-confident, label).item() > 0.5
 
 
 @every_loss
@@ -191,7 +203,9 @@ def test_mass_may_move_between_background_and_an_unknown_class(name, size):
     rest = logits.exp() * ~annotated[:, :, *[None] * len(size)]
     rest[:, 0] = logits[:, 0].exp()
     share = torch.rand_like(rest) * (rest > 0)
-    moved = torch.where(rest > 0, (rest.sum(1, keepdim=True) * share / share.sum(1, keepdim=True)).log(), logits)
+    moved = torch.where(
+        rest > 0, (rest.sum(1, keepdim=True) * share / share.sum(1, keepdim=True)).log(), logits
+    )
     assert not torch.allclose(moved, logits)
     assert torch.equal(moved[2, 1:][annotated[2, 1:]], logits[2, 1:][annotated[2, 1:]])
     expected = LOSSES[name](logits, label, annotated).item()
@@ -206,7 +220,9 @@ def test_a_label_of_an_unknown_class_says_background_or_unknown(name, soft):
     zeroed = torch.where(label == 2, 0, label)
     assert (zeroed != label).any()
     target, same = (one_hot(label, 4), one_hot(zeroed, 4)) if soft else (label, zeroed)
-    assert torch.equal(LOSSES[name](logits, target, annotated), LOSSES[name](logits, same, annotated))
+    assert torch.equal(
+        LOSSES[name](logits, target, annotated), LOSSES[name](logits, same, annotated)
+    )
 
 
 @every_loss
@@ -226,10 +242,14 @@ def test_gradients_against_finite_differences(name, partly):
     flags = annotated if partly else None
     assert torch.autograd.gradcheck(lambda z: LOSSES[name](z, label, flags), [logits])
     # And by a soft target, twice; its unannotated columns stay zero.
-    said = (label != IGNORE).unsqueeze(1)
+    labelled = (label != IGNORE).unsqueeze(1)
     soft = (torch.rand(2, 3, 2, 3, dtype=torch.float64) + 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z, y: LOSSES[name](z, y * said, flags), [logits, soft])
-    assert torch.autograd.gradgradcheck(lambda z, y: LOSSES[name](z, y * said, flags), [logits, soft])
+    assert torch.autograd.gradcheck(
+        lambda z, y: LOSSES[name](z, y * labelled, flags), [logits, soft]
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda z, y: LOSSES[name](z, y * labelled, flags), [logits, soft]
+    )
 
 
 @every_loss
@@ -238,7 +258,7 @@ def test_a_target_of_another_size_is_refused(name):
         LOSSES[name](torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, dtype=torch.int64))
 
 
-# --- single losses ----------------------------------------------------------------------------------------------------
+# --- single losses --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -246,7 +266,9 @@ def test_a_target_of_another_size_is_refused(name):
 def test_cross_entropy_of_one_item_is_torchs(smoothing, weight):
     logits, label, _ = draw((3, 4, 2), items=1)
     tensor = None if weight is None else torch.tensor(weight, dtype=torch.float64)
-    expected = F.cross_entropy(logits, label, tensor, ignore_index=IGNORE, label_smoothing=smoothing)
+    expected = F.cross_entropy(
+        logits, label, tensor, ignore_index=IGNORE, label_smoothing=smoothing
+    )
     for target in (label, one_hot(label, 4)):
         ours = losses.cross_entropy(logits, target, weight=weight, smoothing=smoothing)
         assert ours.item() == pytest.approx(expected.item(), 1e-12)
@@ -267,10 +289,14 @@ def test_dice_by_hand():
     p = torch.tensor([0.75, 0.25, 0.5, 0.9], dtype=torch.float64)
     logits = torch.stack([(1 - p).log(), p.log()]).view(1, 2, 2, 2)
     label = torch.tensor([[[1, 0], [1, IGNORE]]])
-    assert losses.soft_dice(logits, label, eps=0).item() == pytest.approx(1 - 2 * 1.25 / (1.5 + 2), 1e-12)
+    assert losses.soft_dice(logits, label, eps=0).item() == pytest.approx(
+        1 - 2 * 1.25 / (1.5 + 2), 1e-12
+    )
     # A soft target of 0.5 everywhere annotated.
     soft = one_hot(label, 2).double().sum(1, keepdim=True).expand(1, 2, 2, 2) / 2
-    assert losses.soft_dice(logits, soft, eps=0).item() == pytest.approx(1 - 2 * 0.75 / (1.5 + 1.5), 1e-12)
+    assert losses.soft_dice(logits, soft, eps=0).item() == pytest.approx(
+        1 - 2 * 0.75 / (1.5 + 1.5), 1e-12
+    )
 
 
 def test_dice_of_an_absent_class():
@@ -282,7 +308,10 @@ def test_dice_of_an_absent_class():
 
 def test_dice_skips_unknown_classes():
     logits, label, _ = draw((3, 4, 2), items=1)
-    single = [losses.soft_dice(logits, label, torch.tensor([[True, *(i == k for i in (1, 2, 3))]])) for k in (1, 2, 3)]
+    single = [
+        losses.soft_dice(logits, label, torch.tensor([[True, *(i == k for i in (1, 2, 3))]]))
+        for k in (1, 2, 3)
+    ]
     assert losses.soft_dice(logits, label).item() == pytest.approx(sum(single).item() / 3, 1e-12)
     assert losses.soft_dice(logits, label, torch.tensor([[True, False, False, False]])).item() == 0
 
@@ -297,24 +326,32 @@ def test_pooled_dice_has_the_sums_of_all_items(size, soft):
     for k in (1, 2, 3):
         both = total = 0.0
         for i in range(4):
-            p = torch.from_numpy(probabilities(logits[i].flatten(1).numpy(), annotated[i].numpy()))[k]
-            y, said = label[i].flatten() == k, label[i].flatten() != IGNORE
+            p = torch.from_numpy(probabilities(logits[i].flatten(1).numpy(), annotated[i].numpy()))[
+                k
+            ]
+            y, labelled = label[i].flatten() == k, label[i].flatten() != IGNORE
             if annotated[i, k]:
                 both += float(p[y].sum())
-                total += float(p[said].sum() + y.sum())
+                total += float(p[labelled].sum() + y.sum())
         dice[k] = 1 - (2 * both + 1e-5) / (total + 1e-5)
     each = [[dice[k] for k in dice if annotated[i, k]] for i in range(3)]
     expected = sum(sum(d) / len(d) for d in each if d) / 4
-    assert losses.soft_dice(logits, target, annotated, pooled=True).item() == pytest.approx(expected, 1e-9)
+    assert losses.soft_dice(logits, target, annotated, pooled=True).item() == pytest.approx(
+        expected, 1e-9
+    )
     ce = losses.cross_entropy(logits, target, annotated).item()
-    assert losses.dice_ce(logits, target, annotated, pooled=True).item() == pytest.approx(expected + ce, 1e-9)
+    assert losses.dice_ce(logits, target, annotated, pooled=True).item() == pytest.approx(
+        expected + ce, 1e-9
+    )
 
 
 @pytest.mark.parametrize("name", losses.POOLED)
 def test_pooling_changes_nothing_for_one_item_and_keeps_the_laws(name):
     loss = partial(LOSSES[name], pooled=True)
     logits, label, annotated = draw((3, 4, 2), items=1)
-    assert loss(logits, label, annotated).item() == pytest.approx(LOSSES[name](logits, label, annotated).item(), 1e-12)
+    assert loss(logits, label, annotated).item() == pytest.approx(
+        LOSSES[name](logits, label, annotated).item(), 1e-12
+    )
     assert loss(logits[:0], label[:0]) == 0
     silent, g = grad(lambda z: loss(z, torch.full_like(label, IGNORE), annotated), logits)
     assert silent == 0
@@ -325,47 +362,67 @@ def test_pooling_changes_nothing_for_one_item_and_keeps_the_laws(name):
 
 
 def test_a_patch_without_the_organ_weighs_what_its_voxels_do_when_pooled():
-    """Three voxels falsely found: alone they are all that there is of the class, pooled a twentieth of it."""
+    """Three voxels falsely found:
+
+    alone they are all that there is of the class, pooled a twentieth of it.
+    """
     label = torch.zeros(2, 10, 10, dtype=torch.int64)
     label[0, :6] = 1
-    sure = torch.where(label == 1, 20.0, -20.0)
-    sure[1, 0, :3] = 20.0
-    logits = torch.stack([-sure, sure], 1)
+    confident = torch.where(label == 1, 20.0, -20.0)
+    confident[1, 0, :3] = 20.0
+    logits = torch.stack([-confident, confident], 1)
     assert losses.soft_dice(logits, label).item() == pytest.approx(0.5, abs=1e-3)
-    assert losses.soft_dice(logits, label, pooled=True).item() == pytest.approx(1 - 120 / 123, abs=1e-3)
+    assert losses.soft_dice(logits, label, pooled=True).item() == pytest.approx(
+        1 - 120 / 123, abs=1e-3
+    )
 
 
 def test_focal_by_hand():
-    p = torch.tensor([0.9, 0.2], dtype=torch.float64)  # of class 1, at a voxel of class 1 and one of class 0
+    p = torch.tensor(
+        [0.9, 0.2], dtype=torch.float64
+    )  # of class 1, at a voxel of class 1 and one of class 0
     logits = torch.stack([(1 - p).log(), p.log()]).view(1, 2, 1, 2)
     label = torch.tensor([[[1, 0]]])
     expected = (-0.8 * 0.1**3 * math.log(0.9) - 0.2 * 0.2**3 * math.log(0.8)) / 2
     alpha = torch.tensor([0.2, 0.8], dtype=torch.float64)
-    assert losses.focal(logits, label, gamma=3.0, alpha=alpha).item() == pytest.approx(expected, 1e-10)
+    assert losses.focal(logits, label, gamma=3.0, alpha=alpha).item() == pytest.approx(
+        expected, 1e-10
+    )
 
 
 def test_focal_without_gamma_is_cross_entropy():
     logits, label, annotated = draw((3, 4, 2))
     expected = losses.cross_entropy(logits, label, annotated).item()
-    assert losses.focal(logits, label, annotated, gamma=0.0).item() == pytest.approx(expected, 1e-12)
+    assert losses.focal(logits, label, annotated, gamma=0.0).item() == pytest.approx(
+        expected, 1e-12
+    )
 
 
 def test_focal_with_gamma_below_one_has_a_finite_slope_at_certainty():
-    _, g = grad(lambda z: losses.focal(z, torch.zeros(1, 1, 1, dtype=torch.int64), gamma=0.5), torch.zeros(1, 2, 1, 1))
+    _, g = grad(
+        lambda z: losses.focal(z, torch.zeros(1, 1, 1, dtype=torch.int64), gamma=0.5),
+        torch.zeros(1, 2, 1, 1),
+    )
     assert g.flatten()[0] < 0
-    sure = torch.tensor([90.0, -90.0]).view(1, 2, 1, 1)
-    _, g = grad(lambda z: losses.focal(z, torch.zeros(1, 1, 1, dtype=torch.int64), gamma=0.5), sure)
+    confident = torch.tensor([90.0, -90.0]).view(1, 2, 1, 1)
+    _, g = grad(
+        lambda z: losses.focal(z, torch.zeros(1, 1, 1, dtype=torch.int64), gamma=0.5), confident
+    )
     assert g.isfinite().all()
 
 
 def test_dice_ce_is_the_sum_of_both():
     logits, label, annotated = draw((3, 4, 2))
     w, s = torch.tensor([1.0, 2.0, 0.5, 1.5], dtype=torch.float64), 0.2
-    both = losses.cross_entropy(logits, label, annotated, w, s) + losses.soft_dice(logits, label, annotated, 1e-3)
-    assert losses.dice_ce(logits, label, annotated, w, s, 1e-3).item() == pytest.approx(both.item(), 1e-12)
+    both = losses.cross_entropy(logits, label, annotated, w, s) + losses.soft_dice(
+        logits, label, annotated, 1e-3
+    )
+    assert losses.dice_ce(logits, label, annotated, w, s, 1e-3).item() == pytest.approx(
+        both.item(), 1e-12
+    )
 
 
-# --- one_hot, merge_unknown -------------------------------------------------------------------------------------------
+# --- one_hot, merge_unknown -----------------------------------------------------------------------
 
 
 @every_size
@@ -392,11 +449,14 @@ def test_merging_touches_only_the_items_that_need_it():
 
 
 def test_merging_by_hand():
-    # Probabilities 1/6, 2/6, 3/6 with class 2 unknown: "background or class 2" has 4/6. The gradient of -log of it is
-    # p_k - p_k / (4/6) for its two members and p_k for the other: 1/6 - 1/4, 2/6, 3/6 - 3/4.
+    # Probabilities 1/6, 2/6, 3/6 with class 2 unknown: "background or class 2" has 4/6. The
+    # gradient of -log of it is p_k - p_k / (4/6) for its two members and p_k for the other: 1/6 -
+    # 1/4, 2/6, 3/6 - 3/4.
     z = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).log().view(1, 3, 1, 1)
     annotated = torch.tensor([[True, True, False]])
-    loss, g = grad(lambda z: losses.cross_entropy(z, torch.zeros(1, 1, 1, dtype=torch.int64), annotated), z)
+    loss, g = grad(
+        lambda z: losses.cross_entropy(z, torch.zeros(1, 1, 1, dtype=torch.int64), annotated), z
+    )
     assert loss.item() == pytest.approx(-math.log(4 / 6), 1e-12)
     np.testing.assert_allclose(g.flatten(), [-1 / 12, 1 / 3, -1 / 4], rtol=1e-12)
 
@@ -409,7 +469,7 @@ def test_the_merged_logits_survive_half_precision():
     assert (merged.half().softmax(1)[:, 2] == 0).all()
 
 
-# --- deep supervision -------------------------------------------------------------------------------------------------
+# --- deep supervision -----------------------------------------------------------------------------
 
 
 def test_deep_weights_by_hand():
@@ -417,7 +477,9 @@ def test_deep_weights_by_hand():
     np.testing.assert_allclose(deep_weights(4), [8 / 15, 4 / 15, 2 / 15, 1 / 15], rtol=1e-15)
 
 
-@pytest.mark.parametrize(("size", "new"), [((8, 6), (4, 3)), ((9, 5), (5, 3)), ((7, 13, 4), (2, 4, 4)), ((5,), (1,))])
+@pytest.mark.parametrize(
+    ("size", "new"), [((8, 6), (4, 3)), ((9, 5), (5, 3)), ((7, 13, 4), (2, 4, 4)), ((5,), (1,))]
+)
 def test_hard_labels_shrink_as_torchs_nearest_exact(size, new):
     label = torch.arange(2 * math.prod(size)).view(2, *size)
     expected = F.interpolate(label[:, None].double(), new, mode="nearest-exact")[:, 0]
@@ -434,8 +496,8 @@ def test_a_target_of_the_right_size_is_left_alone():
 def test_soft_targets_shrink_over_annotated_voxels():
     # Class 1 has 0.2, 0.4 | 1, unannotated | twice unannotated.
     one = torch.tensor([0.2, 0.4, 1.0, 0.0, 0.0, 0.0])
-    said = torch.tensor([1.0, 1, 1, 0, 0, 0])
-    target = torch.stack([said - one, one])[None, :, None]
+    labelled = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    target = torch.stack([labelled - one, one])[None, :, None]
     small = shrunk(target, (1, 3))
     np.testing.assert_allclose(small[0, :, 0], [[0.7, 0, 0], [0.3, 1, 0]], atol=1e-7)
 
@@ -448,15 +510,20 @@ def test_deep_is_the_weighted_sum_over_levels(name, size):
     other = torch.randn(3, 4, *small, dtype=torch.float64)
     f = LOSSES[name]
     expected = (2 * f(logits, label, annotated) + f(other, shrunk(label, small), annotated)) / 3
-    assert deep(f, [logits, other], label, annotated).item() == pytest.approx(expected.item(), 1e-12)
+    assert deep(f, [logits, other], label, annotated).item() == pytest.approx(
+        expected.item(), 1e-12
+    )
     assert torch.equal(deep(f, logits, label, annotated), f(logits, label, annotated))
     assert torch.equal(deep(f, [logits], label, annotated), f(logits, label, annotated))
     zero = deep(f, [logits, other], label, annotated, weights=[0.0, 3.0])
     assert zero.item() == pytest.approx(3 * f(other, shrunk(label, small), annotated).item(), 1e-12)
 
 
-def test_deep_hears_nothing_where_nobody_has_spoken():
-    outputs = [torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)]
+def test_deep_ignores_what_is_not_annotated():
+    outputs = [
+        torch.randn(2, 3, 8, 8, requires_grad=True),
+        torch.randn(2, 3, 4, 4, requires_grad=True),
+    ]
     for target in (torch.full((2, 8, 8), IGNORE), torch.zeros(2, 3, 8, 8)):
         loss = deep(losses.dice_ce, outputs, target)
         assert loss == 0

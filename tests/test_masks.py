@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from contextseg.data.listing import Case
 from contextseg.data.masks import check_masks, label_names, mask_files, read_masks, structures
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.volume import Volume, write
 
 SHAPE = (6, 8, 10)
@@ -28,7 +28,11 @@ def box(*slices: slice) -> np.ndarray:
     return mask
 
 
-LIVER, TUMOUR, SPLEEN = box(slice(0, 4), slice(0, 4)), box(slice(3, 5), slice(2, 4)), box(slice(5, 6))
+LIVER, TUMOUR, SPLEEN = (
+    box(slice(0, 4), slice(0, 4)),
+    box(slice(3, 5), slice(2, 4)),
+    box(slice(5, 6)),
+)
 
 
 def put_structures(folder: Path, case: str, inside: str = "", **masks: np.ndarray) -> None:
@@ -36,7 +40,7 @@ def put_structures(folder: Path, case: str, inside: str = "", **masks: np.ndarra
         write(folder / case / inside / f"{name}.nii.gz", Volume(mask, AFFINE))
 
 
-# --- layouts ----------------------------------------------------------------------------------------------------------
+# --- layouts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inside", ["", "segmentations"])
@@ -45,23 +49,23 @@ def test_a_folder_of_masks_for_each_case(tmp_path: Path, inside: str) -> None:
     put_structures(tmp_path, "b", inside, liver=LIVER, adrenal=TUMOUR)
     names = structures(tmp_path, ["b", "a"])
     assert names == structures(tmp_path, ["a", "b"]) == ("adrenal", "liver", "spleen")
-    found, told = read_masks(tmp_path, "a", scan(), names)
-    assert (told, found.dtype, found.shape) == (names, np.int16, SHAPE)
-    np.testing.assert_array_equal(found, 2 * LIVER + 3 * SPLEEN)  # these do not overlap
-    found, told = read_masks(tmp_path, "a", scan())
-    assert told == ("liver", "spleen")
-    np.testing.assert_array_equal(found, 1 * LIVER + 2 * SPLEEN)
-    found, _ = read_masks(tmp_path, "b", scan(), ["spleen"])
-    assert not found.any()
+    masks, present = read_masks(tmp_path, "a", scan(), names)
+    assert (present, masks.dtype, masks.shape) == (names, np.int16, SHAPE)
+    np.testing.assert_array_equal(masks, 2 * LIVER + 3 * SPLEEN)  # these do not overlap
+    masks, present = read_masks(tmp_path, "a", scan())
+    assert present == ("liver", "spleen")
+    np.testing.assert_array_equal(masks, 1 * LIVER + 2 * SPLEEN)
+    masks, _ = read_masks(tmp_path, "b", scan(), ["spleen"])
+    assert not masks.any()
 
 
 def test_where_masks_overlap_the_later_name_has_it(tmp_path: Path) -> None:
     put_structures(tmp_path, "a", liver=LIVER, tumour=255 * TUMOUR)
     assert (LIVER & TUMOUR).any()
-    found, _ = read_masks(tmp_path, "a", scan(), ["liver", "tumour"])
-    np.testing.assert_array_equal(found, np.where(TUMOUR, 2, LIVER))
-    found, _ = read_masks(tmp_path, "a", scan(), ["tumour", "liver"])
-    np.testing.assert_array_equal(found, np.where(LIVER, 2, TUMOUR))
+    masks, _ = read_masks(tmp_path, "a", scan(), ["liver", "tumour"])
+    np.testing.assert_array_equal(masks, np.where(TUMOUR, 2, LIVER))
+    masks, _ = read_masks(tmp_path, "a", scan(), ["tumour", "liver"])
+    np.testing.assert_array_equal(masks, np.where(LIVER, 2, TUMOUR))
 
 
 @pytest.mark.parametrize(
@@ -79,11 +83,11 @@ def test_label_maps_with_a_table(tmp_path: Path, file: str, table: object) -> No
     assert label_names(tmp_path) == {0: "background", 2: "spleen", 7: "liver"}
     names = structures(tmp_path, ["a"])
     assert names == ("spleen", "liver")  # by value
-    found, told = read_masks(tmp_path, "a", scan(), names)
-    assert told == names
-    np.testing.assert_array_equal(found, 2 * LIVER + SPLEEN)
-    found, told = read_masks(tmp_path, "a", scan(), ["liver"])
-    np.testing.assert_array_equal(found, LIVER)
+    masks, present = read_masks(tmp_path, "a", scan(), names)
+    assert present == names
+    np.testing.assert_array_equal(masks, 2 * LIVER + SPLEEN)
+    masks, present = read_masks(tmp_path, "a", scan(), ["liver"])
+    np.testing.assert_array_equal(masks, LIVER)
     np.testing.assert_array_equal(read_masks(tmp_path, "a", scan())[0], 2 * LIVER + SPLEEN)
 
 
@@ -113,7 +117,7 @@ def test_what_else_lies_there(tmp_path: Path) -> None:
     assert mask_files(tmp_path / ".hidden") == ("", {})
 
 
-# --- grids ------------------------------------------------------------------------------------------------------------
+# --- grids ----------------------------------------------------------------------------------------
 
 
 def itk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
@@ -134,30 +138,39 @@ def turned(affine: np.ndarray, degrees: float) -> np.ndarray:
 
 @pytest.mark.parametrize("degrees", [0.0, 12.0])
 @pytest.mark.parametrize("spacing", [(2.9, 1.1, 0.8), (0.7, 2.3, 3.1)])
-def test_another_grid_as_itk_does_it(tmp_path: Path, degrees: float, spacing: tuple[float, ...]) -> None:
-    """Masks with a part outside the scan, flipped and turned, of finer and coarser voxels; all voxels but those on an
-    edge, where ITK takes half a voxel more or less.
+def test_another_grid_as_itk_does_it(
+    tmp_path: Path, degrees: float, spacing: tuple[float, ...]
+) -> None:
+    """Masks with a part outside the scan, flipped and turned, of finer and coarser voxels; all
+    voxels but those on an edge, where ITK takes half a voxel more or less.
     """
     affine = turned(
-        np.array([[0, 0, -spacing[2], 1], [0, spacing[1], 0, 2], [spacing[0], 0, 0, -1.0], [0, 0, 0, 1]]), degrees
+        np.array(
+            [[0, 0, -spacing[2], 1], [0, spacing[1], 0, 2], [spacing[0], 0, 0, -1.0], [0, 0, 0, 1]]
+        ),
+        degrees,
     )
     label = np.random.default_rng(1).integers(0, 4, (9, 7, 11)).astype(np.uint8)
     write(tmp_path / "a.nii.gz", Volume(label, affine))
-    found, _ = read_masks(tmp_path, "a", scan(), ["label_1", "label_2", "label_3"])
+    masks, _ = read_masks(tmp_path, "a", scan(), ["label_1", "label_2", "label_3"])
     expected = sitk.Resample(
         itk(label, affine), itk(scan().array[0], AFFINE), sitk.Transform(), sitk.sitkNearestNeighbor
     )
-    differ = found != sitk.GetArrayFromImage(expected)
+    differ = masks != sitk.GetArrayFromImage(expected)
     index = np.indices(SHAPE).reshape(3, -1)
-    place = np.linalg.solve(affine, AFFINE @ np.vstack([index, np.ones(index.shape[1])]))[:3].reshape(3, *SHAPE)
+    place = np.linalg.solve(affine, AFFINE @ np.vstack([index, np.ones(index.shape[1])]))[
+        :3
+    ].reshape(3, *SHAPE)
     edge = (np.abs(place + 0.5 - np.rint(place + 0.5)) < 5e-3).any(0)
     assert edge.mean() < 0.1
-    assert (found > 0).mean() > 0.1
+    assert (masks > 0).mean() > 0.1
     assert not (differ & ~edge).any()
 
 
 def test_turning_the_axes_loses_nothing(tmp_path: Path) -> None:
-    """A mask in another orientation, and one of a part of the scan, are moved to their places voxel by voxel."""
+    """A mask in another orientation, and one of a part of the scan, are moved to their places voxel
+    by voxel.
+    """
     label = Volume(np.random.default_rng(1).integers(0, 4, SHAPE).astype(np.uint8), AFFINE)
     write(tmp_path / "a.nii.gz", label.oriented("LPI"))
     np.testing.assert_array_equal(read_masks(tmp_path, "a", scan())[0], label.array)
@@ -169,19 +182,22 @@ def test_turning_the_axes_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_an_edge_half_way_is_straight(tmp_path: Path) -> None:
-    """Voxels of 0.6 mm on a scan of 0.3 mm: every second centre lies half-way, but for the header's float32."""
+    """Voxels of 0.6 mm on a scan of 0.3 mm:
+
+    every second centre lies half-way, but for the header's float32.
+    """
     affine = np.diag([0.6, 0.6, 0.6, 1])
     affine[:3, 3] = -103.1
     label = np.zeros((4, 300, 4), np.uint8)
     label[:, ::2] = 1
     write(tmp_path / "a.nii.gz", Volume(label, affine))
     fine = affine @ np.diag([0.5, 0.5, 0.5, 1])
-    found, _ = read_masks(tmp_path, "a", Volume(np.zeros((1, 8, 599, 8), np.int8), fine))
+    masks, _ = read_masks(tmp_path, "a", Volume(np.zeros((1, 8, 599, 8), np.int8), fine))
     rows = np.minimum((np.arange(599) + 1) // 2, 299)  # centres at 0, 0.5, 1, ...: 0, 1, 1, 2, 2
-    np.testing.assert_array_equal(found[2, :, 2], label[1, rows, 1])
+    np.testing.assert_array_equal(masks[2, :, 2], label[1, rows, 1])
 
 
-# --- what can be wrong ------------------------------------------------------------------------------------------------
+# --- what can be wrong ----------------------------------------------------------------------------
 
 
 def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:
@@ -203,7 +219,7 @@ def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     write(masks / "two.mha", Volume(LIVER, AFFINE))
     cases = [Case(name, (images / f"{name}.nii.gz",)) for name in names]
     seen: list[tuple[int, int]] = []
-    found = check_masks(masks, cases, progress=lambda done, of: seen.append((done, of)))
+    problems = check_masks(masks, cases, progress=lambda done, of: seen.append((done, of)))
     whats = [
         "no masks of this case",
         "truncated or damaged",
@@ -212,13 +228,13 @@ def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:
         "differs from the other masks'",
         "no place in common",
     ]
-    assert len(found) == len(whats)
-    for problem, what, name in zip(found, whats, names[1:]):
+    assert len(problems) == len(whats)
+    for problem, what, name in zip(problems, whats, names[1:]):
         assert what in problem.what
         assert name in problem.where
     assert seen == [(i, 7) for i in range(1, 8)]
     assert check_masks(masks, cases[:1]) == []
-    with pytest.raises(Problem, match="no masks of this case"):
+    with pytest.raises(ContextsegError, match="no masks of this case"):
         structures(masks, ["ok", "gone"])
 
 
@@ -234,10 +250,10 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 def test_values_that_mean_nothing(tmp_path: Path) -> None:
     write(tmp_path / "a.nii.gz", Volume(7 * LIVER, AFFINE))
     (tmp_path / "labels.json").write_text('{"liver": 1}', encoding="utf-8")
-    with pytest.raises(Problem, match=r"a\.nii\.gz.*label table does not have: 7"):
+    with pytest.raises(ContextsegError, match=r"a\.nii\.gz.*label table does not have: 7"):
         read_masks(tmp_path, "a", scan())
     (tmp_path / "labels.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(Problem, match="not a JSON object"):
+    with pytest.raises(ContextsegError, match="not a JSON object"):
         read_masks(tmp_path, "a", scan())
     assert "not a JSON object" in check_masks(tmp_path, [Case("a", (Path(),))] * 2)[0].what
 
@@ -246,5 +262,5 @@ def test_a_scan_is_no_mask(tmp_path: Path) -> None:
     write(tmp_path / "a.nii.gz", Volume(np.arange(480, dtype=np.int16).reshape(SHAPE), AFFINE))
     write(tmp_path / "b.nii.gz", Volume(-1000 * LIVER.astype(np.int16), AFFINE))
     for case in ("a", "b"):
-        with pytest.raises(Problem, match="a scan instead of a label map"):
+        with pytest.raises(ContextsegError, match="a scan instead of a label map"):
             read_masks(tmp_path, case, scan())

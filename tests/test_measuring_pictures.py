@@ -1,4 +1,7 @@
-"""The pictures of docs/measuring.md: those that are shown exist, and their numbers are what the library says."""
+"""The pictures of docs/measuring.md:
+
+those that are shown exist, and their numbers are what the library says.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,11 @@ PICTURES = SCRIPT.pictures()
 def _notes(name: str) -> dict[str, str]:
     """The texts beneath a committed picture's panels, by their id, PANEL-COLUMN."""
     root = ElementTree.parse(DOCS / "measuring" / f"{name}.svg").getroot()
-    groups = [g for g in root.iter("{http://www.w3.org/2000/svg}g") if re.fullmatch(r"\d-\w+", g.get("id", ""))]
+    groups = [
+        g
+        for g in root.iter("{http://www.w3.org/2000/svg}g")
+        if re.fullmatch(r"\d-\w+", g.get("id", ""))
+    ]
     return {g.attrib["id"]: "".join(g.itertext()).strip() for g in groups}
 
 
@@ -53,9 +60,18 @@ def test_numbers_in_a_picture_are_what_the_library_says(name: str) -> None:
     notes = _notes(name)
     expected: dict[str, float] = {}
     for k, panel in enumerate(PICTURES[name]):
-        rule = {"tolerance_mm": panel.tolerance_mm, "convention": panel.convention, "near_mm": panel.near_mm}
+        rule = {
+            "tolerance_mm": panel.tolerance_mm,
+            "convention": panel.convention,
+            "near_mm": panel.near_mm,
+        }
         (row,) = evaluate_case(
-            panel.pred.astype(int), panel.ref.astype(int), panel.spacing_mm, {"x": [1]}, lesions=True, **rule
+            panel.pred.astype(int),
+            panel.ref.astype(int),
+            panel.spacing_mm,
+            {"x": [1]},
+            lesions=True,
+            **rule,
         )
         expected |= {f"{k}-{column}": row[column] for line in panel.shows for column in line}
     assert notes.keys() == expected.keys()
@@ -64,11 +80,15 @@ def test_numbers_in_a_picture_are_what_the_library_says(name: str) -> None:
         if isnan(value):
             assert notes[key].endswith("undefined")
         else:
-            assert [float(number) for number in numbers] == [pytest.approx(value, abs=0.00501)], notes[key]
+            assert [float(number) for number in numbers] == [pytest.approx(value, abs=0.00501)], (
+                notes[key]
+            )
 
 
 def test_calibration_by_hand() -> None:
-    """The mean of |right / n - confidence|, each group by its voxels: of the second (1 + 2 + 3) / 30."""
+    """The mean of |right / n - confidence|, each group by its voxels: of the second (1 + 2 + 3)
+    / 30.
+    """
     notes = _notes("calibration")
     for k, panel in enumerate(SCRIPT.reliabilities()):
         apart = sum(abs(right - n * p) for p, n, right in panel.groups)
@@ -87,7 +107,9 @@ def test_overlap_counts_by_hand() -> None:
 
 
 def test_conventions_differ_for_the_reasons_given() -> None:
-    """From voxels alone: the larger of two interpolated percentiles (monai), one percentile of both (medpy)."""
+    """From voxels alone: the larger of two interpolated percentiles (monai), one percentile of
+    both (medpy).
+    """
     from scipy.ndimage import binary_erosion
     from scipy.spatial.distance import cdist
 

@@ -13,14 +13,16 @@ import torch.multiprocessing as mp
 import laws
 from contextseg.batch import IGNORE
 from contextseg.methods import METHODS, Method
-from contextseg.train import Stopped
+from contextseg.training import Stopped
 
 torch.set_num_threads(1)
 NAMES = [name for name, entry in METHODS.items() if not getattr(entry, "guided", False)]
 """A guided method (propagation) segments nothing by itself: tests/test_fill.py."""
-every = pytest.mark.parametrize(("name", "dims"), [(name, dims) for name in NAMES for dims in (2, 3)])
+every = pytest.mark.parametrize(
+    ("name", "dims"), [(name, dims) for name in NAMES for dims in (2, 3)]
+)
 AGAIN = {"pseudo": "cps", "cmu-pretrain": "cmu"}
-"""Recipes whose last model is another's: the laws that take longest are told of them by `make test-slow`."""
+"""Recipes whose last model is another's: the longest laws run over them with `make test-slow`."""
 
 
 def costly(*values: object) -> object:
@@ -32,14 +34,18 @@ def weights(method: Method) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in method.state_dict().items()}
 
 
-@pytest.mark.parametrize(("name", "dims"), [costly(name, dims) for name in NAMES for dims in (2, 3)])
+@pytest.mark.parametrize(
+    ("name", "dims"), [costly(name, dims) for name in NAMES for dims in (2, 3)]
+)
 def test_learns(name: str, dims: int, tmp_path: Path) -> None:
-    method = laws.teach(laws.make(name, dims, seed=1), tmp_path, 100, dims, labelled=3, lr=0.1).eval()
+    method = laws.train_briefly(
+        laws.make(name, dims, seed=1), tmp_path, 100, dims, labelled=3, lr=0.1
+    ).eval()
     b = laws.batch(10_000, dims=dims)
     with torch.no_grad():
-        found = method.predict(b.image).argmax(1)
+        prediction = method.predict(b.image).argmax(1)
     known = b.label != IGNORE
-    p, y = (found == 1) & known, b.label == 1
+    p, y = (prediction == 1) & known, b.label == 1
     assert 2 * (p & y).sum() / (p.sum() + y.sum()) > 0.7
 
 
@@ -47,7 +53,7 @@ def test_learns(name: str, dims: int, tmp_path: Path) -> None:
 def test_every_trainable_parameter_moves(name: str, dims: int, tmp_path: Path) -> None:
     method = laws.make(name, dims)
     before = weights(method)
-    laws.teach(method, tmp_path, 2, dims)
+    laws.train_briefly(method, tmp_path, 2, dims)
     trainable = [n for n, p in method.named_parameters() if p.requires_grad]
     assert trainable
     assert [n for n in trainable if torch.equal(method.state_dict()[n], before[n])] == []
@@ -57,7 +63,7 @@ def test_every_trainable_parameter_moves(name: str, dims: int, tmp_path: Path) -
 def test_interrupted_equals_uninterrupted_bit_for_bit(
     name: str, dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = weights(laws.teach(laws.make(name, dims), tmp_path / "whole", 5, dims))
+    whole = weights(laws.train_briefly(laws.make(name, dims), tmp_path / "whole", 5, dims))
     real, seen = laws.batch, []
 
     def interrupting(n: int, *args: int, **kwargs: int) -> object:
@@ -68,8 +74,10 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(
 
     monkeypatch.setattr(laws, "batch", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        laws.teach(laws.make(name, dims), tmp_path / "part", 5, dims, save_every=2)
-    resumed = weights(laws.teach(laws.make(name, dims, seed=99), tmp_path / "part", 5, dims, save_every=2))
+        laws.train_briefly(laws.make(name, dims), tmp_path / "part", 5, dims, save_every=2)
+    resumed = weights(
+        laws.train_briefly(laws.make(name, dims, seed=99), tmp_path / "part", 5, dims, save_every=2)
+    )
     assert seen == [0, 1, 2, 3, 2, 3, 4]
     assert all(torch.equal(whole[n], resumed[n]) for n in whole)
 
@@ -89,7 +97,7 @@ def test_what_lies_under_ignore_changes_no_loss(name: str, dims: int) -> None:
     nothing.label[:] = IGNORE
     losses = method(nothing)
     assert all(torch.isfinite(term) for term in losses.values())
-    assert float(losses["seg"].detach()) == 0  # ... and none teaches nothing about labels
+    assert float(losses["seg"].detach()) == 0  # ... without any, the term is 0
     losses["seg"].backward()
     assert all(p.grad is None or float(p.grad.abs().max()) == 0 for p in method.parameters())
 
@@ -100,8 +108,14 @@ def test_what_is_slow_is_another_methods_model_again(recipe: str, other: str) ->
 
 
 def sgd(method: Method) -> Method:
-    """Plain steps show the gradient itself; momentum, clipping or Adam would hide or amplify rounding."""
-    groups = {n: [p for g in o.param_groups for p in g["params"]] for n, o in method.optimizers(0.1).items()}
+    """Plain steps show the gradient itself;
+
+    momentum, clipping or Adam would hide or amplify rounding.
+    """
+    groups = {
+        n: [p for g in o.param_groups for p in g["params"]]
+        for n, o in method.optimizers(0.1).items()
+    }
     method.optimizers = lambda lr: {n: torch.optim.SGD(ps, 0.1) for n, ps in groups.items()}  # type: ignore[method-assign]
     return method
 
@@ -109,17 +123,23 @@ def sgd(method: Method) -> Method:
 def one_rank_of_two(rank: int, name: str, dims: int, labelled: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    laws.teach(sgd(laws.make(name, dims)), folder, 1, dims, labelled, clip=1e9)
+    laws.train_briefly(sgd(laws.make(name, dims)), folder, 1, dims, labelled, clip=1e9)
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("labelled", "dims"), [(1, 3), (4, 2)])  # 1: one rank has annotation, the other none
+@pytest.mark.parametrize(
+    ("labelled", "dims"), [(1, 3), (4, 2)]
+)  # 1: one rank has annotation, the other none
 @pytest.mark.parametrize("name", [costly(name) for name in NAMES])
 def test_two_ranks_equal_one(name: str, labelled: int, dims: int, tmp_path: Path) -> None:
     before = weights(laws.make(name, dims))
     mp.spawn(one_rank_of_two, (name, dims, labelled, tmp_path), nprocs=2)
     two = torch.load(tmp_path / "model.pt", weights_only=True)
-    one = weights(laws.teach(sgd(laws.make(name, dims)), tmp_path / "one", 1, dims, labelled, clip=1e9))
+    one = weights(
+        laws.train_briefly(
+            sgd(laws.make(name, dims)), tmp_path / "one", 1, dims, labelled, clip=1e9
+        )
+    )
     moved = max(float((one[n] - before[n]).abs().max()) for n in one)
     assert max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-4 * moved
 
@@ -137,7 +157,7 @@ def test_predict_has_the_shape_of_its_input(name: str, dims: int) -> None:
 
 @every
 def test_state_survives_save_and_load(name: str, dims: int, tmp_path: Path) -> None:
-    method = laws.teach(laws.make(name, dims), tmp_path, 2, dims).eval()
+    method = laws.train_briefly(laws.make(name, dims), tmp_path, 2, dims).eval()
     other = laws.make(name, dims, seed=5)
     other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     image = laws.batch(3, dims=dims).image
@@ -161,16 +181,16 @@ def test_asked_to_stop_it_stops_after_a_checkpoint(
 
     monkeypatch.setattr(laws, "batch", terminated)
     with pytest.raises(Stopped):
-        laws.teach(laws.make(name, dims), tmp_path, 5, dims)
+        laws.train_briefly(laws.make(name, dims), tmp_path, 5, dims)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
     assert not (tmp_path / "model.pt").exists()
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    from contextseg.disk import Problem
+    from contextseg.errors import ContextsegError
 
-    laws.teach(laws.make("supervised"), tmp_path, 1)
+    laws.train_briefly(laws.make("supervised"), tmp_path, 1)
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(Problem, match=r"checkpoint\.pt"):
-        laws.teach(laws.make("supervised"), tmp_path, 2)
+    with pytest.raises(ContextsegError, match=r"checkpoint\.pt"):
+        laws.train_briefly(laws.make("supervised"), tmp_path, 2)

@@ -1,4 +1,7 @@
-"""Windows give back what went in; the label map is that of interpolating everything, at a part of the cost."""
+"""Sliding windows give back what went in.
+
+The label map is that of interpolating everything, at a part of the cost.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-# --- positions and weights -------------------------------------------------------------------------------------------
+# --- positions and weights ------------------------------------------------------------------------
 
 
 def test_positions_of_nnunet():
@@ -82,7 +85,7 @@ def test_gaussian_is_nowhere_zero():
     assert weight[0, 0] == weight[weight > 0].min()
 
 
-# --- windows ---------------------------------------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------------------
 
 GRIDS = [
     ((13, 11, 9), (4, 6, 5)),
@@ -103,13 +106,17 @@ def test_an_identity_network_gives_the_image_back(size, patch, batch_size, step)
     image = noise(2, *size)
     axes = (1, 2) if len(patch) == 2 else (0, 1, 2)
     for mirrors in ((), axes):
-        slabs = sliding_window(identity, image, patch, step=step, mirror_axes=mirrors, batch_size=batch_size)
+        slabs = sliding_window(
+            identity, image, patch, step=step, mirror_axes=mirrors, batch_size=batch_size
+        )
         np.testing.assert_allclose(whole(slabs), image, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("patch", [(4, 6, 5), (6, 5)])
 def test_windows_count_by_their_gaussian(patch):
-    """A network that answers differently at each place of its window, against sums over whole arrays."""
+    """A network that answers differently at each place of its window, against sums over whole
+    arrays.
+    """
     image = noise(1, 9, 13, 8)
     pattern = torch.from_numpy(noise(*patch, seed=1))
     weight = gaussian(patch)
@@ -130,9 +137,13 @@ def test_any_array_is_taken(flipped, dtype):
     image = image[:, ::-1, :, ::-1] if flipped else image
     image.flags.writeable = False
     expected = image.astype(np.float32)
-    np.testing.assert_allclose(whole(sliding_window(identity, image, (4, 4, 4))), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        whole(sliding_window(identity, image, (4, 4, 4))), expected, rtol=1e-5
+    )
     tensor = torch.from_numpy(image.copy())
-    np.testing.assert_allclose(whole(sliding_window(identity, tensor, (4, 4, 4))), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        whole(sliding_window(identity, tensor, (4, 4, 4))), expected, rtol=1e-5
+    )
 
 
 def test_a_small_image_lies_in_the_middle_of_zeros():
@@ -146,10 +157,18 @@ def test_a_small_image_lies_in_the_middle_of_zeros():
 
 
 def test_a_slab_comes_as_soon_as_no_later_window_touches_it():
-    """10 slices, patch 4: windows at 0, 2, 4, 6 along D, 3 along W; a row of 3 finishes what the next row leaves."""
+    """10 slices and a patch of 4 give windows at 0, 2, 4, 6 along D, and 3 along W.
+
+    A row of 3 finishes what the next row leaves.
+    """
     calls = []
     slabs = sliding_window(lambda x: calls.append(1) or x, noise(1, 10, 4, 8), (4, 4, 4))
-    assert [(start, stop, len(calls)) for start, stop, _ in slabs] == [(0, 2, 3), (2, 4, 6), (4, 6, 9), (6, 10, 12)]
+    assert [(start, stop, len(calls)) for start, stop, _ in slabs] == [
+        (0, 2, 3),
+        (2, 4, 6),
+        (4, 6, 9),
+        (6, 10, 12),
+    ]
 
 
 def test_a_slab_stays_as_it_was_yielded():
@@ -163,15 +182,18 @@ def test_a_slab_stays_as_it_was_yielded():
 
 def test_windows_share_a_call_across_rows_and_slices():
     """7 slices, 3 windows in each."""
-    sizes, told = [], []
-    options = {"batch_size": 8, "progress": lambda *numbers: told.append(numbers)}
+    sizes, calls = [], []
+    options = {"batch_size": 8, "progress": lambda *numbers: calls.append(numbers)}
     list(sliding_window(lambda x: sizes.append(len(x)) or x, noise(1, 7, 8, 4), (4, 4), **options))
     assert sizes == [8, 8, 5]
-    assert told == [(8, 21), (16, 21), (21, 21)]
+    assert calls == [(8, 21), (16, 21), (21, 21)]
 
 
 def test_an_ensemble_and_its_mirrors_are_a_mean():
-    """Each network adds to the left end of what it sees; a mirror moves half of that to the right end."""
+    """Each network adds to the left end of what it sees.
+
+    A mirror moves half of that to the right end.
+    """
     ramp = torch.tensor([4.0, 0, 0, 0])
     image = np.zeros((1, 1, 1, 4))
     networks = [lambda x: x + ramp, lambda x: x + 10 * ramp]
@@ -182,7 +204,10 @@ def test_an_ensemble_and_its_mirrors_are_a_mean():
 
 
 def test_a_lateral_mirror_exchanges_left_and_right():
-    """The network calls the left half 1 and the right half 2: only with the exchange do the mirrors agree."""
+    """The network calls the left half 1 and the right half 2.
+
+    Only with the exchange do the mirrors agree.
+    """
     half = (torch.arange(6) < 3).float()
 
     def network(x):
@@ -225,7 +250,7 @@ def test_a_network_that_changes_sizes_is_refused():
         list(sliding_window(lambda x: x[..., 1:], np.zeros((1, 4, 4, 4)), (4, 4)))
 
 
-# --- label maps ------------------------------------------------------------------------------------------------------
+# --- label maps -----------------------------------------------------------------------------------
 
 
 def cut(z, *stops):
@@ -237,7 +262,9 @@ def cut(z, *stops):
 def zoomed(z, shape):
     """Every class at full resolution, by scipy, in double precision."""
     factors = [new / n for n, new in zip(z.shape[1:], shape)]
-    return np.stack([ndimage.zoom(c.astype(float), factors, order=1, mode="nearest", grid_mode=True) for c in z])
+    return np.stack(
+        [ndimage.zoom(c.astype(float), factors, order=1, mode="nearest", grid_mode=True) for c in z]
+    )
 
 
 def assert_wins(label, logits):
@@ -311,7 +338,11 @@ def test_many_voxels_are_taken_in_parts(monkeypatch):
 def test_channels_are_written_as_the_values_asked_for():
     z = noise(4, 3, 4, 5)
     plain = labels_from_slabs(cut(z), (3, 4, 5), (5, 6, 7))
-    for table, dtype in (([0, 1, 1, 0], np.uint8), ([0, 7, 300, 2], np.int16), ([0, -1, 2, 40000], np.int32)):
+    for table, dtype in (
+        ([0, 1, 1, 0], np.uint8),
+        ([0, 7, 300, 2], np.int16),
+        ([0, -1, 2, 40000], np.int32),
+    ):
         label = labels_from_slabs(cut(z), (3, 4, 5), (5, 6, 7), to_class=table)
         assert label.dtype == dtype
         assert np.array_equal(label, np.array(table)[plain])
@@ -347,8 +378,8 @@ from pathlib import Path
 from contextseg.predict import segment
 torch.set_num_threads(1)
 def peak_mb():
-    line = next(x for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM")) / 1024
 centres = torch.arange(64.).view(1, 64, 1, 1, 1) / 2 - 16
 image = np.broadcast_to(np.linspace(-15, 15, 32, dtype=np.float32), (1, 64, 32, 32))
 segment(lambda x: -(x - centres) ** 2, image[:, :8], (8, 32, 32), (8, 32, 32), device="cpu")
@@ -360,21 +391,32 @@ print(peak_mb() - before, len(np.unique(label)))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_memory_is_bounded():
-    """64 classes on 64 x 512 x 512 voxels are 4.3 GB, on the network's grid 17 MB; the label map has 17 MB."""
+    """64 classes on 64 x 512 x 512 voxels are 4.3 GB, on the network's grid 17 MB.
+
+    The label map has 17 MB.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", MEMORY], stdout=subprocess.PIPE, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], stdout=subprocess.PIPE, env=environment, check=True
+    )
     megabytes, classes = (float(x) for x in done.stdout.split())
     assert classes > 50
     assert megabytes < 300
 
 
-# --- together --------------------------------------------------------------------------------------------------------
+# --- together -------------------------------------------------------------------------------------
 
 
 def test_segment_is_both_in_one_stream():
     """A threshold at 0: the label is whether the linearly interpolated image is positive."""
     image = ndimage.gaussian_filter(noise(9, 10, 11), 1.5)[None]
-    label = segment(lambda x: torch.cat([0 * x, x, x - 1], 1), image, (13, 19, 22), (4, 4, 4), to_class=[0, 5, 5])
+    label = segment(
+        lambda x: torch.cat([0 * x, x, x - 1], 1),
+        image,
+        (13, 19, 22),
+        (4, 4, 4),
+        to_class=[0, 5, 5],
+    )
     expected = zoomed(image, (13, 19, 22))[0]
     clear = np.abs(expected) > 1e-5
     assert clear.mean() > 0.99
@@ -382,12 +424,18 @@ def test_segment_is_both_in_one_stream():
 
 
 def test_segment_on_real_data_on_its_own_grid():
-    """An exact threshold of an embedded scan through windows, mirrors and slabs is the threshold of the scan."""
+    """An exact threshold of an embedded scan through windows, mirrors and slabs is the threshold of
+    the scan.
+    """
     folder = Path(contextseg.__file__).parent / "demo_data" / "imagesTs"
     image = read(sorted(folder.glob("*.nii.gz"))[0]).array[:, 20:33, :40, :37].astype(np.float32)
     level = float(np.median(image)) + 0.5
     label = segment(
-        lambda x: torch.cat([level - x, x - level], 1), image, image.shape[1:], (16, 16), mirror_axes=(1, 2)
+        lambda x: torch.cat([level - x, x - level], 1),
+        image,
+        image.shape[1:],
+        (16, 16),
+        mirror_axes=(1, 2),
     )
     assert 0.3 < label.mean() < 0.7
     assert np.array_equal(label, image[0] > level)
@@ -396,5 +444,8 @@ def test_segment_on_real_data_on_its_own_grid():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_labels_of_the_cpu():
     image = noise(3, 9, 10, 11)
-    cpu, cuda = (segment(identity, image, (13, 19, 22), (4, 4, 4), device=device) for device in ("cpu", "cuda"))
+    cpu, cuda = (
+        segment(identity, image, (13, 19, 22), (4, 4, 4), device=device)
+        for device in ("cpu", "cuda")
+    )
     assert np.mean(cpu != cuda) < 1e-3

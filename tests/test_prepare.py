@@ -1,4 +1,7 @@
-"""Preprocessing of one scan: what is done can be undone to the voxel, and no patient is ever cut."""
+"""Preprocessing of one scan:
+
+what is done can be undone to the voxel, and no patient is ever cut.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,22 @@ import laws
 from contextseg.data import prepare as room
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import body_mask, normalise, prepare, undo
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.predict import labels_from_slabs
 from contextseg.volume import Volume, read, read_labels
 
 DEMO = Path(room.__file__).parents[1] / "demo_data"
-SAR = np.array([[0.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # D to the head, H to the front, W right
+SAR = np.array(
+    [[0.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+)  # D to the head, H to the front, W right
 CT = Channel("CT", "ct", low=-100.0, high=300.0, mean=50.0, sd=80.0)
 
 
 def at(spacing: tuple[float, float, float], *channels: Channel, **changes: object) -> Plan:
     """A 3-D plan at that spacing."""
-    return replace(laws.plan(), spacing_mm=spacing, channels=channels or laws.plan().channels, **changes)
+    return replace(
+        laws.plan(), spacing_mm=spacing, channels=channels or laws.plan().channels, **changes
+    )
 
 
 def sar(spacing: tuple[float, float, float]) -> np.ndarray:
@@ -34,7 +41,10 @@ def sar(spacing: tuple[float, float, float]) -> np.ndarray:
 
 
 def ball(
-    shape: tuple[int, ...], centre: tuple[float, ...], radius: float, mm: tuple[float, ...] = (1, 1, 1)
+    shape: tuple[int, ...],
+    centre: tuple[float, ...],
+    radius: float,
+    mm: tuple[float, ...] = (1, 1, 1),
 ) -> np.ndarray:
     """Voxels nearer than `radius` mm to the centre, which is in voxels."""
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
@@ -42,7 +52,7 @@ def ball(
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
-    """A lopsided patient (1, 14, 17, 20) in air, and labels of three classes without any symmetry."""
+    """A lopsided patient (1, 14, 17, 20) in air, and labels of three classes without symmetry."""
     image = np.zeros((14, 17, 20), np.float32)
     image[2:12, 3:15, 4:18] = 50 + np.random.default_rng(0).random((10, 12, 14))
     label = np.zeros((14, 17, 20), np.int16)
@@ -50,7 +60,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
     return image[None], label
 
 
-# --- there and back -------------------------------------------------------------------------------------------------
+# --- there and back -------------------------------------------------------------------------------
 
 
 def test_all_48_orientations_become_one_and_go_back_to_the_voxel() -> None:
@@ -63,9 +73,8 @@ def test_all_48_orientations_become_one_and_go_back_to_the_voxel() -> None:
         flips = tuple(axis for axis, sign in enumerate(signs) if sign < 0)
         stored = np.flip(image.transpose(0, *(1 + i for i in order)), [1 + axis for axis in flips])
         stored_label = np.flip(label.transpose(order), flips)
-        affine = np.eye(
-            4
-        )  # by hand: stored axis a runs along axis order[a] of the scene, from the other end if flipped
+        # By hand: stored axis a is the scene's axis order[a], from the other end if flipped.
+        affine = np.eye(4)
         for axis, (i, sign) in enumerate(zip(order, signs)):
             affine[:3, axis] = SAR[:3, i] * spacing[i] * sign
             affine[:3, 3] += SAR[:3, i] * spacing[i] * (0 if sign > 0 else label.shape[i] - 1)
@@ -79,12 +88,17 @@ def test_all_48_orientations_become_one_and_go_back_to_the_voxel() -> None:
         assert back.array.flags.c_contiguous
 
 
-@pytest.mark.parametrize("degrees", [(10, 0, 0), (0, 45, 0), (45, 45, 0), (30, -40, 75), (0, 0, 45), (135, 0, 45)])
+@pytest.mark.parametrize(
+    "degrees", [(10, 0, 0), (0, 45, 0), (45, 45, 0), (30, -40, 75), (0, 0, 45), (135, 0, 45)]
+)
 def test_oblique_scans_go_back_to_the_voxel(degrees: tuple[int, int, int]) -> None:
     turn = np.eye(3)
     for plane, angle in zip(((1, 2), (0, 2), (0, 1)), np.deg2rad(degrees)):
         one = np.eye(3)
-        one[np.ix_(plane, plane)] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        one[np.ix_(plane, plane)] = [
+            [np.cos(angle), -np.sin(angle)],
+            [np.sin(angle), np.cos(angle)],
+        ]
         turn = turn @ one
     affine = np.eye(4)
     affine[:3, :3] = turn @ SAR[:3, :3] * [3.0, 0.8, 1.1]
@@ -99,20 +113,30 @@ def test_oblique_scans_go_back_to_the_voxel(degrees: tuple[int, int, int]) -> No
         np.testing.assert_array_equal(back.affine, affine)
 
 
-@pytest.mark.parametrize("spacing", [(3.0, 1.0, 1.0), (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (5.0, 0.7, 0.7)])
+@pytest.mark.parametrize(
+    "spacing", [(3.0, 1.0, 1.0), (1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (5.0, 0.7, 0.7)]
+)
 @pytest.mark.parametrize("target", [(2.0, 2.0, 2.0), (3.0, 1.5, 1.5), (1.0, 1.0, 1.0)])
-def test_a_ball_survives_another_spacing(spacing: tuple[float, ...], target: tuple[float, ...]) -> None:
+def test_a_ball_survives_another_spacing(
+    spacing: tuple[float, ...], target: tuple[float, ...]
+) -> None:
     shape = tuple(round(48 / s) for s in spacing)
     centre = tuple(22 / s for s in spacing)
     label = ball(shape, centre, 13, spacing).astype(np.int16)
     body = ball(shape, tuple((n - 1) / 2 for n in shape), 23, spacing)
     scan = Volume(body[None] * np.float32(80), sar(spacing))
     image, small, _, record = prepare(scan, at(target), "", label)
-    assert image.shape[1:] == small.shape == tuple(round(n * s / t) for n, s, t in zip(record.shape, spacing, target))
+    assert (
+        image.shape[1:]
+        == small.shape
+        == tuple(round(n * s / t) for n, s, t in zip(record.shape, spacing, target))
+    )
     logits = torch.from_numpy(np.stack([small == 0, small == 1])).float()
     back = undo(labels_from_slabs([(0, len(small), logits)], small.shape, record.shape), record)
     assert back.array.shape == label.shape
-    assert 2 * ((back.array == 1) & (label == 1)).sum() / ((back.array == 1).sum() + label.sum()) > 0.9
+    assert (
+        2 * ((back.array == 1) & (label == 1)).sum() / ((back.array == 1).sum() + label.sum()) > 0.9
+    )
 
 
 def test_what_lies_outside_the_box_gets_what_was_asked_for() -> None:
@@ -164,12 +188,16 @@ def test_a_spline_adds_no_intensity_that_the_scan_has_not() -> None:
     assert (found.min(), found.max()) == (0, 1000)
 
 
-@pytest.mark.parametrize(("spacing", "orders"), [((2.0, 1.0, 1.0), (3, 3, 3)), ((5.0, 1.0, 1.0), (1, 3, 3))])
+@pytest.mark.parametrize(
+    ("spacing", "orders"), [((2.0, 1.0, 1.0), (3, 3, 3)), ((5.0, 1.0, 1.0), (1, 3, 3))]
+)
 def test_resampling_is_scipys_spline_linear_across_thick_slices(
     spacing: tuple[float, float, float], orders: tuple[int, int, int]
 ) -> None:
     image = ndimage.gaussian_filter(np.random.default_rng(0).random((12, 20, 24)), 1.5)
-    found = prepare(Volume(image[None], sar(spacing)), at(spacing), "", np.ones(image.shape, np.int16))[0]
+    found = prepare(
+        Volume(image[None], sar(spacing)), at(spacing), "", np.ones(image.shape, np.int16)
+    )[0]
     np.testing.assert_array_equal(found[0], image.astype(np.float32))  # the same spacing: as it was
     target = (spacing[0] * 2 / 3, 1.25, 0.8)
     plan = at(target)
@@ -183,11 +211,13 @@ def test_resampling_is_scipys_spline_linear_across_thick_slices(
     np.testing.assert_allclose(found[0], expected.clip(image.min(), image.max()), atol=2e-5)
 
 
-# --- bad scans --------------------------------------------------------------------------------------------------------
+# --- bad scans ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [0.0, 1000.1, -3.5])
-@pytest.mark.parametrize("channel", [Channel("MR", "zscore"), CT, Channel("x", "rescale"), Channel("x", "none")])
+@pytest.mark.parametrize(
+    "channel", [Channel("MR", "zscore"), CT, Channel("x", "rescale"), Channel("x", "none")]
+)
 def test_a_constant_image_is_all_body_and_stays_finite(value: float, channel: Channel) -> None:
     scan = Volume(np.full((1, 7, 8, 9), value, np.float32), sar((1, 1, 1)))
     plan = at((1.3, 0.9, 0.9), channel)
@@ -207,31 +237,39 @@ def test_a_body_without_contrast_gives_small_numbers() -> None:
     label = np.ones((9, 12, 12), np.int16)
     image, _, body, record = prepare(Volume(image, sar((1, 1, 1))), plan, "", label)
     assert not body.all()
-    assert sorted(np.unique(normalise(image, plan.channels, record)).tolist()) == [-1, 0]  # spread: 5, the whole range
+    assert sorted(np.unique(normalise(image, plan.channels, record)).tolist()) == [
+        -1,
+        0,
+    ]  # spread: 5, the whole range
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
 def test_no_number_is_a_problem_that_names_the_scan(bad: float) -> None:
     image = np.zeros((1, 4, 4, 4))
     image[0, 1, 2, 3] = bad
-    with pytest.raises(Problem, match=r"^patient_7: 1 intensity is NaN or infinite"), np.errstate(over="ignore"):
+    with (
+        pytest.raises(ContextsegError, match=r"^patient_7: 1 intensity is NaN or infinite"),
+        np.errstate(over="ignore"),
+    ):
         prepare(Volume(image, sar((1, 1, 1))), at((1, 1, 1)), "patient_7")
 
 
 def test_channels_that_are_missing_or_broken_are_named() -> None:
     image, _ = scene()
     plan = at((1, 1, 1), Channel("T1", "zscore"), Channel("T2", "zscore"))
-    with pytest.raises(Problem, match=r"p: 1 channel; this data set has 2.*T1, T2, in this order"):
+    with pytest.raises(
+        ContextsegError, match=r"p: 1 channel; this data set has 2.*T1, T2, in this order"
+    ):
         prepare(Volume(image, sar((1, 1, 1))), plan, "p")
     both = np.concatenate([image, image])
     both[1, 0, 0, :2] = np.nan
-    with pytest.raises(Problem, match=r"t2\.nii: 2 intensities are NaN"):
+    with pytest.raises(ContextsegError, match=r"t2\.nii: 2 intensities are NaN"):
         room.check_channels(both, ["T1", "T2"], ["t1.nii", "t2.nii"])
-    with pytest.raises(Problem, match=r"both\.nii: 2 intensities are NaN"):
+    with pytest.raises(ContextsegError, match=r"both\.nii: 2 intensities are NaN"):
         room.check_channels(both, ["T1", "T2"], ["both.nii"])
 
 
-# --- intensities ------------------------------------------------------------------------------------------------------
+# --- intensities ----------------------------------------------------------------------------------
 
 
 def test_zscore_is_mean_0_and_deviation_1_inside_the_body_whatever_lies_outside() -> None:
@@ -254,7 +292,9 @@ def test_zscore_is_mean_0_and_deviation_1_inside_the_body_whatever_lies_outside(
 def test_ct_rescale_and_none_by_hand() -> None:
     image = np.stack([np.linspace(-1000, 1400, 24, dtype=np.float32).reshape(2, 3, 4)] * 4)
     kinds = (CT, Channel("a", "rescale"), Channel("b", "rescale", 0.0, 255.0), Channel("c", "none"))
-    record = prepare(Volume(image, sar((1, 1, 1))), at((1, 1, 1), *kinds), "", np.ones((2, 3, 4), np.int16))[3]
+    record = prepare(
+        Volume(image, sar((1, 1, 1))), at((1, 1, 1), *kinds), "", np.ones((2, 3, 4), np.int16)
+    )[3]
     x = normalise(image, kinds, record)
     np.testing.assert_allclose(x[0], (np.clip(image[0], -100, 300) - 50) / 80, atol=1e-6)
     np.testing.assert_allclose(x[1], (image[1] + 1000) / 2400, atol=1e-6)
@@ -262,11 +302,14 @@ def test_ct_rescale_and_none_by_hand() -> None:
     np.testing.assert_array_equal(x[3], image[3])
 
 
-# --- the body ---------------------------------------------------------------------------------------------------------
+# --- the body -------------------------------------------------------------------------------------
 
 
 def trunk(shape: tuple[int, int, int] = (24, 80, 96)) -> tuple[np.ndarray, np.ndarray]:
-    """A CT (D, H, W) of an elliptic cylinder with two lungs, from the first slice to the last; and the cylinder."""
+    """A CT (D, H, W) of an elliptic cylinder with two lungs, from the first slice to the last;
+
+    and the cylinder.
+    """
     _, h, w = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
     body = ((h - 36) / 26) ** 2 + ((w - 48) / 40) ** 2 < 1
     image = np.where(body, 30.0, -1000.0)
@@ -310,7 +353,9 @@ def test_two_legs_are_one_patient_and_a_coin_is_none() -> None:
     coin = np.zeros_like(legs)
     coin[10:13, 3:7, 28:32] = True
     for ct, air, tissue in ((True, -1000, 40), (False, 3, 200)):
-        image = np.where(legs | coin, tissue, air) + np.random.default_rng(0).normal(0, 2, legs.shape)
+        image = np.where(legs | coin, tissue, air) + np.random.default_rng(0).normal(
+            0, 2, legs.shape
+        )
         np.testing.assert_array_equal(body_mask(Volume(image[None], sar((2, 2, 2))), ct), legs)
 
 
@@ -323,9 +368,14 @@ def test_an_arm_at_the_edge_of_the_image_is_no_table() -> None:
 
 def test_mr_noise_is_no_body_and_dark_muscle_in_bright_fat_is() -> None:
     rng = np.random.default_rng(0)
-    fat, muscle = ball((20, 48, 48), (10, 24, 24), 22, (0, 1, 1)), ball((20, 48, 48), (10, 24, 24), 17, (0, 1, 1))
+    fat, muscle = (
+        ball((20, 48, 48), (10, 24, 24), 22, (0, 1, 1)),
+        ball((20, 48, 48), (10, 24, 24), 17, (0, 1, 1)),
+    )
     clean = np.where(muscle, 250.0, np.where(fat, 1000.0, 0.0))
-    noisy = np.abs(clean + rng.normal(0, 25, clean.shape) + 1j * rng.normal(0, 25, clean.shape))  # Rician
+    noisy = np.abs(
+        clean + rng.normal(0, 25, clean.shape) + 1j * rng.normal(0, 25, clean.shape)
+    )  # Rician
     mask = body_mask(Volume(noisy[None], sar((3, 2, 2))), ct=False)
     np.testing.assert_array_equal(mask, fat)
     crop = noisy[:, 8:30, 14:40]  # muscle and fat alone, no air: nothing may be cut
@@ -343,7 +393,7 @@ def test_a_stripped_brain_is_all_that_differs_from_the_constant_around_it(shift:
     np.testing.assert_array_equal(body_mask(Volume(channels, sar((1, 1, 1))), ct=False), brain)
 
 
-def test_large_images_are_looked_at_in_blocks() -> None:
+def test_large_images_are_masked_in_blocks() -> None:
     disc = ball((1, 530, 523), (0, 260, 270), 200)
     image = np.where(disc, 40, -1000).astype(np.int16)
     mask = body_mask(Volume(image[None], sar((5, 0.8, 0.8))), ct=True)

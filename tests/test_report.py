@@ -1,4 +1,6 @@
-"""The report says what the table says, stands alone, shows patients the right way up, and bears what is missing."""
+"""The report says what the table says, stands alone, shows patients the right way up, and bears
+what is missing.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from contextseg.disk import Problem
-from contextseg.report import summary_markdown, write_report
-from contextseg.report.numbers import ranked, telling, tidy
+from contextseg.errors import ContextsegError
+from contextseg.reports import summary_markdown, write_report
+from contextseg.reports.numbers import extremes, ranked, tidy
 from contextseg.volume import Volume, write
 
 DEMO = Path(__file__).parents[1] / "src/contextseg/demo_data"
@@ -23,7 +25,9 @@ SVG_VOID = ("image", "path")
 
 
 class Page(HTMLParser):
-    """A page taken apart: its tags, texts and tables (rows of cell texts); every tag must be closed in its turn."""
+    """A page taken apart: its tags, texts and tables (rows of cell texts); every tag must be
+    closed in its turn.
+    """
 
     def __init__(self, path):
         super().__init__()
@@ -70,7 +74,14 @@ def row(case, name="tumour", dsc=0.8, status="both", **more):
 
 def report(folder, table=None, **more):
     """A report of nothing but what is given."""
-    given = {"title": "A run", "cases": [], "logs": {}, "stages": [], "provenance": {}, "regions": {"tumour": (1,)}}
+    given = {
+        "title": "A run",
+        "cases": [],
+        "logs": {},
+        "stages": [],
+        "provenance": {},
+        "regions": {"tumour": (1,)},
+    }
     path = folder / "report.html"
     write_report(path, table=pd.DataFrame() if table is None else table, **(given | more))
     return Page(path)
@@ -82,7 +93,10 @@ def dice(a, b):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The four embedded test cases, "predicted" by moving the reference 1, 2, 3 and 4 voxels: worse and worse."""
+    """The four embedded test cases, "predicted" by moving the reference 1, 2, 3 and 4 voxels:
+
+    worse and worse.
+    """
     from contextseg.volume import read_labels
 
     folder = tmp_path_factory.mktemp("demo")
@@ -93,9 +107,24 @@ def demo(tmp_path_factory):
         moved = np.roll(label.array, move, 2)
         write(folder / path.name, label.with_array(moved.astype(np.uint8)))
         truth, found = label.array == 1, moved == 1
-        rows.append(row(name, dsc=dice(truth, found), nsd=0.5 + move / 10, hd95_mm=2.0 * move, tolerance_mm=2.0))
+        rows.append(
+            row(
+                name,
+                dsc=dice(truth, found),
+                nsd=0.5 + move / 10,
+                hd95_mm=2.0 * move,
+                tolerance_mm=2.0,
+            )
+        )
         image = DEMO / "imagesTs" / f"{name}_0000.nii.gz"
-        cases.append({"case": name, "image": str(image), "reference": str(path), "prediction": str(folder / path.name)})
+        cases.append(
+            {
+                "case": name,
+                "image": str(image),
+                "reference": str(path),
+                "prediction": str(folder / path.name),
+            }
+        )
     return pd.DataFrame(rows), cases
 
 
@@ -110,7 +139,11 @@ FULL = {
         {"name": "01-check", "seconds": 1.25, "peak_mb": 300},
         {"name": "04-train", "seconds": 95, "peak_mb": 2150},
     ],
-    "provenance": {"versions": {"torch": "2.9"}, "seed": 7, "data": {f"case {i}": f"hash-{i}" for i in range(30)}},
+    "provenance": {
+        "versions": {"torch": "2.9"},
+        "seed": 7,
+        "data": {f"case {i}": f"hash-{i}" for i in range(30)},
+    },
     "note": "Data: somebody.\n\nSecond paragraph.",
 }
 
@@ -122,21 +155,30 @@ def full(demo, tmp_path_factory):
     return report(folder, table, cases=cases, **FULL), folder / "report.html"
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def test_page_is_whole_and_loads_nothing(full):
     page, path = full
     assert path.stat().st_size < 2_000_000
-    loaded = page.attributes("src") + [a["href"] for tag, a in page.tags if "href" in a and tag != "a"]
+    loaded = page.attributes("src") + [
+        a["href"] for tag, a in page.tags if "href" in a and tag != "a"
+    ]
     assert len(loaded) == 12 + 4 + 3  # planes, curves, box plots
     assert all(address.startswith("data:image/") for address in loaded)
-    assert all(address.startswith("#") for address in (a["href"] for tag, a in page.tags if tag == "a"))
+    assert all(
+        address.startswith("#") for address in (a["href"] for tag, a in page.tags if tag == "a")
+    )
     assert "url(" not in path.read_text(encoding="utf-8")
     assert "@import" not in path.read_text(encoding="utf-8")
-    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'")
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    assert (
+        "meta",
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    ) in page.tags
 
 
 def test_ids_are_unique_and_links_lead_somewhere(full):
@@ -148,16 +190,35 @@ def test_ids_are_unique_and_links_lead_somewhere(full):
 
 
 def test_sections_come_in_order(full):
-    headings = ["Results", "Cases", "Pictures", "Training", "Spread over cases", "Calibration", "Time and memory"]
+    headings = [
+        "Results",
+        "Cases",
+        "Pictures",
+        "Training",
+        "Spread over cases",
+        "Calibration",
+        "Time and memory",
+    ]
     names = [a["id"] for tag, a in full[0].tags if tag == "section"]
-    assert names == [h.lower().replace(" ", "-") for h in [*headings, "Data and notes", "Provenance"]]
+    assert names == [
+        h.lower().replace(" ", "-") for h in [*headings, "Data and notes", "Provenance"]
+    ]
 
 
 def test_every_fact_is_there(full, demo):
     text = full[0].text
     for name in demo[0]["case"]:
         assert name in text
-    for fact in ("1.2 s", "1 min 35 s", "300 MB", "2.1 GB", "20 steps", "hash-29", "torch", "Second paragraph."):
+    for fact in (
+        "1.2 s",
+        "1 min 35 s",
+        "300 MB",
+        "2.1 GB",
+        "20 steps",
+        "hash-29",
+        "torch",
+        "Second paragraph.",
+    ):
         assert fact in text, fact
 
 
@@ -178,7 +239,12 @@ def test_numbers_are_the_means_of_the_table(full, demo):
 
 def test_several_classes_have_a_line_for_all(tmp_path):
     table = pd.DataFrame(
-        [row("a", "liver", 0.9), row("a", "spleen", 0.7), row("b", "liver", 0.5), row("b", "spleen", None, "absent")]
+        [
+            row("a", "liver", 0.9),
+            row("a", "spleen", 0.7),
+            row("b", "liver", 0.5),
+            row("b", "spleen", None, "absent"),
+        ]
     )
     classes, cases = report(tmp_path, table).tables
     assert classes[1:] == [
@@ -195,9 +261,19 @@ def test_several_classes_have_a_line_for_all(tmp_path):
 
 
 def test_a_missed_organ_counts_and_an_absent_one_does_not(tmp_path):
-    table = pd.DataFrame([row("a", dsc=0.9), row("b", dsc=None, status="missed"), row("c", dsc=None, status="absent")])
+    table = pd.DataFrame(
+        [
+            row("a", dsc=0.9),
+            row("b", dsc=None, status="missed"),
+            row("c", dsc=None, status="absent"),
+        ]
+    )
     page = report(tmp_path, table)
-    assert page.tables[0][1] == ["tumour", "2 1 missed 1 absent", "0.450 ± 0.636 median 0.450"]  # of 0.9 and 0
+    assert page.tables[0][1] == [
+        "tumour",
+        "2 1 missed 1 absent",
+        "0.450 ± 0.636 median 0.450",
+    ]  # of 0.9 and 0
     assert page.tables[1][1][:3] == ["b", "0.000", "missed"]
     assert page.tables[1][3][:3] == ["c", "–", "correctly absent"]
     assert "0 spurious, 1 correctly absent" in page.texts
@@ -221,9 +297,14 @@ def test_false_positives_near_and_far_are_counted_where_the_table_does(tmp_path,
 
 
 def test_tolerances_that_differ_are_named(tmp_path):
-    table = pd.DataFrame([row("a", "liver", nsd=0.9, tolerance_mm=5.0), row("a", "aorta", nsd=0.8, tolerance_mm=2.0)])
+    table = pd.DataFrame(
+        [row("a", "liver", nsd=0.9, tolerance_mm=5.0), row("a", "aorta", nsd=0.8, tolerance_mm=2.0)]
+    )
     classes = report(tmp_path, table).tables[0]
-    assert [cells[3] for cells in classes[1:3]] == ["0.900 median 0.900 at 5 mm", "0.800 median 0.800 at 2 mm"]
+    assert [cells[3] for cells in classes[1:3]] == [
+        "0.900 median 0.900 at 5 mm",
+        "0.800 median 0.800 at 2 mm",
+    ]
 
 
 def test_text_is_escaped(tmp_path, demo):
@@ -251,17 +332,19 @@ def test_equal_input_gives_equal_bytes(full, demo, tmp_path):
 
 
 def test_report_does_not_load_torch():
-    code = "import contextseg.report, sys; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import contextseg.reports, sys; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(Problem, match="file stands where a folder"):
+    with pytest.raises(ContextsegError, match="file stands where a folder"):
         report(tmp_path / "file")
 
 
-# --- what is missing --------------------------------------------------------------------------------------------------
+# --- what is missing ------------------------------------------------------------------------------
 
 
 def test_nothing_at_all(tmp_path):
@@ -281,7 +364,11 @@ def test_nothing_at_all(tmp_path):
 
 def test_all_absent(tmp_path, demo):
     names = [case["case"] for case in demo[1]]
-    page = report(tmp_path, pd.DataFrame([row(name, dsc=None, status="absent") for name in names]), cases=demo[1])
+    page = report(
+        tmp_path,
+        pd.DataFrame([row(name, dsc=None, status="absent") for name in names]),
+        cases=demo[1],
+    )
     assert "4 cases: no class is in any reference or prediction" in page.text
     assert [cells[2] for cells in page.tables[0][1:]] == ["correctly absent"] * 4
     assert "no score" in page.text
@@ -289,7 +376,9 @@ def test_all_absent(tmp_path, demo):
 
 def test_one_case(tmp_path, demo):
     page = report(tmp_path, demo[0].iloc[:1], cases=demo[1][:1])
-    assert page.tables[0][1][2] == f"{demo[0]['dsc'][0]:.3f} median {demo[0]['dsc'][0]:.3f}"  # no ± of one case
+    assert (
+        page.tables[0][1][2] == f"{demo[0]['dsc'][0]:.3f} median {demo[0]['dsc'][0]:.3f}"
+    )  # no ± of one case
     assert sum(tag == "image" for tag, _ in page.tags) == 3
     assert "worst" not in page.text.replace("Worst cases first", "")
 
@@ -331,13 +420,18 @@ def test_a_case_that_cannot_be_drawn_says_why(tmp_path, demo, spoil, sentence):
     assert sum(tag == "image" for tag, _ in page.tags) == 9  # the other three
 
 
-@pytest.mark.parametrize("rows", [[], [{"step": 1, "part": "train"}], [{"step": 1, "part": "train", "seg": math.nan}]])
+@pytest.mark.parametrize(
+    "rows", [[], [{"step": 1, "part": "train"}], [{"step": 1, "part": "train", "seg": math.nan}]]
+)
 def test_logs_without_a_curve(tmp_path, rows):
     assert "No training was logged." in report(tmp_path, logs={"04-train": rows}).text
 
 
 def test_a_stage_without_numbers(tmp_path):
-    page = report(tmp_path, stages=[{"name": "01-check"}, {"name": "02-plan", "seconds": 4.0, "peak_gpu_mb": 100}])
+    page = report(
+        tmp_path,
+        stages=[{"name": "01-check"}, {"name": "02-plan", "seconds": 4.0, "peak_gpu_mb": 100}],
+    )
     assert page.tables[0] == [
         ["Stage", "Time", "Peak memory", "Peak GPU memory"],
         ["01-check", "–", "–", "–"],
@@ -345,23 +439,29 @@ def test_a_stage_without_numbers(tmp_path):
     ]
 
 
-# --- which cases, which classes ---------------------------------------------------------------------------------------
+# --- which cases, which classes -------------------------------------------------------------------
 
 
 def test_best_median_and_worst():
-    table = tidy(pd.DataFrame([row("a", dsc=0.9), row("b", dsc=0.1), row("c", dsc=0.5), row("d", dsc=0.7)]))
+    table = tidy(
+        pd.DataFrame([row("a", dsc=0.9), row("b", dsc=0.1), row("c", dsc=0.5), row("d", dsc=0.7)])
+    )
     order = ranked(table)
     assert list(order.index) == ["b", "c", "d", "a"]
-    assert telling(order) == {"worst": "b", "median": "c", "best": "a"}
-    assert telling(order[:2]) == {"worst": "b", "best": "c"}
-    assert telling(order[:1]) == {"worst": "b"}
-    assert telling(order[:0]) == {}
+    assert extremes(order) == {"worst": "b", "median": "c", "best": "a"}
+    assert extremes(order[:2]) == {"worst": "b", "best": "c"}
+    assert extremes(order[:1]) == {"worst": "b"}
+    assert extremes(order[:0]) == {}
 
 
 def test_of_many_cases_three_are_shown(tmp_path, demo):
     table = pd.DataFrame([row(f"case {i}", dsc=i / 10) for i in range(9)])
     page = report(tmp_path, table, cases=[{**demo[1][0], "case": f"case {i}"} for i in range(9)])
-    assert [a["id"] for tag, a in page.tags if tag == "figure" and "id" in a] == ["case-1", "case-2", "case-3"]
+    assert [a["id"] for tag, a in page.tags if tag == "figure" and "id" in a] == [
+        "case-1",
+        "case-2",
+        "case-3",
+    ]
     headings = [text for text in page.texts if " · " in text]
     assert headings == ["case 0 · worst", "case 4 · median", "case 8 · best"]
     assert len(page.tables[1]) == 10

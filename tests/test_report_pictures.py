@@ -1,4 +1,7 @@
-"""Pictures show patients the right way up, in millimetres; charts show what was logged and scored."""
+"""Pictures show patients the right way up, in millimetres;
+
+charts show what was logged and scored.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from contextseg.disk import Problem
-from contextseg.report import demo_picture, overlay
-from contextseg.report.charts import _running_mean, _series, spread_charts, training_charts
-from contextseg.report.numbers import tidy
-from contextseg.report.pictures import svg
-from contextseg.report.planes import outlines, planes, side_by_side
+from contextseg.errors import ContextsegError
+from contextseg.reports import demo_picture, overlay
+from contextseg.reports.charts import _running_mean, _series, spread_charts, training_charts
+from contextseg.reports.numbers import tidy
+from contextseg.reports.pictures import svg
+from contextseg.reports.planes import outlines, planes, side_by_side
 from contextseg.volume import Volume, write
 
-SAR = np.array([[0.0, 0, 1, 0], [0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]])  # 3 mm slices, 2 mm rows, 1 mm columns
+SAR = np.array(
+    [[0.0, 0, 1, 0], [0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1]]
+)  # 3 mm slices, 2 mm rows, 1 mm columns
 SHAPE = (20, 30, 40)
 
 
@@ -24,7 +29,7 @@ def row(case, name="tumour", dsc=0.8, status="both", **more):
     return {"case": case, "class": name, "dsc": dsc, "status": status, **more}
 
 
-# --- orientation and geometry -----------------------------------------------------------------------------------------
+# --- orientation and geometry ---------------------------------------------------------------------
 
 
 def scan(folder, mark=None, orientation="SAR", image=None, reference=None, prediction=None):
@@ -41,7 +46,9 @@ def scan(folder, mark=None, orientation="SAR", image=None, reference=None, predi
 
 
 def seen(axes):
-    """Where the brightest pixel of a picture lies: (x, y) from 0 to 1, y downwards, in what is shown."""
+    """Where the brightest pixel of a picture lies: (x, y) from 0 to 1, y downwards, in what is
+    shown.
+    """
     image = axes.images[0]
     left, right, bottom, top = image.get_extent()
     pixels = np.asarray(image.get_array())
@@ -55,7 +62,9 @@ def seen(axes):
 
 @pytest.mark.parametrize("orientation", ["SAR", "SPL", "IAL", "RAS", "LPS", "PIR"])
 def test_right_is_left_front_and_head_are_up(tmp_path, orientation):
-    """Without a label the planes go through the middle; a voxel that is off it along one axis is seen in two planes."""
+    """Without a label the planes go through the middle; a voxel that is off it along one axis is
+    seen in two planes.
+    """
     d, h, w = (n // 2 for n in SHAPE)
     head = overlay(scan(tmp_path, (SHAPE[0] - 2, h - 1, w - 1), orientation), {}).axes
     front = overlay(scan(tmp_path, (d - 1, SHAPE[1] - 2, w - 1), orientation), {}).axes
@@ -104,9 +113,12 @@ def test_contours_are_in_millimetres(tmp_path):
             plane.box_mm[3] / {18: 3, 16: 2}[size[1]],
             plane.box_mm[2] / {10: 1, 16: 2}[size[0]],
         )
-    assert axial.field_mm == 60  # the image is 40 x 60 mm there: less than the box and 40 mm around it
+    assert (
+        axial.field_mm == 60
+    )  # the image is 40 x 60 mm there: less than the box and 40 mm around it
     low, high = corners(axial.reference["tumour"])
-    # 40 mm wide in a field of 60 mm: 10 mm on each side; the box ends 40 - 22 = 18 mm from the right of the patient
+    # 40 mm wide in a field of 60 mm: 10 mm on each side; the box ends 40 - 22 = 18 mm from the
+    # right of the patient
     assert np.allclose(low, (10 + 18, (30 - 18) * 2))
 
 
@@ -124,25 +136,38 @@ def test_the_field_holds_the_region_and_40_mm(tmp_path):
 
 def area(lines):
     """Shoelace, with holes counted as negative."""
-    return abs(sum(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) / 2 for x, y in (line.T for line in lines)))
+    return abs(
+        sum(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) / 2 for x, y in (line.T for line in lines))
+    )
 
 
 def test_errors_are_what_only_one_of_them_has(tmp_path):
-    """Moved to the left by two voxels: 2 x 8 voxels wrong at one side, and as many missed at the other."""
+    """Moved to the left by two voxels: 2 x 8 voxels wrong at one side, and as many missed at the
+    other.
+    """
     case = scan(
-        tmp_path, image=noise(), reference=box((4, 10), (10, 18), (12, 22)), prediction=box((4, 10), (10, 18), (10, 20))
+        tmp_path,
+        image=noise(),
+        reference=box((4, 10), (10, 18), (12, 22)),
+        prediction=box((4, 10), (10, 18), (10, 20)),
     )
     axial = planes(case, {"tumour": (1,)})[0]
     corner = 4 / 8  # a contour cuts an eighth of a pixel at each of four corners
     for lines in (axial.false, axial.missed):
         assert math.isclose(area(lines), (2 * 8 - corner) * 2)  # pixels of 2 x 1 mm
-    assert corners(axial.false)[0][0] > corners(axial.missed)[1][0]  # the patient's left is at the right
+    assert (
+        corners(axial.false)[0][0] > corners(axial.missed)[1][0]
+    )  # the patient's left is at the right
 
 
 def test_false_positives_beyond_10_mm_are_far(tmp_path):
-    """Columns are 1 mm: with the reference's last at 9, 10 to 19 are near (10 mm inclusive), and 20 to 25 far."""
+    """Columns are 1 mm: with the reference's last at 9, 10 to 19 are near (10 mm inclusive), and
+    20 to 25 far.
+    """
     reference, prediction = box((8, 12), (10, 18), (2, 10)), box((8, 12), (10, 18), (2, 26))
-    axial = planes(scan(tmp_path, image=noise(), reference=reference, prediction=prediction), {"tumour": (1,)})[0]
+    axial = planes(
+        scan(tmp_path, image=noise(), reference=reference, prediction=prediction), {"tumour": (1,)}
+    )[0]
     corner = 4 / 8
     assert math.isclose(area(axial.false), (10 * 8 - corner) * 2)
     assert math.isclose(area(axial.far), (6 * 8 - corner) * 2)
@@ -151,11 +176,17 @@ def test_false_positives_beyond_10_mm_are_far(tmp_path):
 
 @pytest.mark.parametrize(("slices", "far"), [(3, False), (4, True)])
 def test_near_counts_across_slices(tmp_path, slices, far):
-    """A slice is 3 mm: what lies 3 slices above a part of the reference is near, 4 slices are 12 mm."""
+    """A slice is 3 mm: what lies 3 slices above a part of the reference is near, 4 slices are 12
+    mm.
+    """
     reference, prediction = box((7, 14), (10, 18), (2, 10)), box((7, 14), (10, 18), (2, 10))
     prediction[10, 10:18, 30:34] = 1
-    reference[[10 - slices, 10 + slices], 10:18, 30:34] = 1  # both, so that the plane goes through the tenth slice
-    axial = planes(scan(tmp_path, image=noise(), reference=reference, prediction=prediction), {"tumour": (1,)})[0]
+    reference[[10 - slices, 10 + slices], 10:18, 30:34] = (
+        1  # both, so that the plane goes through the tenth slice
+    )
+    axial = planes(
+        scan(tmp_path, image=noise(), reference=reference, prediction=prediction), {"tumour": (1,)}
+    )[0]
     assert bool(axial.far) is far
     assert bool(axial.false) is not far
 
@@ -164,7 +195,8 @@ def test_far_is_from_the_same_class(tmp_path):
     reference, prediction = box((8, 12), (10, 18), (2, 10)), box((8, 12), (10, 18), (2, 10))
     prediction[8:12, 10:18, 10:14] = 2  # beside the tumour, and nowhere in the reference
     axial = planes(
-        scan(tmp_path, image=noise(), reference=reference, prediction=prediction), {"tumour": (1,), "cyst": (2,)}
+        scan(tmp_path, image=noise(), reference=reference, prediction=prediction),
+        {"tumour": (1,), "cyst": (2,)},
     )[0]
     assert axial.far
     assert not axial.false
@@ -200,7 +232,9 @@ def several(folder, *predictions):
 
 
 def test_side_by_side_all_look_at_the_same_place(tmp_path):
-    """A second prediction with a stray voxel far off: each alone would be shown in a field of its own."""
+    """A second prediction with a stray voxel far off: each alone would be shown in a field of
+    its own.
+    """
     reference = box((9, 11), (14, 16), (10, 12))
     stray = reference.copy()
     stray[19, 29, 39] = 1
@@ -222,7 +256,10 @@ def test_side_by_side_the_focus_may_be_in_one_prediction_alone(tmp_path):
     made_up[14:16, 20:24, 30:34] = 2
     paths = several(tmp_path, reference, made_up)
     found = side_by_side(
-        scan(tmp_path, image=noise(), reference=reference), paths, {"large": (1,), "small": (2,)}, "small"
+        scan(tmp_path, image=noise(), reference=reference),
+        paths,
+        {"large": (1,), "small": (2,)},
+        "small",
     )
     assert [list(planes[0].prediction) for planes in found] == [[], ["small"]]
     assert [bool(planes[0].far) for planes in found] == [False, True]
@@ -233,11 +270,13 @@ def test_side_by_side_a_broken_prediction_stands_for_itself(tmp_path):
     case = scan(tmp_path, image=noise(), reference=reference)
     write(tmp_path / "small.nii.gz", Volume(np.zeros((3, 3, 3), np.uint8), SAR))
     (good,) = several(tmp_path, reference)
-    found = side_by_side(case, [tmp_path / "none.nii.gz", good, tmp_path / "small.nii.gz"], {"tumour": (1,)})
+    found = side_by_side(
+        case, [tmp_path / "none.nii.gz", good, tmp_path / "small.nii.gz"], {"tumour": (1,)}
+    )
     assert "does not exist" in str(found[0])
     assert len(found[1]) == 3
     assert "its grid differs" in str(found[2])
-    with pytest.raises(Problem, match="no image is given"):
+    with pytest.raises(ContextsegError, match="no image is given"):
         side_by_side({"case": "x"}, [good], {"tumour": (1,)})
 
 
@@ -264,7 +303,11 @@ def test_grey_values(tmp_path):
     image[0, 0] = -1000
     grey = planes(scan(tmp_path, image=image), {})[0].grey
     row_of_voxels = grey[SHAPE[1] - 1 - 15][::-1]
-    assert row_of_voxels[20:23].tolist() == [0, 128, 255]  # 200 / 400 of 255 is 127.5, and rounds to even
+    assert row_of_voxels[20:23].tolist() == [
+        0,
+        128,
+        255,
+    ]  # 200 / 400 of 255 is 127.5, and rounds to even
     image = noise()
     low, high = np.percentile(image, (1, 99))
     grey = planes(scan(tmp_path, image=image), {})[0].grey
@@ -285,8 +328,12 @@ def test_outlines_of_a_ring_are_two():
     lines = outlines(mask)
     assert len(lines) == 2
     assert all((line[0] == line[-1]).all() for line in lines)
-    assert all(len(line) == 9 for line in lines)  # four sides and four cut corners, closed: nothing straight in between
-    assert math.isclose(area(lines), 49 - 9 - 0.5 + 0.5)  # eight cut corners: those of the hole cut the other way
+    assert all(
+        len(line) == 9 for line in lines
+    )  # four sides and four cut corners, closed: nothing straight in between
+    assert math.isclose(
+        area(lines), 49 - 9 - 0.5 + 0.5
+    )  # eight cut corners: those of the hole cut the other way
     assert outlines(np.zeros((4, 4), bool)) == []
 
 
@@ -312,7 +359,7 @@ def test_demo_picture(tmp_path):
     narrow = Image.open(tmp_path / "one.png").size
     assert wide[0] == pytest.approx(3 * narrow[0], abs=3)
     assert wide[1] == narrow[1]
-    with pytest.raises(Problem, match="no case has a score"):
+    with pytest.raises(ContextsegError, match="no case has a score"):
         demo_picture(tmp_path / "none.png", pd.DataFrame(), cases, {"tumour": (1,)})
 
 
@@ -323,7 +370,7 @@ LOG = [
 ]
 
 
-# --- charts -----------------------------------------------------------------------------------------------------------
+# --- charts ---------------------------------------------------------------------------------------
 
 
 def test_training_charts():

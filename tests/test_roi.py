@@ -1,4 +1,7 @@
-"""Some classes as the ROI, the others as background: in the data set, cache, folds and scores, and in a whole job."""
+"""Some classes as the ROI, the others as background:
+
+in the data set, cache, folds and scores, and in a whole job.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,38 @@ import pytest
 import torch
 
 from contextseg.batch import IGNORE
-from contextseg.compare.grid import asked, cells
 from contextseg.data import phantom
 from contextseg.data.cache import fingerprint, preprocess
 from contextseg.data.check import check
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset, to_classes, to_values
 from contextseg.data.roi import restricted
-from contextseg.disk import Problem, read_json, write_json
-from contextseg.experiments import Pair, evaluate
-from contextseg.experiments.importing import find, imported
-from contextseg.job import main_job, references, settled
-from contextseg.run import Run, planned
-from contextseg.settings import UNDECIDED, Settings
+from contextseg.disk import read_json, write_json
+from contextseg.errors import ContextsegError
+from contextseg.evaluation import Pair, evaluate
+from contextseg.evaluation.importing import find, imported
+from contextseg.pipeline import references, resolve_fold, run_pipeline
+from contextseg.runs import Run, planned
+from contextseg.settings import AUTO_FOLD, Settings
+from contextseg.studies.compare.grid import cells, parse_grid
 from contextseg.volume import read_labels, write
 
 torch.set_num_threads(1)
-TINY = ["steps=2", "patch_vox=16,16,16", "batch_size=2", "base_width=4", "device=cpu", "prediction.mirror=no"]
+TINY = [
+    "steps=2",
+    "patch_vox=16,16,16",
+    "batch_size=2",
+    "base_width=4",
+    "device=cpu",
+    "prediction.mirror=no",
+]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Organs "bright" (1) and "dark" (2), and "both"; in the first case nobody looked for dark ones."""
-    folder = phantom.write_dataset(tmp_path_factory.mktemp("data") / "set", labelled=4, test=2, classes=3)
+    """Organs "bright" (1) and "dark" (2), and "both"; in the first case dark ones are unknown."""
+    folder = phantom.write_dataset(
+        tmp_path_factory.mktemp("data") / "set", labelled=4, test=2, classes=3
+    )
     table = read_json(folder / "dataset.json")
     write_json(folder / "dataset.json", table | {"labels": {**table["labels"], "both": [1, 2]}})
     write_json(folder / "cases.json", {"cases": {"phantom_000": {"annotated": ["bright"]}}})
@@ -44,10 +57,12 @@ def made_up(cases: tuple[Case, ...] = (), ignore: int | None = None) -> Dataset:
     """Four classes with gaps between their values; "rim" is no region of its own."""
     regions = {"vein": (1,), "lesion": (2, 3), "core": (2,), "all": (1, 2, 3)}
     classes, values = ("background", "vein", "core", "rim"), (0, 3, 4, 9)
-    return Dataset("d", Path("d"), ("CT",), classes, values, ignore, regions, ".nii.gz", cases, (), ())
+    return Dataset(
+        "d", Path("d"), ("CT",), classes, values, ignore, regions, ".nii.gz", cases, (), ()
+    )
 
 
-# --- the data set -----------------------------------------------------------------------------------------------------
+# --- the data set ---------------------------------------------------------------------------------
 
 
 def test_what_remains() -> None:
@@ -76,7 +91,9 @@ def test_twice_is_once() -> None:
 
 @pytest.mark.parametrize("name", ["cores", "background"])
 def test_unknown_names(name: str) -> None:
-    with pytest.raises(Problem, match="did you mean core" if name == "cores" else "no class of this name"):
+    with pytest.raises(
+        ContextsegError, match="did you mean core" if name == "cores" else "no class of this name"
+    ):
         restricted(made_up(), ["vein", name])
 
 
@@ -85,36 +102,53 @@ def test_other_values_are_background() -> None:
     label = np.array([[0, 3, 4], [9, 10, 4]])
     assert to_classes(few, label, "x").tolist() == [[0, 0, 1], [0, IGNORE, 1]]
     assert to_values(few, np.array([0, 1, IGNORE])).tolist() == [0, 4, 10]
-    with pytest.raises(Problem, match=r"table: 5 \(the table: 0 background, 4 core; as background 3, 9\)"):
+    with pytest.raises(
+        ContextsegError, match=r"table: 5 \(the table: 0 background, 4 core; as background 3, 9\)"
+    ):
         to_classes(few, np.array([5]), "x")
-    with pytest.raises(Problem, match='add "ignore": 10'):  # and not 5: that is the next of these values alone
+    with pytest.raises(
+        ContextsegError, match='add "ignore": 10'
+    ):  # and not 5: that is the next of these values alone
         to_classes(restricted(made_up(), ["core"]), np.array([10]), "x")
 
 
-def test_what_was_looked_for() -> None:
-    said = {"a": None, "b": ("vein", "core"), "c": ("vein",), "d": (), "e": ("core", "rim")}
-    cases = tuple(Case(name, (Path(name),), Path(f"{name}.label"), annotated) for name, annotated in said.items())
+def test_what_was_annotated() -> None:
+    statements = {"a": None, "b": ("vein", "core"), "c": ("vein",), "d": (), "e": ("core", "rim")}
+    cases = tuple(
+        Case(name, (Path(name),), Path(f"{name}.label"), annotated)
+        for name, annotated in statements.items()
+    )
     cases += (Case("f", (Path("f"),)),)
     both = restricted(made_up(cases), ["lesion"]).train
     assert [case.annotated for case in both] == [None, ("core",), None, None, ("core", "rim"), None]
     assert [case.name for case in both if case.label] == ["a", "b", "e"]
-    assert [case.name for case in restricted(made_up(cases), ["vein"]).train if case.label] == ["a", "b", "c"]
+    assert [case.name for case in restricted(made_up(cases), ["vein"]).train if case.label] == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def test_folds_count_labels_of_the_roi() -> None:
-    """Five patients have labels, three have labels of the rim: only these are validated on, the others only teach."""
+    """Of five labelled patients three have labels of the rim; only these are validated on."""
     annotated = [("rim",), ("vein",), ("rim", "vein"), None, ("core",)]
     cases = tuple(Case(f"c{i}", (Path(),), Path("x"), names) for i, names in enumerate(annotated))
     few = restricted(made_up(cases), ["rim"])
     held = [{case.name for case in folds(few, fold, of=3)[1]} for fold in range(3)]
     assert sorted(map(sorted, held)) == [["c0"], ["c2"], ["c3"]]
     for fold, names in enumerate(held):
-        assert {case.name for case in folds(few, fold, of=3)[0]} == {"c0", "c1", "c2", "c3", "c4"} - names
-    with pytest.raises(Problem, match="3 labelled patients, for 5 folds"):
+        assert {case.name for case in folds(few, fold, of=3)[0]} == {
+            "c0",
+            "c1",
+            "c2",
+            "c3",
+            "c4",
+        } - names
+    with pytest.raises(ContextsegError, match="3 labelled patients, for 5 folds"):
         folds(few, 0)
 
 
-# --- what follows from it ---------------------------------------------------------------------------------------------
+# --- what follows from it -------------------------------------------------------------------------
 
 
 def test_one_side_alone_is_not_mirrored(data: Path) -> None:
@@ -130,7 +164,9 @@ def test_one_side_alone_is_not_mirrored(data: Path) -> None:
 
 def test_two_restrictions_share_a_cache_and_no_label(data: Path, tmp_path: Path) -> None:
     whole = open_dataset(data)
-    plan = planned(whole, fingerprint(whole, whole.train[:1]), {"patch_vox": (16, 16, 16), "base_width": 4})
+    plan = planned(
+        whole, fingerprint(whole, whole.train[:1]), {"patch_vox": (16, 16, 16), "base_width": 4}
+    )
     case = whole.train[1]
     labels, folders = {}, {}
     for roi in ((), ("bright",), ("dark",), ("both",)):
@@ -146,20 +182,30 @@ def test_two_restrictions_share_a_cache_and_no_label(data: Path, tmp_path: Path)
 
 
 def test_planning_sees_the_roi_alone(data: Path) -> None:
-    """Its intensities are the ROI's: 100 times 2.5 in bright organs and -0.5 in dark ones, with noise of 30."""
+    """Its intensities are the ROI's:
+
+    100 times 2.5 in bright organs and -0.5 in dark ones, with noise of 30.
+    """
     whole = open_dataset(data)
     means = [
-        float(np.mean(fingerprint(restricted(whole, [name]), whole.train[1:2])[0].roi[0])) for name in whole.classes[1:]
+        float(np.mean(fingerprint(restricted(whole, [name]), whole.train[1:2])[0].roi[0]))
+        for name in whole.classes[1:]
     ]
     np.testing.assert_allclose(means, (250, -50), atol=10)
 
 
 def test_references_with_other_classes(data: Path, tmp_path: Path) -> None:
-    """A prediction of all organs as dark ones: every bright voxel is a false positive, as all background is."""
+    """A prediction of all organs as dark ones:
+
+    every bright voxel is a false positive, as all background is.
+    """
     few = restricted(open_dataset(data), ["dark"])
     truth = read_labels(few.test[0].label)  # type: ignore[arg-type]
-    write(tmp_path / f"{few.test[0].name}.nii.gz", truth.with_array(np.where(truth.array > 0, 2, 0).astype(np.uint8)))
-    by_value = {name: [few.values[k] for k in union] for name, union in few.regions.items()}
+    write(
+        tmp_path / f"{few.test[0].name}.nii.gz",
+        truth.with_array(np.where(truth.array > 0, 2, 0).astype(np.uint8)),
+    )
+    by_value = few.region_values()
     table, problems = evaluate(references(few, few.test[:1], tmp_path), by_value)
     assert problems == {}
     (row,) = table.to_dict("records")
@@ -180,7 +226,9 @@ def test_another_tools_label_maps_with_other_classes(data: Path, tmp_path: Path)
 
 
 def test_checking_the_roi(data: Path, tmp_path: Path) -> None:
-    assert [finding.what for finding in check(data)] == ["dark is labelled, but not listed as annotated"]
+    assert [finding.what for finding in check(data)] == [
+        "dark is labelled, but not listed as annotated"
+    ]
     assert check(data, roi=["bright"]) == check(data, roi=["dark"]) == []
     (finding,) = check(data, roi=["drak"])
     assert (finding.level, finding.remedy) == ("error", "did you mean dark?")
@@ -188,10 +236,12 @@ def test_checking_the_roi(data: Path, tmp_path: Path) -> None:
     lacking = tmp_path / "set"
     phantom.write_dataset(lacking, labelled=4, test=0, classes=3)
     write_json(lacking / "cases.json", table)
-    assert "no training case has a label" in [finding.what for finding in check(lacking, roi=["dark"])]
+    assert "no training case has a label" in [
+        finding.what for finding in check(lacking, roi=["dark"])
+    ]
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 def test_settings_keep_it() -> None:
@@ -208,38 +258,48 @@ def test_runs_from_before_open(data: Path, tmp_path: Path) -> None:
     write_json(path, content)
     assert Run.open(tmp_path / "run").settings == Settings(str(data))
     Run(tmp_path / "run", Settings(str(data)))
-    with pytest.raises(Problem, match=r"roi was \[\] and is now \['dark'\]"):
+    with pytest.raises(ContextsegError, match=r"roi was \[\] and is now \['dark'\]"):
         Run(tmp_path / "run", Settings(str(data), roi=("dark",)))
 
 
 def test_folds_of_a_comparison_are_those_of_its_runs(data: Path, tmp_path: Path) -> None:
-    """Where five patients have labels and four have labels of dark organs, "auto" is a fold and all cases."""
+    """Where five patients have labels and four have labels of dark organs, "auto" is a fold and all
+    cases.
+    """
     folder = phantom.write_dataset(tmp_path / "set", labelled=5, test=0, classes=3)
     write_json(folder / "cases.json", {"cases": {"phantom_000": {"annotated": ["bright"]}}})
-    assert settled(Settings(str(folder), fold=UNDECIDED)).fold == 0
-    assert settled(Settings(str(folder), fold=UNDECIDED, roi=("dark",))).fold == -1
-    with pytest.raises(Problem, match="4 labelled patients, for 5 folds"):
-        settled(Settings(str(folder), fold=0, roi=("dark",)))
-    with pytest.raises(Problem, match="did you mean dark"):
-        settled(Settings(str(folder), roi=("drak",)))
-    grid = asked(folder, tmp_path / "out", ["supervised"], seeds="0", budgets="2,all", roi=["dark"])
+    assert resolve_fold(Settings(str(folder), fold=AUTO_FOLD)).fold == 0
+    assert resolve_fold(Settings(str(folder), fold=AUTO_FOLD, roi=("dark",))).fold == -1
+    with pytest.raises(ContextsegError, match="4 labelled patients, for 5 folds"):
+        resolve_fold(Settings(str(folder), fold=0, roi=("dark",)))
+    with pytest.raises(ContextsegError, match="did you mean dark"):
+        resolve_fold(Settings(str(folder), roi=("drak",)))
+    grid = parse_grid(
+        folder, tmp_path / "out", ["supervised"], seeds="0", budgets="2,all", roi=["dark"]
+    )
     made = cells(grid, restricted(open_dataset(folder), grid.roi))
     assert {cell.settings.fold for cell in made} == {-1}
     assert {cell.settings.roi for cell in made} == {("dark",)}
     assert "phantom_000" not in (made[0].settings.labelled or ())
-    assert Run(tmp_path / "run", made[0].settings).dataset == restricted(open_dataset(folder), ["dark"])
+    assert Run(tmp_path / "run", made[0].settings).dataset == restricted(
+        open_dataset(folder), ["dark"]
+    )
 
 
 def test_the_whole_job_on_one_class(data: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, Settings(str(data), roi=("dark",)).set(TINY))
-    outcome = main_job(run)
+    outcome = run_pipeline(run)
     table = pd.read_csv(outcome.table)  # type: ignore[arg-type]
     assert table[["case", "class", "label"]].values.tolist() == [
         ["phantom_004", "dark", 2],
         ["phantom_005", "dark", 2],
     ]
     assert (run.plan.classes, run.plan.values) == (("background", "dark"), (0, 2))
-    assert [case.name for case in run.split[0] if case.label] == ["phantom_001", "phantom_002", "phantom_003"]
+    assert [case.name for case in run.split[0] if case.label] == [
+        "phantom_001",
+        "phantom_002",
+        "phantom_003",
+    ]
     for path in outcome.predictions.glob("*.nii.gz"):
         assert set(np.unique(read_labels(path).array).tolist()) <= {0, 2}
     assert outcome.report

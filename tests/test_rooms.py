@@ -1,4 +1,7 @@
-"""Which room may import which. The picture is in docs/decisions.md; this enforces it."""
+"""Which room may import which.
+
+The picture is in docs/decisions/0022-the-house-second-form.md; this enforces it.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,31 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "contextseg"
 FLOORS = (
-    {"__init__", "console", "disk", "formats", "volume", "batch", "provenance", "profile", "ranks"},
+    {
+        "errors",
+        "console",
+        "arguments",
+        "disk",
+        "formats",
+        "picture",
+        "volume",
+        "resampling",
+        "batch",
+        "parallel",
+        "provenance",
+        "ranks",
+    },
     {"data", "nets", "losses", "metrics"},
-    {"propagation"},
-    {"train", "predict", "methods"},
+    {"propagation", "evaluation"},
+    {"training", "predict", "methods", "reports"},
     {"settings"},
-    {"scan"},
-    {"run"},
-    {"experiments", "report"},
-    {"job", "diagnose", "fill"},
-    {"compare"},
-    {"recipes"},
-    {"cli", "web", "nnunet"},
-    {"__main__"},
+    {"predictor"},
+    {"runs"},
+    {"pipeline", "twostage"},
+    {"studies"},
+    {"api"},
+    {"cli"},
+    {"__init__", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -39,11 +54,14 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {
-                f"{node.module}.{alias.name}" if node.module == "contextseg" else node.module for alias in node.names
+                f"{node.module}.{alias.name}" if node.module == "contextseg" else node.module
+                for alias in node.names
             }
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("contextseg.")} - {"__version__"}
+    return {name.split(".")[1] for name in names if name.startswith("contextseg.")} - {
+        "__version__"
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
@@ -57,20 +75,43 @@ def test_imports_go_down_only(path: Path) -> None:
 
 
 def test_the_ground_floor_has_no_cycle() -> None:
-    order = ["console", "ranks", "disk", "provenance", "profile", "batch", "formats", "volume"]
+    order = [
+        "errors",
+        "console",
+        "ranks",
+        "disk",
+        "parallel",
+        "provenance",
+        "batch",
+        "resampling",
+        "picture",
+        "formats",
+        "volume",
+    ]
     for i, name in enumerate(order):
         assert imported(SOURCE / f"{name}.py") <= set(order[:i])
 
 
+def code_lines(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> int:
+    """The lines of a body, without its own docstring and those of everything in it."""
+    doc_lines = 0
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
+            inner
+        ):
+            doc = inner.body[0]
+            doc_lines += (doc.end_lineno or doc.lineno) - doc.lineno + 1
+    return (node.body[-1].end_lineno or 0) - node.body[0].lineno + 1 - doc_lines
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_sizes_are_held(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 400
-    for node in ast.walk(ast.parse(text)):
+    """A file or function that outgrows these numbers does two things; docstrings never count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not tree.body or code_lines(tree) <= 450
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
-            doc = ast.get_docstring(node)
-            body = node.end_lineno - node.lineno + 1 - (len(doc.splitlines()) + 1 if doc else 0)  # type: ignore[operator]
-            assert body <= 60, f"{node.name} has {body} lines"
+            assert code_lines(node) <= 70, f"{node.name} has {code_lines(node)} lines"
 
 
 @pytest.mark.parametrize(
@@ -78,12 +119,21 @@ def test_sizes_are_held(path: Path) -> None:
     [
         (
             "contextseg.cli",
-            {"rich.progress", "torch", "numpy", "scipy", "nibabel", "SimpleITK", "pandas", "matplotlib"},
+            {
+                "rich.progress",
+                "torch",
+                "numpy",
+                "scipy",
+                "nibabel",
+                "SimpleITK",
+                "pandas",
+                "matplotlib",
+            },
         ),
-        ("contextseg.report", {"torch"}),
+        ("contextseg.reports", {"torch"}),
         ("contextseg.metrics", {"torch", "scipy", "pandas"}),
         ("contextseg.data.check", {"torch"}),
-        ("contextseg.experiments", {"torch"}),
+        ("contextseg.evaluation", {"torch"}),
     ],
 )
 def test_heavy_imports_wait(module: str, without: set[str]) -> None:

@@ -18,7 +18,7 @@ from contextseg.data.cache import Cached, load_record
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import prepare
 from contextseg.data.sampling import Sampler
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.volume import Volume
 
 SAR = np.eye(4)[[2, 1, 0, 3]]  # D to the head, H to the front, W to the right
@@ -52,9 +52,13 @@ def organs(grid: tuple[int, ...] = GRID) -> np.ndarray:
 
 
 def case(
-    folder: Path, p: Plan, label: np.ndarray | None, name: str = "a", annotated: tuple[bool, ...] = (True,) * 3
+    folder: Path,
+    p: Plan,
+    label: np.ndarray | None,
+    name: str = "a",
+    annotated: tuple[bool, ...] = (True,) * 3,
 ) -> Cached:
-    """A preprocessed case whose every voxel tells where it is: `OFFSET` and its index."""
+    """A preprocessed case whose every voxel holds where it is: `OFFSET` and its index."""
     grid = GRID if label is None else label.shape
     image = OFFSET + np.arange(np.prod(grid), dtype=np.float32).reshape(1, *grid)
     place = folder / name
@@ -65,7 +69,10 @@ def case(
 
 
 def index(batch: Batch, i: int) -> np.ndarray:
-    """Where in its case each voxel of item `i` was, (*S) of flat indices; negative where there was nothing."""
+    """Where in its case each voxel of item `i` was, (*S) of flat indices;
+
+    negative where there was nothing.
+    """
     values = batch.image[i, 0].double().numpy()
     found = np.rint(values - OFFSET)
     assert np.abs(values - OFFSET - found)[values != 0].max() < 0.4
@@ -77,17 +84,23 @@ def coordinates(batch: Batch, i: int, grid: tuple[int, ...] = GRID) -> np.ndarra
 
 
 def is_same(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(Batch) if f.name != "maps")
+    return all(
+        torch.equal(getattr(one, f.name), getattr(other, f.name))
+        for f in fields(Batch)
+        if f.name != "maps"
+    )
 
 
 def stacked(parts: list[Batch], world: int, size: int) -> Batch:
     """The batch whose shards `parts` are."""
     where = [(i % world, i // world) for i in range(size)]
     names = [f.name for f in fields(Batch) if f.name != "maps"]
-    return Batch(**{name: torch.stack([getattr(parts[r], name)[j] for r, j in where]) for name in names})
+    return Batch(
+        **{name: torch.stack([getattr(parts[r], name)[j] for r, j in where]) for name in names}
+    )
 
 
-# --- a function of (seed, n) ------------------------------------------------------------------------------------------
+# --- a function of (seed, n) ----------------------------------------------------------------------
 
 
 def test_batch_n_is_the_same_after_a_restart_and_no_other(tmp_path: Path) -> None:
@@ -95,7 +108,11 @@ def test_batch_n_is_the_same_after_a_restart_and_no_other(tmp_path: Path) -> Non
     cases = [case(tmp_path, p, organs(), name) for name in "abc"]
     sampler = Sampler(cases, p, seed=3)
     seen = [sampler.batch(n) for n in range(6)]
-    fresh = Sampler([Cached(c.folder, load_record(c.folder / "record.json"), c.annotated, True) for c in cases], p, 3)
+    fresh = Sampler(
+        [Cached(c.folder, load_record(c.folder / "record.json"), c.annotated, True) for c in cases],
+        p,
+        3,
+    )
     for n in (4, 0, 5, 2):  # in whatever order
         assert is_same(fresh.batch(n), seen[n])
     assert not any(is_same(seen[i], seen[j]) for i in range(6) for j in range(i))
@@ -109,7 +126,11 @@ def test_the_shards_of_all_ranks_are_the_batch_bit_for_bit(
     size: int, world: int, unlabelled: int, tmp_path: Path
 ) -> None:
     p = plan(batch_size=max(size, unlabelled + 1))
-    cases = [case(tmp_path, p, organs(), "a"), case(tmp_path, p, organs(), "b"), case(tmp_path, p, None, "c")]
+    cases = [
+        case(tmp_path, p, organs(), "a"),
+        case(tmp_path, p, organs(), "b"),
+        case(tmp_path, p, None, "c"),
+    ]
     sampler = Sampler(cases, p, unlabelled=unlabelled)
     for n in range(4):
         whole = sampler.batch(n)
@@ -133,22 +154,30 @@ def test_what_lies_outside_the_scan_hides_no_class(patch: tuple[int, ...], tmp_p
     half[:, 12:] = IGNORE
     whole = Sampler([case(tmp_path, p, organs(), "a")], p)
     partly = Sampler([case(tmp_path, p, half, "b", (True, True, True))], p)
-    nobody = Sampler([case(tmp_path, p, organs(), "c"), case(tmp_path, p, None, "d")], p, unlabelled=2)
+    unlabelled = Sampler(
+        [case(tmp_path, p, organs(), "c"), case(tmp_path, p, None, "d")], p, unlabelled=2
+    )
     for n in range(4):
         b = whole.batch(n)
         assert (b.label == IGNORE).flatten(1).any(1).all()
-        assert torch.equal(b.tags, torch.stack([(b.label == k).flatten(1).any(1) for k in range(3)], 1).long())
+        assert torch.equal(
+            b.tags, torch.stack([(b.label == k).flatten(1).any(1) for k in range(3)], 1).long()
+        )
         assert torch.equal(b.shard(1, 2).tags, b.tags[1::2])
         assert set(partly.batch(n).tags.flatten().tolist()) == {IGNORE, 1}
-        assert (nobody.batch(n).tags[2:] == IGNORE).all()
+        assert (unlabelled.batch(n).tags[2:] == IGNORE).all()
     assert whole.batch(0, 4, 5).tags.shape == (0, 3)
 
 
-# --- where patches lie ------------------------------------------------------------------------------------------------
+# --- where patches lie ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("patch", [(8, 10, 12), (20, 24, 28), (7, 9, 5), (10, 12), (24, 28), (9, 5)])
-def test_strength_zero_gives_the_cached_patch_bit_for_bit(patch: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "patch", [(8, 10, 12), (20, 24, 28), (7, 9, 5), (10, 12), (24, 28), (9, 5)]
+)
+def test_strength_zero_gives_the_cached_patch_bit_for_bit(
+    patch: tuple[int, ...], tmp_path: Path
+) -> None:
     p = plan(patch)
     made = case(tmp_path, p, organs())
     sampler = Sampler([made], p, augmentation=STILL)
@@ -161,7 +190,9 @@ def test_strength_zero_gives_the_cached_patch_bit_for_bit(patch: tuple[int, ...]
         for i in range(len(b)):
             start = [int(x) for x in np.unravel_index(index(b, i).flat[0], GRID)]
             box = tuple(slice(a, a + size) for a, size in zip(start, box_of))
-            assert torch.equal(b.image[i], torch.from_numpy(made.patch(box, p.channels)).reshape(1, *patch))
+            assert torch.equal(
+                b.image[i], torch.from_numpy(made.patch(box, p.channels)).reshape(1, *patch)
+            )
             assert torch.equal(b.label[i], torch.from_numpy(organs()[box]).long().reshape(patch))
 
 
@@ -171,13 +202,17 @@ def test_every_second_item_holds_roi_and_small_organs_come_as_often(
     patch: tuple[int, ...], size: int, tmp_path: Path
 ) -> None:
     p = plan(patch, batch_size=size)
-    cases = [case(tmp_path, p, organs(), "a"), case(tmp_path, p, np.zeros(GRID, np.int16), "no_roi")]
+    cases = [
+        case(tmp_path, p, organs(), "a"),
+        case(tmp_path, p, np.zeros(GRID, np.int16), "no_roi"),
+    ]
     sampler = Sampler(cases, p, augmentation=STILL)
     rows = []  # (on ROI, case, class 1, class 2)
     for n in range(60):
         b = sampler.batch(n)
         rows += [
-            ((n * size + i) % 2, int(b.case[i]), *[bool((b.label[i] == k).any()) for k in (1, 2)]) for i in range(size)
+            ((n * size + i) % 2, int(b.case[i]), *[bool((b.label[i] == k).any()) for k in (1, 2)])
+            for i in range(size)
         ]
     centred, anywhere = ([row for row in rows if row[0] == odd] for odd in (1, 0))
     assert len(centred) == len(anywhere) == 30 * size
@@ -200,7 +235,9 @@ def test_a_patch_is_centred_on_its_voxel_or_pushed_inside(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("patch", [(28, 30, 12), (21, 24, 30), (30, 40)])
-def test_around_a_small_case_lies_nothing_that_anybody_said(patch: tuple[int, ...], tmp_path: Path) -> None:
+def test_around_a_small_case_lies_nothing_that_anybody_said(
+    patch: tuple[int, ...], tmp_path: Path
+) -> None:
     p = plan(patch)
     b = Sampler([case(tmp_path, p, organs())], p, augmentation=STILL).batch(0)
     assert b.image.shape[2:] == patch
@@ -219,14 +256,16 @@ def test_around_a_small_case_lies_nothing_that_anybody_said(patch: tuple[int, ..
 def test_augmented_patches_are_whole_and_finite(tmp_path: Path) -> None:
     always = Augmentation(**dict.fromkeys(CHANCES, 1.0))
     for p in (plan(), plan((10, 12)), plan((40, 9, 9))):
-        b = Sampler([case(tmp_path, p, organs(), str(p.patch_vox))], p, augmentation=always).batch(1)
+        b = Sampler([case(tmp_path, p, organs(), str(p.patch_vox))], p, augmentation=always).batch(
+            1
+        )
         assert b.image.shape == (4, 1, *p.patch_vox)
         assert b.image.isfinite().all()
         assert set(b.label.unique().tolist()) <= {IGNORE, 0, 1, 2}
         assert (b.label >= 0).any()
 
 
-# --- left and right ---------------------------------------------------------------------------------------------------
+# --- left and right -------------------------------------------------------------------------------
 
 
 def sided() -> np.ndarray:
@@ -238,7 +277,9 @@ def sided() -> np.ndarray:
 
 def test_a_mirror_from_left_to_right_swaps_the_pair_and_what_was_annotated(tmp_path: Path) -> None:
     p = plan(GRID, swaps=((1, 2),), batch_size=8)
-    sampler = Sampler([case(tmp_path, p, sided(), annotated=(True, True, False))], p, augmentation=FLIPS)
+    sampler = Sampler(
+        [case(tmp_path, p, sided(), annotated=(True, True, False))], p, augmentation=FLIPS
+    )
     mirrored = 0
     for n in range(4):
         b = sampler.batch(n)
@@ -249,7 +290,9 @@ def test_a_mirror_from_left_to_right_swaps_the_pair_and_what_was_annotated(tmp_p
             mirrored += turned
             expected = np.array([0, 2, 1])[label] if turned else label
             np.testing.assert_array_equal(b.label[i].numpy(), expected)
-            assert b.annotated[i].tolist() == ([True, False, True] if turned else [True, True, False])
+            assert b.annotated[i].tolist() == (
+                [True, False, True] if turned else [True, True, False]
+            )
     assert 8 < mirrored < 24
 
 
@@ -262,12 +305,20 @@ def test_what_the_plan_forbids_is_never_mirrored(swaps: tuple, tmp_path: Path) -
         b = sampler.batch(n)
         for i in range(len(b)):
             d, h, w = coordinates(b, i)
-            steps.append((d[1, 0, 0] - d[0, 0, 0], h[0, 1, 0] - h[0, 0, 0], w[0, 0, 1] - w[0, 0, 0]))
+            steps.append(
+                (d[1, 0, 0] - d[0, 0, 0], h[0, 1, 0] - h[0, 0, 0], w[0, 0, 1] - w[0, 0, 0])
+            )
             np.testing.assert_array_equal(b.label[i].numpy(), sided().flat[index(b, i)])
     assert {step[0] for step in steps} == {step[1] for step in steps} == {1, -1}
     assert {step[2] for step in steps} == {1}
-    held = Sampler(sampler.cases, replace(p, mirror=(True,) * 3), augmentation=replace(FLIPS, mirror=(False,) * 3))
-    assert all((np.diff(index(held.batch(n), i).ravel()) == 1).all() for n in range(3) for i in range(8))
+    held = Sampler(
+        sampler.cases,
+        replace(p, mirror=(True,) * 3),
+        augmentation=replace(FLIPS, mirror=(False,) * 3),
+    )
+    assert all(
+        (np.diff(index(held.batch(n), i).ravel()) == 1).all() for n in range(3) for i in range(8)
+    )
 
 
 def test_sagittal_slices_have_no_left_and_right(tmp_path: Path) -> None:
@@ -280,23 +331,31 @@ def test_sagittal_slices_have_no_left_and_right(tmp_path: Path) -> None:
         for i in range(len(b)):
             where = index(b, i)
             seen.add((where[1, 0] > where[0, 0], where[0, 1] > where[0, 0]))
-            np.testing.assert_array_equal(b.label[i].numpy(), sided().flat[where])  # mirrored, and nothing swapped
+            np.testing.assert_array_equal(
+                b.label[i].numpy(), sided().flat[where]
+            )  # mirrored, and nothing swapped
     assert len(seen) == 4
 
 
-# --- who said what ----------------------------------------------------------------------------------------------------
+# --- who labelled what ----------------------------------------------------------------------------
 
 
 def test_unlabelled_items_are_the_last_and_nothing_is_said_about_them(tmp_path: Path) -> None:
     p = plan(batch_size=3)
-    cases = [case(tmp_path, p, None, "u1"), case(tmp_path, p, organs(), "l"), case(tmp_path, p, None, "u2")]
+    cases = [
+        case(tmp_path, p, None, "u1"),
+        case(tmp_path, p, organs(), "l"),
+        case(tmp_path, p, None, "u2"),
+    ]
     sampler = Sampler(cases, p, unlabelled=2)
     batches = [sampler.batch(n) for n in range(20)]
     assert all(b.case[0] == 1 and (b.label[0] >= 0).any() for b in batches)
     assert all((b.label[1:] == IGNORE).all() for b in batches)
     assert {int(c) for b in batches for c in b.case[1:]} == {0, 2}
     for size in (2, 3):  # with a single labelled item, every second one
-        sampler = Sampler(cases, replace(p, batch_size=size), augmentation=STILL, unlabelled=size - 1)
+        sampler = Sampler(
+            cases, replace(p, batch_size=size), augmentation=STILL, unlabelled=size - 1
+        )
         held = [bool((sampler.batch(n).label[0] > 0).any()) for n in range(20)]
         assert all(held[1::2])
         assert not all(held[::2])
@@ -306,7 +365,11 @@ def test_labels_that_replace_others_are_used_and_searched_for_roi(tmp_path: Path
     p = plan()
     cases = [case(tmp_path, p, None, "u"), case(tmp_path, p, np.zeros(GRID, np.int16), "l")]
     pseudo = np.full(GRID, IGNORE, np.int16)
-    pseudo[2:5], pseudo[10, 10, 10], pseudo[18] = 0, 2, 5  # class 5 is a context of its background, no ROI
+    pseudo[2:5], pseudo[10, 10, 10], pseudo[18] = (
+        0,
+        2,
+        5,
+    )  # class 5 is a context of its background, no ROI
     for name in "ul":
         np.save(tmp_path / f"{name}.npy", pseudo)
     labels = {name: tmp_path / f"{name}.npy" for name in "ul"}
@@ -320,12 +383,14 @@ def test_labels_that_replace_others_are_used_and_searched_for_roi(tmp_path: Path
             seen |= {(int(b.case[i]), int(k)) for k in b.label[i].unique()}
     assert seen == {(c, k) for c in (0, 1) for k in (IGNORE, 0, 2, 5)}
     only = Sampler(cases, p, augmentation=STILL, labels={"u": labels["u"]})
-    assert {int(c) for n in range(10) for c in only.batch(n).case[1::2]} == {0}  # the other has no ROI
-    with pytest.raises(Problem, match="all have labels"):
+    assert {int(c) for n in range(10) for c in only.batch(n).case[1::2]} == {
+        0
+    }  # the other has no ROI
+    with pytest.raises(ContextsegError, match="all have labels"):
         Sampler(cases, p, labels=labels, unlabelled=1)
 
 
-def test_what_people_labelled_is_at_least_half_of_what_is_taught(tmp_path: Path) -> None:
+def test_what_people_labelled_is_at_least_half_of_the_labelled_items(tmp_path: Path) -> None:
     p = plan()
     humans = [case(tmp_path, p, organs(), "h")]
     joined = [case(tmp_path, p, None, f"j{i}") for i in range(7)]
@@ -334,8 +399,8 @@ def test_what_people_labelled_is_at_least_half_of_what_is_taught(tmp_path: Path)
 
     def shares(sampler: Sampler) -> tuple[float, float]:
         """Of the items that lie anywhere, and of those on an organ, how many are of the case 0."""
-        taught = sampler.plan.batch_size - sampler.unlabelled
-        cases = torch.cat([sampler.batch(n).case[:taught] for n in range(60)])
+        labelled = sampler.plan.batch_size - sampler.unlabelled
+        cases = torch.cat([sampler.batch(n).case[:labelled] for n in range(60)])
         return float((cases[::2] == 0).float().mean()), float((cases[1::2] == 0).float().mean())
 
     none = case(tmp_path, p, None, "u")
@@ -345,7 +410,7 @@ def test_what_people_labelled_is_at_least_half_of_what_is_taught(tmp_path: Path)
         Sampler([*humans, *joined, none], replace(p, batch_size=2), labels=labels, unlabelled=1),
     ):
         assert all(0.5 <= share < 0.75 for share in shares(sampler))
-    assert max(shares(Sampler(joined, p, labels=labels))) < 0.3  # nobody labelled one: all alike
+    assert max(shares(Sampler(joined, p, labels=labels))) < 0.3  # no person labelled one: all alike
     empty = [case(tmp_path, p, np.zeros(GRID, np.int16), "e")]
     anywhere, on_roi = shares(Sampler(empty + joined, p, labels=labels))
     assert anywhere >= 0.5
@@ -358,24 +423,28 @@ def test_replaced_labels_that_are_damaged_or_of_another_size_are_named(tmp_path:
     path = tmp_path / "relabel" / "a.npy"
     path.parent.mkdir()
     np.save(path, np.zeros((3, 4, 5), np.int16))
-    with pytest.raises(Problem, match=r"a\.npy: a label of \(3, 4, 5\) voxels.*delete the folder .*relabel"):
+    with pytest.raises(
+        ContextsegError, match=r"a\.npy: a label of \(3, 4, 5\) voxels.*delete the folder .*relabel"
+    ):
         Sampler(cases, p, labels={"a": path}).batch(0)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(Problem, match=r"a\.npy: .*damaged.*delete the folder .*relabel"):
+    with pytest.raises(ContextsegError, match=r"a\.npy: .*damaged.*delete the folder .*relabel"):
         Sampler(cases, p, labels={"a": path}).batch(0)
 
 
 def test_pools_that_are_empty_are_problems(tmp_path: Path) -> None:
     p = plan(batch_size=2)
     labelled, unlabelled = case(tmp_path, p, organs(), "l"), case(tmp_path, p, None, "u")
-    with pytest.raises(Problem, match="none has a label"):
+    with pytest.raises(ContextsegError, match="none has a label"):
         Sampler([], p)
-    with pytest.raises(Problem, match="none has a label"):
+    with pytest.raises(ContextsegError, match="none has a label"):
         Sampler([unlabelled], p)
-    with pytest.raises(Problem, match="all have labels"):
+    with pytest.raises(ContextsegError, match="all have labels"):
         Sampler([labelled], p, unlabelled=1)
-    with pytest.raises(Problem, match=r"2 of the 2 items of a batch are unlabelled.*raise it to 4"):
+    with pytest.raises(
+        ContextsegError, match=r"2 of the 2 items of a batch are unlabelled.*raise it to 4"
+    ):
         Sampler([labelled, unlabelled], p, unlabelled=2)
     assert len(Sampler([labelled, unlabelled], p, unlabelled=1).batch(0)) == 2
-    with pytest.raises(Problem, match="seed=-1"):
+    with pytest.raises(ContextsegError, match="seed=-1"):
         Sampler([labelled], p, seed=-1)

@@ -1,4 +1,4 @@
-"""Which slices are chosen, and what shapes alone say about those between them."""
+"""Which slices are chosen, and how shapes alone fill those between them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,44 @@ import numpy as np
 import pytest
 
 from contextseg.batch import IGNORE
-from contextseg.disk import Problem
-from contextseg.propagation.interpolate import between, nearest
-from contextseg.propagation.select import RULES, certain, covering, largest, select, uniform
+from contextseg.errors import ContextsegError
+from contextseg.propagation.select import (
+    SELECTION_RULES,
+    certain,
+    covering,
+    largest,
+    select_slices,
+    uniform_slices,
+)
+from contextseg.propagation.shapes import copy_nearest, interpolate_shapes
 
 
 @pytest.mark.parametrize(
     ("slices", "expected"),
-    [(0, []), (1, [0]), (4, [0, 1, 2, 3]), (5, [0, 4]), (9, [0, 8]), (10, [0, 9]), (23, [0, 7, 14, 22])],
+    [
+        (0, []),
+        (1, [0]),
+        (4, [0, 1, 2, 3]),
+        (5, [0, 4]),
+        (9, [0, 8]),
+        (10, [0, 9]),
+        (23, [0, 7, 14, 22]),
+    ],
 )
 def test_uniform_sampling(slices: int, expected: list[int]) -> None:
-    assert uniform(slices) == expected
+    assert uniform_slices(slices) == expected
 
 
 @pytest.mark.parametrize("slices", [5, 64, 100, 321, 5000])
 def test_uniform_sampling_holds_both_ends_and_is_bounded(slices: int) -> None:
-    found = uniform(slices)
-    assert (found[0], found[-1]) == (0, slices - 1)
-    assert len(set(found)) == len(found) == min(64, max(2, slices // 5))
-    assert len(uniform(100)) == 20
+    chosen = uniform_slices(slices)
+    assert (chosen[0], chosen[-1]) == (0, slices - 1)
+    assert len(set(chosen)) == len(chosen) == min(64, max(2, slices // 5))
+    assert len(uniform_slices(100)) == 20
 
 
 def volume() -> np.ndarray:
-    """Six slices: class 1 in 0 to 3, largest in 1; class 2 in 3 and 4, largest in 4; class 7 in 3 alone."""
+    """Six slices: class 1 in 0 to 3, largest in 1; class 2 in 3 and 4, largest in 4; 7 in 3."""
     label = np.zeros((6, 4, 5), np.int16)
     for i, pixels in enumerate((3, 9, 5, 2)):
         label[i].flat[:pixels] = 1
@@ -54,7 +69,11 @@ def test_the_most_certain_slice_is_not_a_faint_end() -> None:
     probability[3][label[3] == 1] = 0.99  # two pixels of nine: too small a part of the organ
     assert certain(label, probability) == [2, 3, 4]
     assert certain(label, probability, share=0.1) == [3]
-    assert certain(label, np.where(label == 1, 0.75, 0.5)) == [1, 3, 4]  # a draw goes to the first that is large enough
+    assert certain(label, np.where(label == 1, 0.75, 0.5)) == [
+        1,
+        3,
+        4,
+    ]  # a draw goes to the first that is large enough
     with pytest.raises(ValueError, match="probabilities"):
         certain(label)
 
@@ -68,24 +87,26 @@ def test_few_slices_cover_every_class() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         drawn = rng.integers(0, 9, (7, 2, 2))
-        found = covering(drawn)
-        assert set(np.unique(drawn[found])) - {0} == set(np.unique(drawn)) - {0}
-        assert len(found) <= len(largest(drawn))
+        chosen = covering(drawn)
+        assert set(np.unique(drawn[chosen])) - {0} == set(np.unique(drawn)) - {0}
+        assert len(chosen) <= len(largest(drawn))
 
 
 def test_numbers_of_the_volume() -> None:
     label = volume()
-    for rule in RULES:
+    for rule in SELECTION_RULES:
         probability = np.ones(label.shape)
-        found = RULES[rule](label, probability)
-        assert select(rule, label, probability) == found
-        assert select(rule, label, probability, slices=range(10, 70, 10)) == [10 + 10 * i for i in found]
-        assert select(rule, np.full((3, 2, 2), IGNORE), np.ones((3, 2, 2))) == []
-    with pytest.raises(Problem, match="largest"):
-        select("large", label)
+        chosen = SELECTION_RULES[rule](label, probability)
+        assert select_slices(rule, label, probability) == chosen
+        assert select_slices(rule, label, probability, slices=range(10, 70, 10)) == [
+            10 + 10 * i for i in chosen
+        ]
+        assert select_slices(rule, np.full((3, 2, 2), IGNORE), np.ones((3, 2, 2))) == []
+    with pytest.raises(ContextsegError, match="largest"):
+        select_slices("large", label)
 
 
-# --- shapes between slices --------------------------------------------------------------------------------------------
+# --- shapes between slices ------------------------------------------------------------------------
 
 
 def disc(radius: float, at: tuple[float, float] = (20, 20), size: int = 41) -> np.ndarray:
@@ -94,7 +115,7 @@ def disc(radius: float, at: tuple[float, float] = (20, 20), size: int = 41) -> n
 
 
 def test_a_cone_between_two_discs() -> None:
-    filled = between({2: disc(6), 10: disc(14)}, 13)
+    filled = interpolate_shapes({2: disc(6), 10: disc(14)}, 13)
     assert not filled[:2].any()
     assert not filled[11:].any()
     for i in range(3, 10):
@@ -106,13 +127,13 @@ def test_several_classes_keep_their_border() -> None:
     """Two classes whose common border moves from column 4 to column 8 fill the image between."""
     first, last = np.ones((6, 12)), np.ones((6, 12))
     first[:, 4:], last[:, 8:] = 5, 5
-    filled = between({0: first, 4: last}, 5)
+    filled = interpolate_shapes({0: first, 4: last}, 5)
     assert [int((row[3] == 1).sum()) for row in filled] == [4, 5, 6, 7, 8]
     assert set(np.unique(filled)) == {1, 5}
 
 
 def test_what_one_reference_lacks_ends_half_way() -> None:
-    filled = between({0: disc(10) * 3, 8: np.zeros((41, 41))}, 9)
+    filled = interpolate_shapes({0: disc(10) * 3, 8: np.zeros((41, 41))}, 9)
     areas = [int((row == 3).sum()) for row in filled]
     assert areas == sorted(areas, reverse=True)
     assert areas[3] > 0
@@ -120,11 +141,14 @@ def test_what_one_reference_lacks_ends_half_way() -> None:
 
 
 def test_pixels_that_are_not_square() -> None:
-    """Every fourth row of a fine image is an image of 4 x 1 mm: its shapes between slices are every fourth row's."""
+    """Every fourth row of a fine image is an image of 4 x 1 mm, and its shapes are such rows."""
     first, last = disc(5, (30, 20), 60), disc(16, (26, 34), 60)
-    fine = between({0: first, 4: last}, 5)[:, ::4]
+    fine = interpolate_shapes({0: first, 4: last}, 5)[:, ::4]
     coarse = {0: first[::4], 4: last[::4]}
-    wrong = {mm: (between(coarse, 5, mm) != fine)[1:4].sum() for mm in ((4.0, 1.0), (1.0, 1.0))}
+    wrong = {
+        mm: (interpolate_shapes(coarse, 5, mm) != fine)[1:4].sum()
+        for mm in ((4.0, 1.0), (1.0, 1.0))
+    }
     assert wrong[4.0, 1.0] <= 0.1 * fine[1:4].sum()
     assert wrong[1.0, 1.0] > 5 * wrong[4.0, 1.0]
 
@@ -132,7 +156,7 @@ def test_pixels_that_are_not_square() -> None:
 def test_references_come_back_and_ignore_is_background_for_others() -> None:
     label = (disc(9) * 2).astype(int)
     label[:, :20] = IGNORE
-    filled = between({1: label, 3: disc(9) * 2}, 6, ends=True)
+    filled = interpolate_shapes({1: label, 3: disc(9) * 2}, 6, ends=True)
     np.testing.assert_array_equal(filled[1], label)
     assert set(np.unique(filled[2])) == {0, 2}
     np.testing.assert_array_equal(filled[5], disc(9) * 2)
@@ -141,17 +165,17 @@ def test_references_come_back_and_ignore_is_background_for_others() -> None:
 
 def test_full_and_equal_slices() -> None:
     full = np.full((4, 4), 3)
-    assert (between({0: full, 3: full}, 4) == 3).all()
+    assert (interpolate_shapes({0: full, 3: full}, 4) == 3).all()
     same = disc(8).astype(int)
-    assert all((row == same).all() for row in between({0: same, 5: same}, 6))
+    assert all((row == same).all() for row in interpolate_shapes({0: same, 5: same}, 6))
 
 
 def test_the_nearest_slice() -> None:
     labels = {1: np.full((2, 2), 4), 5: np.full((2, 2), 9)}
-    assert nearest(labels, 8)[:, 0, 0].tolist() == [4, 4, 4, 4, 9, 9, 9, 9]
+    assert copy_nearest(labels, 8)[:, 0, 0].tolist() == [4, 4, 4, 4, 9, 9, 9, 9]
 
 
-@pytest.mark.parametrize("fill", [between, nearest])
+@pytest.mark.parametrize("fill", [interpolate_shapes, copy_nearest])
 @pytest.mark.parametrize(
     ("references", "message"),
     [
@@ -163,5 +187,5 @@ def test_the_nearest_slice() -> None:
     ],
 )
 def test_references_that_do_not_fit(fill, references, message) -> None:
-    with pytest.raises(Problem, match=message):
+    with pytest.raises(ContextsegError, match=message):
         fill(references, 5)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import pytest
 
 from contextseg.data.augment import Augmentation
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS
 from contextseg.settings import Settings, names
-from contextseg.train import Training
+from contextseg.training import Training
 
 
 def test_assignments_reach_every_part() -> None:
     done = Settings("data").set(
-        ["steps=7", "rotation_deg=5", "spacing_mm=4, 4,2", "net=resenc", "step=0.25", "planning.dims=2", "mirror=none"][
-            :-1
-        ]
+        [
+            "steps=7",
+            "rotation_deg=5",
+            "spacing_mm=4, 4,2",
+            "net=resenc",
+            "step=0.25",
+            "planning.dims=2",
+            "mirror=none",
+        ][:-1]
     )
     assert done.training == Training(steps=7)
     assert done.augmentation == Augmentation(rotation_deg=5.0)
@@ -27,7 +33,7 @@ def test_assignments_reach_every_part() -> None:
 
 
 def test_a_name_that_two_parts_share_must_say_which() -> None:
-    with pytest.raises(Problem, match=r"augmentation\.mirror or prediction\.mirror"):
+    with pytest.raises(ContextsegError, match=r"augmentation\.mirror or prediction\.mirror"):
         Settings("data").set(["mirror=false"])
     done = Settings("data").set(["prediction.mirror=false", "augmentation.mirror=true,true,false"])
     assert done.prediction.mirror is False
@@ -35,7 +41,7 @@ def test_a_name_that_two_parts_share_must_say_which() -> None:
 
 
 @pytest.mark.parametrize(
-    ("assignment", "said"),
+    ("assignment", "message"),
     [
         ("stpes=7", "did you mean steps"),
         ("steps=many", "not a value of type int"),
@@ -56,18 +62,18 @@ def test_a_name_that_two_parts_share_must_say_which() -> None:
         ("windows=-1", "windows=-1"),
     ],
 )
-def test_what_cannot_be_is_said(assignment: str, said: str) -> None:
-    with pytest.raises(Problem, match=said):
+def test_what_cannot_be_set_is_refused(assignment: str, message: str) -> None:
+    with pytest.raises(ContextsegError, match=message):
         Settings("data").set([assignment])
 
 
 def test_a_seed_is_not_negative() -> None:
-    with pytest.raises(Problem, match="seed=-3"):
+    with pytest.raises(ContextsegError, match="seed=-3"):
         Settings("data", seed=-3)
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(Problem, match="did you mean supervised"):
+    with pytest.raises(ContextsegError, match="did you mean supervised"):
         Settings("data", method="supervized").set(["steps=1"])
 
 

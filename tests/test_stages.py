@@ -1,4 +1,4 @@
-"""The two stages: what a reference run sees in some slices of a scan, and the scan filled from the best of them."""
+"""The two stages: a reference run predicts slices of a scan, and the best of them fill the scan."""
 
 from __future__ import annotations
 
@@ -17,22 +17,33 @@ from contextseg.batch import Batch
 from contextseg.cli import app
 from contextseg.data import phantom
 from contextseg.data.plan import PLACE, Channel, Plan
-from contextseg.disk import Problem
-from contextseg.fill.reference import SliceReference
-from contextseg.fill.stages import SELECTIONS, Fate, Staged, Stages, Taught, two_stages, write_fates
-from contextseg.job import teach
+from contextseg.errors import ContextsegError
 from contextseg.methods import CMU, Method, Supervised
-from contextseg.methods.propagate import Propagation
-from contextseg.propagation.select import RULES, select
-from contextseg.run import Run
-from contextseg.scan import predict_scan
-from contextseg.settings import Prediction, Settings
+from contextseg.methods.stcn import STCNMethod
+from contextseg.pipeline import open_propagation_model, train_run
+from contextseg.predictor import Member, Predictor
+from contextseg.propagation import SELECTION_RULES, PropagationModel, select_slices
+from contextseg.runs import Run
+from contextseg.settings import PredictionSettings, Settings
+from contextseg.twostage.reference import SliceReference
+from contextseg.twostage.stages import (
+    SELECTIONS,
+    ClassOutcome,
+    TwoStageResult,
+    TwoStageSettings,
+    segment_folder,
+    segment_two_stage,
+    write_class_outcomes,
+)
 from contextseg.volume import Volume, read, read_labels, write
 
 torch.set_num_threads(1)
-STILL = Prediction(mirror=False)
+STILL = PredictionSettings(mirror=False)
 SLICES = 25  # of which every fifth are 0, 6, 12, 18, 24, from either end
-DISCS: dict[int, tuple[int, int]] = {1: (4, 20), 2: (8, 10)}  # class: first slice, and the one after its last
+DISCS: dict[int, tuple[int, int]] = {
+    1: (4, 20),
+    2: (8, 10),
+}  # class: first slice, and the one after its last
 
 
 class Levels(Method):
@@ -47,32 +58,42 @@ class Levels(Method):
             self.head = CMU(plan)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        raise AssertionError("it is not taught")
+        raise AssertionError("it is not trained")
 
     def predict(self, image: Tensor) -> Tensor:
         self.shown += len(image)
         return -((image[:, :1] - self.levels.view(1, 3, *[1] * (image.ndim - 2))) ** 2)
 
 
-def plan(dims: int, orientation: str = "SAR", mm: tuple[float, float, float] = (3.0, 1.0, 2.0)) -> Plan:
-    made = laws.plan(dims)
+def plan(
+    dims: int, orientation: str = "SAR", mm: tuple[float, float, float] = (3.0, 1.0, 2.0)
+) -> Plan:
+    base = laws.plan(dims)
     patch = (32, 32) if dims == 2 else (16, 32, 32)
     channels = (Channel("MR", "none"),)
-    return replace(made, channels=channels, orientation=orientation, spacing_mm=mm, patch_vox=patch)
+    return replace(base, channels=channels, orientation=orientation, spacing_mm=mm, patch_vox=patch)
 
 
-def reference(dims: int = 2, head: bool = False) -> tuple[Levels, Plan]:
-    return Levels(plan(dims), head).eval(), plan(dims)
+def reference(dims: int = 2, head: bool = False) -> Member:
+    return Member(Levels(plan(dims), head).eval(), plan(dims))
 
 
-def follower(orientation: str = "SAR", mm: tuple[float, float, float] = (3.0, 2.0, 2.0)) -> Taught:
+def follower(
+    orientation: str = "SAR", mm: tuple[float, float, float] = (3.0, 2.0, 2.0)
+) -> PropagationModel:
     torch.manual_seed(0)
-    taught = replace(plan(2, orientation, mm), channels=(Channel("MR", "zscore"),))
-    return Propagation(taught).eval(), taught
+    own = replace(plan(2, orientation, mm), channels=(Channel("MR", "zscore"),))
+    return PropagationModel(STCNMethod(own).eval().net, own)
+
+
+def guided() -> Member:
+    own = plan(2)
+    return Member(STCNMethod(own).eval(), own)
 
 
 def scan(discs: dict[int, tuple[int, int]] = DISCS) -> tuple[Volume, np.ndarray]:
-    """Voxels of 3 x 1 x 2 mm, from foot to head: air 0, the body 10, class 1 20, class 2 30; and the truth.
+    """Voxels of 3 x 1 x 2 mm, from foot to head: air 0, the body 10, class 1 20, class 2 30; and
+    the truth.
 
     Each class is largest in the slice in its middle.
     """
@@ -87,63 +108,73 @@ def scan(discs: dict[int, tuple[int, int]] = DISCS) -> tuple[Volume, np.ndarray]
     return Volume(array[None], affine), label
 
 
-# --- the first stage --------------------------------------------------------------------------------------------------
+# --- the first stage ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("more", [(), (PLACE,)], ids=["image", "and its place"])
 def test_a_slice_alone_is_what_it_is_in_the_whole_scan(more: tuple[Channel, ...]) -> None:
-    """At the scan's own distance of slices, but other pixels, a 2-D run sees the same in a slice as in all."""
-    taught = replace(plan(2, mm=(3.0, 1.5, 1.5)), channels=(Channel("MR", "zscore"), *more))
+    """With other pixels, at the scan's own distance of slices: a slice alone is as in the scan."""
+    own = replace(plan(2, mm=(3.0, 1.5, 1.5)), channels=(Channel("MR", "zscore"), *more))
     torch.manual_seed(0)
-    method = Supervised(taught).eval()
+    member = Member(Supervised(own).eval(), own)
     image, _ = scan()
-    noisy = image.with_array(image.array + np.random.default_rng(0).normal(0, 2, image.array.shape).astype(np.float32))
+    noisy = image.with_array(
+        image.array + np.random.default_rng(0).normal(0, 2, image.array.shape).astype(np.float32)
+    )
     for turned in (noisy, noisy.oriented("LIP")):
-        looking = SliceReference(turned, method, taught, Prediction())
-        whole = np.moveaxis(predict_scan(turned, [(method, taught)], Prediction()).array, looking.axis, 0)
-        seen = looking.at([3, 17, 24, 9])
+        first_stage = SliceReference(turned, member, PredictionSettings())
+        whole = Predictor([member]).predict(turned).label.array
+        whole = np.moveaxis(whole, first_stage.axis, 0)
+        prediction = first_stage.predict([3, 17, 24, 9])
         assert len(np.unique(whole)) > 1
-        assert (seen.label == whole[[3, 17, 24, 9]]).mean() > 0.999
+        assert (prediction.label == whole[[3, 17, 24, 9]]).mean() > 0.999
 
 
 def test_a_2d_run_is_shown_the_sampled_slices_alone() -> None:
     image, truth = scan({1: (4, 20), 2: (5, 20)})
-    method, taught = reference()
-    two_stages(image, (method, taught), how=STILL)
+    member = reference()
+    method = member.method
+    assert isinstance(method, Levels)
+    segment_two_stage(image, member, settings=STILL)
     assert method.shown == 4  # 6, 12, 18, 24; slice 0 is air
-    seen = SliceReference(image, method, taught, STILL).at([0, 6])
-    assert np.array_equal(seen.label, truth[[0, 6]])
-    assert (seen.sure[0] == 255).all()
-    assert seen.presence is None
+    prediction = SliceReference(image, member, STILL).predict([0, 6])
+    assert np.array_equal(prediction.label, truth[[0, 6]])
+    assert (prediction.confidence[0] == 255).all()
+    assert prediction.presence is None
     method.shown = 0
-    two_stages(scan({1: (4, 20)})[0], (method, taught), how=STILL)
-    assert method.shown == 8  # class 2 is not seen, so 3, 9, 15, 21 are looked at too
+    segment_two_stage(scan({1: (4, 20)})[0], member, settings=STILL)
+    assert method.shown == 8  # class 2 is missing, so 3, 9, 15, 21 are predicted too
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_all_slices_give_back_the_reference_run(dims: int) -> None:
     image, truth = scan()
-    made = two_stages(image, reference(dims), stages=Stages(every=1, most=SLICES, select="all"), how=STILL)
-    assert np.array_equal(made.label.array, truth)
-    assert {name: fate.vox for name, fate in made.fates.items()} == {
+    result = segment_two_stage(
+        image,
+        reference(dims),
+        stages=TwoStageSettings(every=1, most=SLICES, select="all"),
+        settings=STILL,
+    )
+    assert np.array_equal(result.label.array, truth)
+    assert {name: outcome.vox for name, outcome in result.outcomes.items()} == {
         "bright": (truth == 1).sum(),
         "dark": (truth == 2).sum(),
     }
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+# --- both -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("model", [None, follower()], ids=["interpolated", "propagated"])
-def test_a_scan_may_lie_in_any_way(dims: int, model: Taught | None) -> None:
+def test_a_scan_may_lie_in_any_way(dims: int, model: PropagationModel | None) -> None:
     image, truth = scan()
-    straight = two_stages(image, reference(dims), model, how=STILL)
-    turned = two_stages(image.oriented("LIP"), reference(dims), model, how=STILL)
+    straight = segment_two_stage(image, reference(dims), model, settings=STILL)
+    turned = segment_two_stage(image.oriented("LIP"), reference(dims), model, settings=STILL)
     assert turned.label.shape == image.oriented("LIP").shape
     assert (turned.label.oriented("SAR").array == straight.label.array).mean() > 0.99
-    slices = straight.fates["bright"].slices
-    assert turned.fates["bright"].slices == tuple(SLICES - 1 - i for i in reversed(slices))
+    slices = straight.outcomes["bright"].slices
+    assert turned.outcomes["bright"].slices == tuple(SLICES - 1 - i for i in reversed(slices))
     for i in slices:
         assert np.array_equal(straight.label.array[i], truth[i])
 
@@ -151,165 +182,213 @@ def test_a_scan_may_lie_in_any_way(dims: int, model: Taught | None) -> None:
 def test_the_paper_s_slices() -> None:
     """Of 6, 12 and 18, in which class 1 is, it is largest in 12; class 2 is in 18 alone."""
     image, truth = scan({1: (4, 20), 2: (16, 21)})
-    made = two_stages(image, reference(), follower(), how=STILL)
-    assert made.fates["bright"].slices == (12, 18)  # its own, and that of class 2, in which it is as well
-    assert made.fates["dark"].slices == (18,)
-    assert {fate.source for fate in made.fates.values()} == {"sampled"}
-    assert made.fates["dark"].sampled_vox == (truth[18] == 2).sum()
-    assert np.isnan(made.fates["dark"].presence)
+    result = segment_two_stage(image, reference(), follower(), settings=STILL)
+    assert result.outcomes["bright"].slices == (
+        12,
+        18,
+    )  # its own, and that of class 2, in which it is as well
+    assert result.outcomes["dark"].slices == (18,)
+    assert {outcome.source for outcome in result.outcomes.values()} == {"sampled"}
+    assert result.outcomes["dark"].sampled_vox == (truth[18] == 2).sum()
+    assert np.isnan(result.outcomes["dark"].presence)
 
 
-@pytest.mark.parametrize("rule", [*RULES])
+@pytest.mark.parametrize("rule", [*SELECTION_RULES])
 def test_by_every_rule_every_class_has_a_slice(rule: str) -> None:
     rng = np.random.default_rng(0)
     for each in (1, 2, 3, 9):
-        label = rng.integers(0, 4, (7, 3, 3)) * (rng.random((7, 3, 3)) < 0.3) * rng.integers(0, 2, (7, 1, 1))
-        found = select(rule, label, rng.random(label.shape), each=each)
-        assert set(np.unique(label[found])) | {0} == set(np.unique(label)) | {0}
-        assert set(found) <= set(range(7))
-    assert select(rule, np.zeros((3, 2, 2), int), np.ones((3, 2, 2)), each=2) == []
+        label = (
+            rng.integers(0, 4, (7, 3, 3))
+            * (rng.random((7, 3, 3)) < 0.3)
+            * rng.integers(0, 2, (7, 1, 1))
+        )
+        chosen = select_slices(rule, label, rng.random(label.shape), each=each)
+        assert set(np.unique(label[chosen])) | {0} == set(np.unique(label)) | {0}
+        assert set(chosen) <= set(range(7))
+    assert select_slices(rule, np.zeros((3, 2, 2), int), np.ones((3, 2, 2)), each=2) == []
 
 
 def test_several_slices_of_a_class_are_spread_over_it() -> None:
     label = np.zeros((12, 1, 8), int)
     for i, area in enumerate([0, 1, 2, 3, 5, 8, 7, 6, 4, 3, 2, 0]):  # runs of 4, 3 and 3
         label[i, 0, :area] = 1
-    assert select("largest", label) == [5]
-    assert select("largest", label, each=3) == [4, 5, 8]
-    assert select("largest", label, each=10) == list(range(1, 11))
-    with pytest.raises(Problem, match="one reference slice or more"):
-        select("largest", label, each=0)
+    assert select_slices("largest", label) == [5]
+    assert select_slices("largest", label, each=3) == [4, 5, 8]
+    assert select_slices("largest", label, each=10) == list(range(1, 11))
+    with pytest.raises(ContextsegError, match="one reference slice or more"):
+        select_slices("largest", label, each=0)
 
 
-# --- what is missed ---------------------------------------------------------------------------------------------------
+# --- what is missed -------------------------------------------------------------------------------
 
 
-def fates(dims: int, there: tuple[int, int], recover: bool = True) -> Staged:
-    return two_stages(scan({1: (4, 20), 2: there})[0], reference(dims), stages=Stages(recover=recover), how=STILL)
+def outcomes(dims: int, there: tuple[int, int], recover: bool = True) -> TwoStageResult:
+    return segment_two_stage(
+        scan({1: (4, 20), 2: there})[0],
+        reference(dims),
+        stages=TwoStageSettings(recover=recover),
+        settings=STILL,
+    )
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_class_between_the_slices_is_found_by_the_second_look(dims: int) -> None:
-    lost = fates(dims, (8, 10), recover=False).fates["dark"]
+def test_a_class_between_the_slices_is_found_in_further_ones(dims: int) -> None:
+    lost = outcomes(dims, (8, 10), recover=False).outcomes["dark"]
     assert (lost.slices, lost.source, lost.vox, lost.flag) == ((), "", 0, "not found")
-    made = fates(dims, (8, 10))
-    found = made.fates["dark"]
-    assert (found.slices, found.source, found.flag) == ((9,), "between", "")
+    result = outcomes(dims, (8, 10))
+    outcome = result.outcomes["dark"]
+    assert (outcome.slices, outcome.source, outcome.flag) == ((9,), "between", "")
     truth = scan({1: (4, 20), 2: (8, 10)})[1]
-    assert np.array_equal(made.label.array[9], truth[9])
-    assert made.fates["bright"].source == "sampled"
+    assert np.array_equal(result.label.array[9], truth[9])
+    assert result.outcomes["bright"].source == "sampled"
 
 
 @pytest.mark.parametrize("bounded", [True, False])
-def test_a_class_is_not_filled_beyond_the_slices_seen_without_it(bounded: bool) -> None:
-    """Looked at are 0, 6, 12, 18, 24, and, since a class is missing, 3, 9, 15, 21."""
-    for discs, ends in (({1: (4, 20)}, {1: (4, 20)}), ({2: (8, 10)}, {2: (7, 11)}), ({1: (7, 8)}, {})):
-        stages = Stages(way="nearest", select="largest", bounded=bounded)
-        found = two_stages(scan(discs)[0], reference(), None, stages, STILL).label.array
+def test_a_class_is_not_filled_beyond_the_slices_predicted_without_it(bounded: bool) -> None:
+    """Predicted are 0, 6, 12, 18, 24, and, since a class is missing, 3, 9, 15, 21."""
+    for discs, ends in (
+        ({1: (4, 20)}, {1: (4, 20)}),
+        ({2: (8, 10)}, {2: (7, 11)}),
+        ({1: (7, 8)}, {}),
+    ):
+        stages = TwoStageSettings(way="nearest", select="largest", bounded=bounded)
+        filled = segment_two_stage(scan(discs)[0], reference(), None, stages, STILL).label.array
         for k, (first, last) in ends.items():
-            there = np.flatnonzero((found == k).any((1, 2)))
+            there = np.flatnonzero((filled == k).any((1, 2)))
             assert (there[0], there[-1]) == ((first, last) if bounded else (0, SLICES - 1))
-        assert bool(found.any()) == bool(ends)
+        assert bool(filled.any()) == bool(ends)
 
 
 def test_what_no_slice_shows_is_flagged() -> None:
-    assert fates(2, (8, 9)).fates["dark"].flag == "not found"  # neither 6, 12 nor 9
-    assert fates(3, (8, 9)).fates["dark"].source == "between"  # a 3-D run has seen all
-    empty = two_stages(scan({})[0], reference(), follower(), how=STILL)
+    assert outcomes(2, (8, 9)).outcomes["dark"].flag == "not found"  # neither 6, 12 nor 9
+    assert outcomes(3, (8, 9)).outcomes["dark"].source == "between"  # a 3-D run predicts all
+    empty = segment_two_stage(scan({})[0], reference(), follower(), settings=STILL)
     assert not empty.label.array.any()
-    assert {fate.flag for fate in empty.fates.values()} == {"not found"}
+    assert {outcome.flag for outcome in empty.outcomes.values()} == {"not found"}
 
 
 def test_agreement_is_that_with_the_slices_that_were_not_chosen() -> None:
-    """Interpolated from one slice, 12: of 6, 12 and 18, which hold the class, the other two are left empty."""
-    fate = two_stages(scan()[0], reference(), stages=Stages(select="largest", recover=False), how=STILL).fates["bright"]
-    assert (fate.slices, fate.agreement) == ((12,), 0)
-    assert np.isnan(two_stages(scan()[0], reference(), how=STILL).fates["bright"].agreement)  # all were chosen
+    """Of 6, 12 and 18, which hold the class, only 12 is a reference, so the others stay empty."""
+    outcome = segment_two_stage(
+        scan()[0],
+        reference(),
+        stages=TwoStageSettings(select="largest", recover=False),
+        settings=STILL,
+    ).outcomes["bright"]
+    assert (outcome.slices, outcome.agreement) == ((12,), 0)
+    assert np.isnan(
+        segment_two_stage(scan()[0], reference(), settings=STILL).outcomes["bright"].agreement
+    )  # all were chosen
 
 
-# --- presence ---------------------------------------------------------------------------------------------------------
+# --- presence -------------------------------------------------------------------------------------
 
 
 def test_the_slice_in_which_a_presence_head_is_most_sure() -> None:
     image, truth = scan()
     noise = np.random.default_rng(0).normal(0, 1, image.array.shape).astype(np.float32)
     image = image.with_array(image.array + noise * (image.array > 0))
-    method, taught = reference(head=True)
+    member = reference(head=True)
     sampled = [0, 6, 12, 18, 24]
-    presence = SliceReference(image, method, taught, STILL).at(sampled).presence
+    presence = SliceReference(image, member, STILL).predict(sampled).presence
     assert presence is not None
-    assert presence[0].tolist() == [0, 0]  # not looked at
+    assert presence[0].tolist() == [0, 0]  # not evaluated
     expected = max((6, 12, 18), key=lambda i: presence[sampled.index(i), 0])
-    made = two_stages(image, (method, taught), stages=Stages(select="presence", recover=False), how=STILL)
-    assert made.fates["bright"].slices == (expected,)
-    assert made.fates["bright"].presence == pytest.approx(presence[:, 0].max())
-    assert made.fates["dark"].flag == "not found"
-    method.head.net.seen = (0.0, 0.0)
-    made = two_stages(image, (method, taught), stages=Stages(recover=False), how=STILL)
-    assert (made.fates["bright"].flag, made.fates["dark"].flag) == ("", "missed")
+    result = segment_two_stage(
+        image,
+        member,
+        stages=TwoStageSettings(select="presence", recover=False),
+        settings=STILL,
+    )
+    assert result.outcomes["bright"].slices == (expected,)
+    assert result.outcomes["bright"].presence == pytest.approx(presence[:, 0].max())
+    assert result.outcomes["dark"].flag == "not found"
+    assert isinstance(member.method, Levels)
+    member.method.head.net.seen = (0.0, 0.0)
+    result = segment_two_stage(
+        image, member, stages=TwoStageSettings(recover=False), settings=STILL
+    )
+    assert (result.outcomes["bright"].flag, result.outcomes["dark"].flag) == ("", "missed")
     assert not (truth[sampled] == 2).any()
-    whole = two_stages(image, reference(3, head=True), stages=Stages(recover=False), how=STILL)
-    assert 0 < whole.fates["bright"].presence < 1
+    whole = segment_two_stage(
+        image, reference(3, head=True), stages=TwoStageSettings(recover=False), settings=STILL
+    )
+    assert 0 < whole.outcomes["bright"].presence < 1
 
 
-# --- what cannot be ---------------------------------------------------------------------------------------------------
+# --- what cannot be -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("runs", "stages", "message"),
     [
-        ((follower(), None), Stages(), "needs labelled slices"),
-        ((reference(), reference()), Stages(), "does not propagate"),
-        ((reference(), follower("ASR")), Stages(), "coronal slices, and the reference run looks at axial"),
-        ((reference(3), None), Stages(select="presence"), "presence head"),
-        ((reference(), None), Stages(select="presence"), "--method cmu"),
+        ((guided(), None), TwoStageSettings(), "needs labelled slices"),
+        (
+            (reference(), follower("ASR")),
+            TwoStageSettings(),
+            "coronal slices, and the reference run predicts axial",
+        ),
+        ((reference(3), None), TwoStageSettings(select="presence"), "presence head"),
+        ((reference(), None), TwoStageSettings(select="presence"), "--method cmu"),
     ],
 )
-def test_runs_that_do_not_go_together(runs: tuple[Taught, Taught | None], stages: Stages, message: str) -> None:
-    with pytest.raises(Problem, match=message):
-        two_stages(scan()[0], *runs, stages=stages)
+def test_runs_that_do_not_go_together(
+    runs: tuple[Member, PropagationModel | None], stages: TwoStageSettings, message: str
+) -> None:
+    with pytest.raises(ContextsegError, match=message):
+        segment_two_stage(scan()[0], *runs, stages=stages)
 
 
 def test_other_kinds_of_scans() -> None:
-    method, taught = follower()
-    ct = replace(taught, channels=(Channel("CT", "none"),))
-    with pytest.raises(Problem, match="same kind of scan"):
-        two_stages(scan()[0], reference(), (method, ct))
-    made = two_stages(scan()[0], reference(3), follower("ASR"), how=STILL)  # a 3-D run's slices may lie in any way
-    assert made.fates["bright"].slices[0] < 24
-    with pytest.raises(Problem, match="less than one"):
-        Stages(every=0)
-    with pytest.raises(Problem, match="largest"):
-        Stages(select="larges")
-    assert set(RULES) < set(SELECTIONS)
+    model = follower()
+    ct = replace(model.plan, channels=(Channel("CT", "none"),))
+    with pytest.raises(ContextsegError, match="same kind of scan"):
+        segment_two_stage(scan()[0], reference(), replace(model, plan=ct))
+    result = segment_two_stage(
+        scan()[0], reference(3), follower("ASR"), settings=STILL
+    )  # a 3-D run's slices may lie in any way
+    assert result.outcomes["bright"].slices[0] < 24
+    with pytest.raises(ContextsegError, match="less than one"):
+        TwoStageSettings(every=0)
+    with pytest.raises(ContextsegError, match="largest"):
+        TwoStageSettings(select="larges")
+    assert set(SELECTION_RULES) < set(SELECTIONS)
 
 
 def test_label_values_and_the_largest_component() -> None:
     image, truth = scan({1: (4, 10), 2: (5, 7)})
-    method, taught = reference()
-    every, run = Stages(every=1, most=SLICES), (method, replace(taught, values=(0, 7, 300)))
-    made = two_stages(image, run, stages=every, how=STILL)
-    assert np.array_equal(made.label.array, np.array([0, 7, 300])[truth])
-    assert made.change is None
-    made = two_stages(image, run, stages=every, how=replace(STILL, largest_component=True))
-    assert np.array_equal(made.label.array, np.where(truth == 1, 7, 0))  # the two do not touch
-    assert made.change is not None
-    assert made.change.removed_vox == (truth == 2).sum()
-    assert made.fates["dark"].flag == "not found"
+    every = TwoStageSettings(every=1, most=SLICES)
+    member = reference()
+    run = replace(member, plan=replace(member.plan, values=(0, 7, 300)))
+    result = segment_two_stage(image, run, stages=every, settings=STILL)
+    assert np.array_equal(result.label.array, np.array([0, 7, 300])[truth])
+    assert result.change is None
+    result = segment_two_stage(
+        image, run, stages=every, settings=replace(STILL, largest_component=True)
+    )
+    assert np.array_equal(result.label.array, np.where(truth == 1, 7, 0))  # the two do not touch
+    assert result.change is not None
+    assert result.change.removed_vox == (truth == 2).sum()
+    assert result.outcomes["dark"].flag == "not found"
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set, a 2-D run on it, and one that propagates at other pixels; both have learnt next to nothing."""
+    """A data set, a 2-D run on it, and one that propagates at other pixels;
+
+    both have learnt next to nothing.
+    """
     folder = tmp_path_factory.mktemp("stages")
     data = phantom.write_dataset(folder / "data", labelled=1, test=2, shape=(12, 16, 16), classes=3)
     words = ["dims=2", "steps=1", "base_width=4", "batch_size=2"]
-    teach(Run(folder / "flat", Settings(str(data), planning={"patch_vox": (16, 16)}).set(words)))
+    train_run(
+        Run(folder / "flat", Settings(str(data), planning={"patch_vox": (16, 16)}).set(words))
+    )
     words = ["dims=2", "steps=1", "batch_size=2", "spacing_mm=2,1.5,1.5", "patch_vox=16,16"]
-    teach(Run(folder / "stcn", Settings(str(data), "stcn").set(words)))
+    train_run(Run(folder / "stcn", Settings(str(data), "stcn").set(words)))
     return folder
 
 
@@ -319,7 +398,14 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def test_the_command_segments_a_folder_and_goes_on(trained: Path, tmp_path: Path) -> None:
-    words = ["two-stage", str(trained / "flat"), "-i", str(trained / "data"), "-o", str(tmp_path / "out")]
+    words = [
+        "two-stage",
+        str(trained / "flat"),
+        "-i",
+        str(trained / "data"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
     words += ["--model", str(trained / "stcn"), "--every", "3", "--set", "prediction.mirror=false"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -327,41 +413,64 @@ def test_the_command_segments_a_folder_and_goes_on(trained: Path, tmp_path: Path
     assert [(row["case"], row["class"]) for row in rows] == [
         (f"phantom_{i:03d}", name) for i in (1, 2) for name in ("bright", "dark")
     ]
-    made = tmp_path / "out" / "phantom_001.nii.gz"
-    label = read_labels(made)
+    result = tmp_path / "out" / "phantom_001.nii.gz"
+    label = read_labels(result)
     assert label.same_grid(read_labels(trained / "data" / "labelsTs" / "phantom_001.nii.gz"))
     assert [int(row["vox"]) for row in rows[:2]] == [int((label.array == k).sum()) for k in (1, 2)]
-    before = made.stat().st_mtime_ns
+    before = result.stat().st_mtime_ns
     (tmp_path / "out" / "phantom_002.nii.gz").unlink()
     assert CliRunner().invoke(app, words).exit_code == 0
-    assert made.stat().st_mtime_ns == before
+    assert result.stat().st_mtime_ns == before
     assert (tmp_path / "out" / "phantom_002.nii.gz").exists()
     assert sorted(table(tmp_path / "out"), key=str) == sorted(rows, key=str)
-    with pytest.raises(Problem, match="every was 3 and is now 4"):
+    with pytest.raises(ContextsegError, match="every was 3 and is now 4"):
         CliRunner().invoke(app, [*words, "--every", "4"], catch_exceptions=False)
 
 
-def test_one_scan_that_cannot_be_read_does_not_stop_the_others(trained: Path, tmp_path: Path) -> None:
+def test_one_scan_that_cannot_be_read_does_not_stop_the_others(
+    trained: Path, tmp_path: Path
+) -> None:
     good = tmp_path / "in" / "good.nii.gz"
     write(good, read(trained / "data" / "imagesTs" / "phantom_001_0000.nii.gz"))
     (tmp_path / "in" / "bad.nii.gz").write_bytes(b"nothing")
-    words = ["two-stage", str(trained / "flat"), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
-    with pytest.raises(Problem, match="1 of 2 scans could not be segmented"):
+    words = [
+        "two-stage",
+        str(trained / "flat"),
+        "-i",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(ContextsegError, match="1 of 2 cases could not be segmented"):
         CliRunner().invoke(app, words, catch_exceptions=False)
     assert (tmp_path / "out" / "good.nii.gz").exists()
-    with pytest.raises(Problem, match="predicts"):
-        CliRunner().invoke(app, [*words[:1], str(trained / "stcn"), *words[2:-1], "other"], catch_exceptions=False)
+    with pytest.raises(ContextsegError, match="cannot predict"):
+        CliRunner().invoke(
+            app, [*words[:1], str(trained / "stcn"), *words[2:-1], "other"], catch_exceptions=False
+        )
     assert not (tmp_path / "other").exists()
 
 
+def test_one_reference_run_and_a_model_that_propagates(trained: Path, tmp_path: Path) -> None:
+    """A run that does not propagate is refused where it is opened."""
+    with pytest.raises(ContextsegError, match="which needs no labelled slices"):
+        open_propagation_model(trained / "flat")
+    assert open_propagation_model(trained / "stcn").axes == (0,)
+    ensemble = Predictor([reference(), reference()])
+    with pytest.raises(ContextsegError, match="give one run"):
+        segment_folder(ensemble, trained / "data", tmp_path)
+
+
 def test_the_table_keeps_other_cases(tmp_path: Path) -> None:
-    fate = Fate((3, 17), "between", 5, 0, float("nan"), 0.5, "missed")
-    write_fates(tmp_path, "b", {"liver": fate})
-    write_fates(tmp_path, "a", {"liver": replace(fate, slices=(), presence=float("nan"))})
-    write_fates(tmp_path, "b", {"liver": fate})
+    outcome = ClassOutcome((3, 17), "between", 5, 0, float("nan"), 0.5, "missed")
+    write_class_outcomes(tmp_path, "b", {"liver": outcome})
+    write_class_outcomes(
+        tmp_path, "a", {"liver": replace(outcome, slices=(), presence=float("nan"))}
+    )
+    write_class_outcomes(tmp_path, "b", {"liver": outcome})
     lines = (tmp_path / "two-stage.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "case,class,slices,source,sampled_vox,vox,agreement,presence,flag"
     assert lines[1:] == ["b,liver,3 17,between,5,0,,0.5000,missed", "a,liver,,between,5,0,,,missed"]
     (tmp_path / "two-stage.csv").write_text("case,other\n", encoding="utf-8")
-    with pytest.raises(Problem, match="columns"):
-        write_fates(tmp_path, "a", {})
+    with pytest.raises(ContextsegError, match="columns"):
+        write_class_outcomes(tmp_path, "a", {})

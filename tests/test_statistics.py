@@ -11,13 +11,22 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from contextseg.disk import Problem
-from contextseg.experiments.statistics import contrasts, describe, holm, signed_rank
-from contextseg.experiments.tables import latex, markdown, results, save
-from contextseg.metrics import summarise
+from contextseg.errors import ContextsegError
+from contextseg.evaluation.statistics import (
+    case_values,
+    contrasts,
+    describe,
+    holm,
+    paired_tests,
+    signed_rank,
+)
+from contextseg.evaluation.tables import latex, markdown, results, save
+from contextseg.metrics import METRICS, Metric, summarise
 
 
-def rows(method: str, values: dict[str, list[float]], seed: int = 0, klass: str = "liver", **more: Any) -> pd.DataFrame:
+def rows(
+    method: str, values: dict[str, list[float]], seed: int = 0, klass: str = "liver", **more: Any
+) -> pd.DataFrame:
     """A case for each value, of a metric for each key."""
     n = len(next(iter(values.values())))
     cases = [f"c{i:02d}" for i in range(n)]
@@ -29,7 +38,7 @@ def noise(n: int, seed: int) -> list[float]:
     return np.random.default_rng(seed).uniform(0.5, 0.9, n).tolist()
 
 
-# --- means ------------------------------------------------------------------------------------------------------------
+# --- means ----------------------------------------------------------------------------------------
 
 
 def test_mean_over_cases_then_over_seeds() -> None:
@@ -39,7 +48,9 @@ def test_mean_over_cases_then_over_seeds() -> None:
     assert line["mean"] == pytest.approx(0.775)
     assert line["sd"] == pytest.approx(0.15 / 2**0.5)
     assert (line["n"], line["patients"], line["repetitions"], line["n_rows"]) == (2, 2, 2, 4)
-    assert (line["low"], line["high"]) == pytest.approx((0.65, 0.9))  # both times the first case; both times the second
+    assert (line["low"], line["high"]) == pytest.approx(
+        (0.65, 0.9)
+    )  # both times the first case; both times the second
 
 
 def test_one_seed_is_what_the_engine_says() -> None:
@@ -73,7 +84,9 @@ def test_folds_are_one_repetition_and_what_lacks_a_class_has_no_overall() -> Non
 
 
 def test_one_case_one_seed_and_no_value() -> None:
-    [line] = describe(rows("a", {"dsc": [0.8], "nsd": [np.nan]}), metrics=["dsc"]).to_dict("records")
+    [line] = describe(rows("a", {"dsc": [0.8], "nsd": [np.nan]}), metrics=["dsc"]).to_dict(
+        "records"
+    )
     assert line["mean"] == 0.8
     assert np.isnan([line["sd"], line["low"], line["high"]]).all()
     [line] = describe(rows("a", {"nsd": [np.nan]}), metrics=["nsd", "hd95_mm"]).to_dict("records")
@@ -81,21 +94,27 @@ def test_one_case_one_seed_and_no_value() -> None:
     assert np.isnan([line["mean"], line["low"]]).all()
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------
+# --- intervals ------------------------------------------------------------------------------------
 
 
 def test_interval_is_scipys() -> None:
     values = noise(15, 4)
     [line] = describe(rows("a", {"dsc": values}), metrics=["dsc"], seed=7).to_dict("records")
     want = stats.bootstrap(
-        (np.array(values),), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+        (np.array(values),),
+        np.mean,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
     ).confidence_interval
     assert line["low"] == pytest.approx(want.low, abs=0.004)
     assert line["high"] == pytest.approx(want.high, abs=0.004)
 
 
 def test_interval_by_brute_force() -> None:
-    """Two seeds, a value missing, a patient with two cases: draw patients, take all their rows, and average again."""
+    """Two seeds, a value missing, a patient with two cases: draw patients, take all their rows,
+    and average again.
+    """
     table = pd.concat([rows("a", {"dsc": noise(9, s)}, s) for s in (0, 1)], ignore_index=True)
     table["patient"] = table["case"].replace({"c08": "c07"})
     table.loc[4, "dsc"] = np.nan
@@ -106,16 +125,24 @@ def test_interval_by_brute_force() -> None:
         means.append(drawn.groupby("seed")["dsc"].mean().mean())
     [line] = describe(table, metrics=["dsc"]).to_dict("records")
     assert line["patients"] == 8
-    np.testing.assert_allclose([line["low"], line["high"]], np.quantile(means, [0.025, 0.975]), atol=0.012)
+    np.testing.assert_allclose(
+        [line["low"], line["high"]], np.quantile(means, [0.025, 0.975]), atol=0.012
+    )
     [narrow] = describe(table, metrics=["dsc"], level=0.5).to_dict("records")
-    np.testing.assert_allclose([narrow["low"], narrow["high"]], np.quantile(means, [0.25, 0.75]), atol=0.012)
+    np.testing.assert_allclose(
+        [narrow["low"], narrow["high"]], np.quantile(means, [0.25, 0.75]), atol=0.012
+    )
 
 
 def test_patients_are_drawn_whole() -> None:
-    """Four scans each of two patients, all 0 and all 1: a quarter of resamples is all 0; of single scans, 1 in 256."""
+    """Four scans each of two patients, all 0 and all 1: a quarter of resamples is all 0; of
+    single scans, 1 in 256.
+    """
     table = rows("a", {"dsc": [0.0] * 4 + [1.0] * 4})
     [scans] = describe(table, metrics=["dsc"]).to_dict("records")
-    [patients] = describe(table.assign(patient=["p"] * 4 + ["q"] * 4), metrics=["dsc"]).to_dict("records")
+    [patients] = describe(table.assign(patient=["p"] * 4 + ["q"] * 4), metrics=["dsc"]).to_dict(
+        "records"
+    )
     assert (patients["low"], patients["high"]) == (0, 1)
     assert 0 < scans["low"] < scans["high"] < 1
 
@@ -126,7 +153,7 @@ def test_a_seed_repeats_the_interval() -> None:
     assert not describe(table, metrics=["dsc"]).equals(describe(table, metrics=["dsc"], seed=1))
 
 
-# --- tests ------------------------------------------------------------------------------------------------------------
+# --- tests ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [2, 5, 9, 40])
@@ -138,7 +165,8 @@ def test_signed_rank_is_scipys_exact(n: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "d", [[1, 1, -1, 2, 2, -3, 3], [0, 0, 1, -2, 2, 5], [0, 0.5], [0, 0, 0, 4, 4, 4, 4, -4], [1, -1]]
+    "d",
+    [[1, 1, -1, 2, 2, -3, 3], [0, 0, 1, -2, 2, 5], [0, 0.5], [0, 0, 0, 4, 4, 4, 4, -4], [1, -1]],
 )
 def test_signed_rank_with_ties_and_zeros_by_all_signs(d: list[float]) -> None:
     ranks = stats.rankdata(np.abs(d)) * (np.array(d) != 0)
@@ -156,7 +184,9 @@ def test_signed_rank_of_many_is_scipys_approximation() -> None:
     p, _ = signed_rank(d)
     assert p == pytest.approx(stats.wilcoxon(d, zero_method="pratt", method="asymptotic").pvalue)
     exact, _ = signed_rank(d[:200])
-    assert exact == pytest.approx(stats.wilcoxon(d[:200], zero_method="pratt", method="asymptotic").pvalue, abs=0.005)
+    assert exact == pytest.approx(
+        stats.wilcoxon(d[:200], zero_method="pratt", method="asymptotic").pvalue, abs=0.005
+    )
 
 
 def test_signed_rank_of_little() -> None:
@@ -165,11 +195,15 @@ def test_signed_rank_of_little() -> None:
     assert signed_rank([0.0, 0.0, 0.0]) == (1.0, 0.0)
     assert signed_rank([0.0] * 300) == (1.0, 0.0)
     assert signed_rank([1.0, np.nan, 2.0])[0] == 0.5  # two of four assignments are as extreme
-    assert signed_rank([1e-15, 0.3 - 0.2, 0.1]) == signed_rank([0, 1, 1])  # rounding makes neither rank nor sign
+    assert signed_rank([1e-15, 0.3 - 0.2, 0.1]) == signed_rank(
+        [0, 1, 1]
+    )  # rounding makes neither rank nor sign
 
 
 def test_holm_by_hand() -> None:
-    """Sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 are 0.04, 0.06, 0.06, 0.04; never falling: 0.06 at the end."""
+    """Sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 are 0.04, 0.06, 0.06, 0.04; never falling:
+    0.06 at the end.
+    """
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.9, 0.8]) == pytest.approx([1, 1])
     found = holm([0.01, np.nan, 0.02])
@@ -178,15 +212,20 @@ def test_holm_by_hand() -> None:
     assert len(holm([])) == 0
 
 
-# --- contrasts --------------------------------------------------------------------------------------------------------
+# --- contrasts ------------------------------------------------------------------------------------
 
 
 def test_a_contrast_by_hand() -> None:
-    """Six patients, a better by 0.1 to 0.6: 2 of 64 sign patterns are as extreme. HD95 too, of which less is better."""
+    """Six patients, a better by 0.1 to 0.6: 2 of 64 sign patterns are as extreme. HD95 too, of
+    which less is better.
+    """
     worse = np.full(6, 0.2)
     better = worse + np.arange(1, 7) / 10
     table = pd.concat(
-        [rows("a", {"dsc": better, "hd95_mm": 10 - better}), rows("b", {"dsc": worse, "hd95_mm": 10 - worse})]
+        [
+            rows("a", {"dsc": better, "hd95_mm": 10 - better}),
+            rows("b", {"dsc": worse, "hd95_mm": 10 - worse}),
+        ]
     )
     dsc, hd95 = contrasts(table, metrics=["dsc", "hd95_mm"]).to_dict("records")
     assert (dsc["a"], dsc["b"], dsc["n"], dsc["n_zero"]) == ("a", "b", 6, 0)
@@ -196,11 +235,15 @@ def test_a_contrast_by_hand() -> None:
     assert (dsc["effect"], hd95["effect"]) == (1, 1)
     assert hd95["difference"] == pytest.approx(-0.35)
     assert hd95["low"] == pytest.approx(-dsc["high"])
-    assert dsc["low"] == pytest.approx(describe(rows("d", {"dsc": better - worse}), metrics=["dsc"])["low"][0])
+    assert dsc["low"] == pytest.approx(
+        describe(rows("d", {"dsc": better - worse}), metrics=["dsc"])["low"][0]
+    )
 
 
 def test_seeds_are_averaged_before_the_test_and_patients_are_the_unit() -> None:
-    """a - b by case: seeds 0.2 and 0.0 give 0.1; two scans of one patient, 0.3 and -0.1, give 0.1."""
+    """a - b by case: seeds 0.2 and 0.0 give 0.1; two scans of one patient, 0.3 and -0.1, give
+    0.1.
+    """
     table = pd.concat(
         [
             rows("a", {"dsc": [0.7, 0.8, 0.4]}, 0),
@@ -215,10 +258,13 @@ def test_seeds_are_averaged_before_the_test_and_patients_are_the_unit() -> None:
 
 
 def test_a_right_absence_is_won_against_one_made_up() -> None:
-    """A liver that is not there: "a" leaves it out in both seeds, "b" makes it up in one: 1 against 1/2."""
-    right = rows("a", {"dsc": [0.5, np.nan], "hd95_mm": [9.0, np.nan], "sen": [0.5, np.nan]}).assign(
-        status=["both", "absent"]
-    )
+    """A liver that is not there:
+
+    "a" leaves it out in both seeds, "b" makes it up in one: 1 against 1/2.
+    """
+    right = rows(
+        "a", {"dsc": [0.5, np.nan], "hd95_mm": [9.0, np.nan], "sen": [0.5, np.nan]}
+    ).assign(status=["both", "absent"])
     wrong = rows("b", {"dsc": [0.5, 0.0], "hd95_mm": [9.0, 50.0], "sen": [0.5, np.nan]}).assign(
         status=["both", "spurious"]
     )
@@ -229,7 +275,9 @@ def test_a_right_absence_is_won_against_one_made_up() -> None:
     means = describe(table, metrics=["dsc"]).set_index("method")
     assert means.loc["a", "mean"] == 0.5
     assert means.loc["a", "n_absent"] == 2
-    assert contrasts(pd.concat([right, right.assign(method="b")]), metrics=["dsc"])["n"].tolist() == [1]
+    assert contrasts(pd.concat([right, right.assign(method="b")]), metrics=["dsc"])[
+        "n"
+    ].tolist() == [1]
 
 
 def test_volume_differences_are_compared_by_their_size() -> None:
@@ -244,7 +292,9 @@ def test_only_what_agrees_is_compared_and_holm_counts_a_class() -> None:
         rows(m, {"dsc": noise(6, i), "nsd": noise(6, 9 + i)}, klass=k).assign(budget=b)
         for i, (m, b, k) in enumerate(product("abc", ["5", "10"], ["liver", "spleen"]))
     ]
-    found = contrasts(pd.concat(parts), by=["method", "budget"], within=["budget"], metrics=["dsc", "nsd"])
+    found = contrasts(
+        pd.concat(parts), by=["method", "budget"], within=["budget"], metrics=["dsc", "nsd"]
+    )
     assert len(found) == 3 * 2 * 2 * 3  # pairs, budgets, metrics, classes with overall
     assert set(zip(found["a"], found["b"])) == {("a", "b"), ("a", "c"), ("b", "c")}
     for _, lines in found.groupby("class"):
@@ -260,46 +310,166 @@ def test_nothing_to_compare() -> None:
     assert np.isnan([line["p"], line["p_holm"], line["low"], line["effect"]]).all()
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- the values behind means and tests ------------------------------------------------------------
+
+
+def grid(metrics: tuple[str, ...] = tuple(METRICS)) -> pd.DataFrame:
+    """Two methods, budgets, seeds and classes, six cases of four patients; failures too."""
+    parts = []
+    for i, (m, b, s, k) in enumerate(product("ab", ["5", "10"], [0, 1], ["liver", "spleen"])):
+        values = {name: noise(6, 100 * i + j) for j, name in enumerate(metrics)}
+        part = rows(m, values, s, k, budget=b, patient=[*"ppqqrs"])
+        if (m, s, k) == ("a", 1, "spleen"):
+            part.loc[2, "status"] = "spurious"
+        elif k == "spleen":
+            part.loc[2, "status"] = "absent"
+            part.loc[2, list(metrics)] = np.nan
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_differences_are_those_of_the_tests() -> None:
+    """Of every metric, class, budget and pair: as many as were tested, with the test's mean."""
+    given: dict[str, Any] = {"by": ["method", "budget"], "within": ["budget"], "resamples": 5}
+    tests, differences = paired_tests(grid(), **given)
+    keys = ["budget", "class", "metric", "a", "b"]
+    summed = differences.groupby(keys)["difference"].agg(["mean", "count"])
+    assert len(summed) == len(tests) == 2 * 3 * len(METRICS)
+    for line in tests.to_dict("records"):
+        mean, count = summed.loc[tuple(line[key] for key in keys)]
+        assert count == line["n"] == 4
+        assert mean == pytest.approx(line["difference"], abs=1e-12)
+    pd.testing.assert_frame_equal(tests, contrasts(grid(), **given))
+
+
+def test_a_difference_has_its_patient() -> None:
+    table = pd.concat([rows("a", {"dsc": [0.9, 0.7, 0.4]}), rows("b", {"dsc": [0.5, 0.5, 0.6]})])
+    table = table.assign(patient=[*"ppq"] * 2)
+    _, differences = paired_tests(table, metrics=["dsc"])
+    assert dict(zip(differences["patient"], differences["difference"])) == pytest.approx(
+        {"p": 0.3, "q": -0.2}
+    )
+
+
+def test_case_values_are_those_of_the_means() -> None:
+    """Of a single repetition, the mean over its cases; a failure in any repetition is one."""
+    table = grid(("dsc", "sen", "hd95_mm", "rvd"))
+    single = table[table["seed"] == 1]
+    values = case_values(single, by=["method", "budget"])
+    means = describe(single, by=["method", "budget"], resamples=5)
+    keys = ["method", "budget", "class", "metric"]
+    summed = values.groupby(keys)["value"].agg(["mean", "count"])
+    for line in means.to_dict("records"):
+        mean, count = summed.loc[tuple(line[key] for key in keys)]
+        assert count == line["n"]
+        assert mean == pytest.approx(line["mean"])
+    failed = case_values(table, metrics=["dsc"]).set_index(["method", "class", "case"])["failed"]
+    assert failed[failed].index.tolist() == [
+        ("a", "spleen", "c02"),
+        ("a", "overall", "c02"),
+    ]
+
+
+def test_case_values_leave_out_what_is_endless_or_missing() -> None:
+    table = pd.concat([rows("a", {"hd95_mm": [3.0, np.inf, np.nan]}), rows("a", {"dsc": [0.5]})])
+    values = case_values(table, metrics=["hd95_mm"])
+    assert values["value"].tolist() == [3.0]
+    assert case_values(table, metrics=["nsd"]).empty
+
+
+def test_the_direction_of_every_metric_is_the_catalogues() -> None:
+    """The first is better by 0.1 of its size: the effect is 1, whichever way is better."""
+    for name, metric in METRICS.items():
+        better, worse = (0.9, 0.8) if metric.direction == "higher" else (0.8, 0.9)
+        table = pd.concat([rows("a", {name: [better] * 4}), rows("b", {name: [worse] * 4})])
+        [line] = contrasts(table, metrics=[name]).to_dict("records")
+        assert line["effect"] == 1, name
+
+
+def test_a_new_metric_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Metric("toy", "Toy score", 2, "mm", "lower", best=0.0)
+    monkeypatch.setitem(METRICS, "toy", toy)
+    table = pd.concat([rows("a", {"toy": [1.0] * 6}), rows("b", {"toy": [2.0] * 6})])
+    page = markdown(results(table, data="d", split="s", metrics=["toy"]))
+    assert "| Method | Toy score, mm ↓ | Missed |" in page
+    assert "| a | **1.00** [1.00, 1.00] |" in page
+    assert "| a - b | Toy score, mm | 6 | -1.00 [-1.00, -1.00] | 1.00 |" in page
+
+
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def scores(method: str, dsc: list[float], budget: str = "all", seed: int = 0) -> pd.DataFrame:
     cases = [f"c{i}" for i in range(len(dsc))]
     return pd.DataFrame(
-        {"method": method, "budget": budget, "seed": seed, "case": cases, "class": "liver", "status": "both"}
+        {
+            "method": method,
+            "budget": budget,
+            "seed": seed,
+            "case": cases,
+            "class": "liver",
+            "status": "both",
+        }
     ).assign(dsc=dsc, hd95_mm=[10 * (1 - d) for d in dsc])
 
 
 def rows_of(page: str) -> dict[str, list[str]]:
-    lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in page.split("###")[0].splitlines()]
+    lines = [
+        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        for line in page.split("###")[0].splitlines()
+    ]
     return {line[0]: line[1:] for line in lines if len(line) > 3 and not line[0].startswith("---")}
 
 
 def test_bold_is_the_best_that_the_test_confirms() -> None:
-    """Eight patients. Best by 0.1 to 0.17 in each: p = 2/256 twice, times 6 tests of the table: 0.047."""
+    """Eight patients.
+
+    Best by 0.1 to 0.17 in each: p = 2/256 twice, times 6 tests of the table: 0.047.
+    """
     low = np.linspace(0.3, 0.5, 8)
-    better, close = low + np.arange(10, 18) / 100, low + np.array([1, -2, 3, -4, 5, -6, 7, -8]) / 1000
-    table = pd.concat([scores("low", low.tolist()), scores("best", better.tolist()), scores("close", close.tolist())])
+    better, close = (
+        low + np.arange(10, 18) / 100,
+        low + np.array([1, -2, 3, -4, 5, -6, 7, -8]) / 1000,
+    )
+    table = pd.concat(
+        [
+            scores("low", low.tolist()),
+            scores("best", better.tolist()),
+            scores("close", close.tolist()),
+        ]
+    )
     found = results(table, data="d", split="s", metrics=["dsc", "hd95_mm"])
     assert found.tests("liver") == 6
     page = rows_of(markdown(found))
-    assert [("**" in page[name][0], "**" in page[name][1]) for name in ("low", "best", "close")] == [
+    assert [
+        ("**" in page[name][0], "**" in page[name][1]) for name in ("low", "best", "close")
+    ] == [
         (False, False),
         (True, True),
         (False, False),
     ]
-    again = results(pd.concat([table, scores("more", (better + 0.001).tolist())]), data="d", split="s")
+    again = results(
+        pd.concat([table, scores("more", (better + 0.001).tolist())]), data="d", split="s"
+    )
     assert "**" not in markdown(again).split("###")[0]  # with twelve tests nothing is sure enough
     assert "**" not in markdown(results(scores("one", better.tolist()), data="d", split="s"))
 
 
 def test_bold_competes_within_its_budget() -> None:
     low = np.linspace(0.3, 0.5, 10)
-    parts = [scores("a", (low + 0.01 * np.arange(1, 11)).tolist(), "5"), scores("b", low.tolist(), "5")]
+    parts = [
+        scores("a", (low + 0.01 * np.arange(1, 11)).tolist(), "5"),
+        scores("b", low.tolist(), "5"),
+    ]
     parts += [scores("b", (low + 0.3).tolist(), "10"), scores("b", (low + 0.4).tolist(), "all")]
     page = markdown(results(pd.concat(parts), data="d", split="s", metrics=["dsc"]))
     lines = [line for line in page.split("###")[0].splitlines() if line.startswith(("| a", "| b"))]
-    assert [line.split(" | ")[:2] for line in lines] == [["| a", "5"], ["| b", "5"], ["| b", "10"], ["| b", "all"]]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| a", "5"],
+        ["| b", "5"],
+        ["| b", "10"],
+        ["| b", "all"],
+    ]
     assert ["**" in line for line in lines] == [True, False, False, False]
 
 
@@ -326,7 +496,7 @@ def test_counts_stand_beside_the_means() -> None:
 
 
 def test_tables_of_nothing() -> None:
-    with pytest.raises(Problem, match="nothing to compare"):
+    with pytest.raises(ContextsegError, match="nothing to compare"):
         results(pd.DataFrame(), data="d", split="s")
-    with pytest.raises(Problem, match="no such metric"):
+    with pytest.raises(ContextsegError, match="no such metric"):
         results(scores("a", [0.5]), data="d", split="s", metrics=["dice"])

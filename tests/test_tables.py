@@ -7,10 +7,11 @@ import pytest
 
 from contextseg.data.layouts import open_dataset
 from contextseg.data.tables import read_label_table
-from contextseg.disk import Problem, write_json
+from contextseg.disk import write_json
+from contextseg.errors import ContextsegError
 from test_layouts import names, put, put_label, put_nnunet
 
-# --- label tables ---------------------------------------------------------------------------------------------------
+# --- label tables ---------------------------------------------------------------------------------
 
 
 def test_label_tables() -> None:
@@ -45,11 +46,11 @@ def test_label_tables() -> None:
     ],
 )
 def test_ambiguous_label_tables(labels: dict, what: str) -> None:
-    with pytest.raises(Problem, match=what):
+    with pytest.raises(ContextsegError, match=what):
         read_label_table(labels, "dataset.json")
 
 
-# --- what is said of cases ------------------------------------------------------------------------------------------
+# --- statements about cases -----------------------------------------------------------------------
 
 ORGANS = {"background": 0, "liver": 1, "spleen": 2, "kidney": 3}
 
@@ -66,7 +67,12 @@ def test_annotated_classes_beside_the_labels(tmp_path: Path) -> None:
 
 def test_cases_and_patients_beside_any_layout(tmp_path: Path) -> None:
     put_nnunet(tmp_path, cases=4, labels=ORGANS)
-    table = {"a": {"annotated": ["liver"], "site": "our own key"}, "b": {"split": "test"}, "c": {"patient": 7}, "d": {}}
+    table = {
+        "a": {"annotated": ["liver"], "site": "our own key"},
+        "b": {"split": "test"},
+        "c": {"patient": 7},
+        "d": {},
+    }
     write_json(tmp_path / "cases.json", {"cases": table | {"elsewhere": {"split": "train"}}})
     write_json(tmp_path / "patients.json", {"a": "P1", "d": "P1"})
     data = open_dataset(tmp_path)
@@ -81,7 +87,8 @@ def test_plain_folders_with_a_table(tmp_path: Path) -> None:
         put(tmp_path / "images" / f"{name}.nii.gz")
         put_label(tmp_path / "labels" / f"{name}.nii.gz", (0, 3))
     write_json(
-        tmp_path / "cases.json", {"labels": ORGANS, "channel_names": ["MR"], "cases": {"b": {"split": "test"}, "a": {}}}
+        tmp_path / "cases.json",
+        {"labels": ORGANS, "channel_names": ["MR"], "cases": {"b": {"split": "test"}, "a": {}}},
     )
     data = open_dataset(tmp_path)
     assert (data.classes, data.channels) == (("background", "liver", "spleen", "kidney"), ("MR",))
@@ -91,23 +98,65 @@ def test_plain_folders_with_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "what", "remedy"),
     [
-        ("labelsTr/annotated.json", {"a": ["livr"]}, "no class is called 'livr'", "did you mean liver?"),
+        (
+            "labelsTr/annotated.json",
+            {"a": ["livr"]},
+            "no class is called 'livr'",
+            "did you mean liver?",
+        ),
         ("labelsTr/annotated.json", {"a": "liver"}, "annotated is 'liver'", "write a list"),
-        ("labelsTr/annotated.json", {"aa": ["liver"]}, "names cases without an image: aa", "did you mean a?"),
-        ("labelsTr/e.json", {"annotated": ["liver"]}, "names cases without an image: e", "choose from a, b, c"),
+        (
+            "labelsTr/annotated.json",
+            {"aa": ["liver"]},
+            "names cases without an image: aa",
+            "did you mean a?",
+        ),
+        (
+            "labelsTr/e.json",
+            {"annotated": ["liver"]},
+            "names cases without an image: e",
+            "choose from a, b, c",
+        ),
         ("patients.json", {"x": "P1"}, "names cases without an image: x", "choose from a, b, c"),
-        ("cases.json", {"cases": {"a": {"anotated": ["liver"]}}}, "'anotated' is not known", "did you mean annotated?"),
-        ("cases.json", {"cases": {"a": {"split": "validation"}}}, "the split is 'validation'", "choose from"),
+        (
+            "cases.json",
+            {"cases": {"a": {"anotated": ["liver"]}}},
+            "'anotated' is not known",
+            "did you mean annotated?",
+        ),
+        (
+            "cases.json",
+            {"cases": {"a": {"split": "validation"}}},
+            "the split is 'validation'",
+            "choose from",
+        ),
         ("cases.json", {"cases": {"a": ["liver"]}}, "not an object", "write"),
-        ("splits_final.json", [{"train": ["a", "bb"], "val": ["c"]}], "names cases that are not there: bb", "mean b?"),
-        ("splits_final.json", [{"train": ["a", "b"], "val": ["b"]}], "trains and validates on b", "one of the two"),
-        ("splits_final.json", [{"train": ["a"], "val": ["c"]}], "validates on cases without a label: c", "add their"),
+        (
+            "splits_final.json",
+            [{"train": ["a", "bb"], "val": ["c"]}],
+            "names cases that are not there: bb",
+            "mean b?",
+        ),
+        (
+            "splits_final.json",
+            [{"train": ["a", "b"], "val": ["b"]}],
+            "trains and validates on b",
+            "one of the two",
+        ),
+        (
+            "splits_final.json",
+            [{"train": ["a"], "val": ["c"]}],
+            "validates on cases without a label: c",
+            "add their",
+        ),
     ],
 )
-def test_wrong_names_are_told_with_the_nearest(tmp_path: Path, file: str, content: Any, what: str, remedy: str) -> None:
+def test_wrong_names_are_told_with_the_nearest(
+    tmp_path: Path, file: str, content: Any, what: str, remedy: str
+) -> None:
     put_nnunet(tmp_path, cases=3, labelled=2, labels=ORGANS)
     write_json(tmp_path / file, content)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ContextsegError) as caught:
         open_dataset(tmp_path)
     assert caught.value.where == str(tmp_path / file)
     assert what in caught.value.what
@@ -117,12 +166,12 @@ def test_wrong_names_are_told_with_the_nearest(tmp_path: Path, file: str, conten
 def test_one_name_for_two_cases(tmp_path: Path) -> None:
     put_nnunet(tmp_path)
     put(tmp_path / "imagesTs" / "b_0000.nii.gz")
-    with pytest.raises(Problem, match="'b' is the name of two cases"):
+    with pytest.raises(ContextsegError, match="'b' is the name of two cases"):
         open_dataset(tmp_path)
 
 
 def test_splits_that_are_no_splits(tmp_path: Path) -> None:
     put_nnunet(tmp_path)
     write_json(tmp_path / "splits_final.json", {"train": ["a"]})
-    with pytest.raises(Problem, match="not a list of folds"):
+    with pytest.raises(ContextsegError, match="not a list of folds"):
         open_dataset(tmp_path)

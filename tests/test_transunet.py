@@ -1,4 +1,7 @@
-"""TransUNet: its published counts by hand, attention against numpy. Laws: test_nets. Weights: test_weights."""
+"""TransUNet: its published counts by hand, attention against numpy.
+
+Laws: test_nets. Weights: test_weights.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 
 import laws
 from contextseg.batch import IGNORE
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.nets import DeepLab, SmallTransUNet, TransUNet
 from contextseg.nets.transunet import _Layer, _StdConv, resized_places
 
@@ -37,7 +40,7 @@ def picture(*size: int, items: int = 2) -> Tensor:
     return torch.randn(items, 2, *size, generator=torch.Generator().manual_seed(1))
 
 
-# --- the published network --------------------------------------------------------------------------------------------
+# --- the published network ------------------------------------------------------------------------
 
 
 def by_hand(classes: int, tokens: int, position: bool) -> int:
@@ -46,7 +49,9 @@ def by_hand(classes: int, tokens: int, position: bool) -> int:
     def unit(inputs: int, inner: int, projected: bool) -> int:
         outputs = 4 * inner
         convs = inputs * inner + 9 * inner * inner + inner * outputs + projected * inputs * outputs
-        return convs + 2 * (inner + inner + outputs + projected * outputs)  # norms: a weight and a bias
+        return convs + 2 * (
+            inner + inner + outputs + projected * outputs
+        )  # norms: a weight and a bias
 
     total = 3 * 64 * 7 * 7 + 2 * 64
     before = 64
@@ -78,7 +83,10 @@ def test_the_published_parameters(size: int, classes: int, position: bool, publi
 def test_the_two_networks_of_the_reference_module() -> None:
     with torch.device("meta"):
         both = count(TransUNet(3, 14, position=True)) + count(DeepLab(3, 14))
-    key_biases, unused_head = 12 * 768, 384 * 1536 + 2 * 1536  # test_deeplab says what the latter is
+    key_biases, unused_head = (
+        12 * 768,
+        384 * 1536 + 2 * 1536,
+    )  # test_deeplab says what the latter is
     assert both + key_biases + unused_head == 117_597_362
 
 
@@ -111,7 +119,7 @@ def test_padding_repeats_the_far_edges() -> None:
     assert torch.equal(net(x), net(F.pad(x, (0, 0, 0, 16), "replicate"))[:, :, :16])
 
 
-# --- its parts --------------------------------------------------------------------------------------------------------
+# --- its parts ------------------------------------------------------------------------------------
 
 
 def test_a_filter_counts_by_its_shape_alone() -> None:
@@ -120,7 +128,9 @@ def test_a_filter_counts_by_its_shape_alone() -> None:
     w = conv.weight.detach().clone()
     flat = w.flatten(1).numpy()
     expected = (flat - flat.mean(1, keepdims=True)) / np.sqrt(flat.var(1, keepdims=True) + 1e-5)
-    torch.testing.assert_close(conv(x), F.conv2d(x, torch.from_numpy(expected).view_as(w), padding=1))
+    torch.testing.assert_close(
+        conv(x), F.conv2d(x, torch.from_numpy(expected).view_as(w), padding=1)
+    )
     with torch.no_grad():
         conv.weight.copy_(100 * w + 7)
     torch.testing.assert_close(
@@ -146,7 +156,9 @@ def test_a_layer_is_attention_and_perceptron_and_key_biases_change_nothing() -> 
     x1 = x.numpy() + mixed @ w["out.weight"].T + w["out.bias"]
     inner = torch.from_numpy(normed(x1) @ w["fc1.weight"].T + w["fc1.bias"])
     gelu = (inner * 0.5 * (1 + torch.erf(inner / 2**0.5))).numpy()
-    np.testing.assert_allclose(layer(x).detach(), x1 + gelu @ w["fc2.weight"].T + w["fc2.bias"], atol=1e-12)
+    np.testing.assert_allclose(
+        layer(x).detach(), x1 + gelu @ w["fc2.weight"].T + w["fc2.bias"], atol=1e-12
+    )
 
 
 def test_without_position_embeddings_places_are_all_alike() -> None:
@@ -154,7 +166,9 @@ def test_without_position_embeddings_places_are_all_alike() -> None:
     x = torch.randn(1, net.embed.in_channels, 3, 4)
     assert not torch.allclose(net._attended(x.flip(3)), net._attended(x).flip(3), atol=1e-3)
     nn.init.zeros_(net.places)
-    torch.testing.assert_close(net._attended(x.flip(3)), net._attended(x).flip(3), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        net._attended(x.flip(3)), net._attended(x).flip(3), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_position_embeddings_of_another_size_are_interpolated() -> None:
@@ -183,9 +197,14 @@ def test_the_slices_place_is_one_more_channel_of_the_head() -> None:
     kernel = net.head.weight.detach()[:, -1]
     difference = (there - here)[1]
     torch.testing.assert_close(
-        difference[:, 1:-1, 1:-1], 0.5 * kernel.sum((1, 2)).view(3, 1, 1).expand(3, 30, 46), atol=1e-4, rtol=0
+        difference[:, 1:-1, 1:-1],
+        0.5 * kernel.sum((1, 2)).view(3, 1, 1).expand(3, 30, 46),
+        atol=1e-4,
+        rtol=0,
     )
-    torch.testing.assert_close(difference[:, 0, 0], 0.5 * kernel[:, 1:, 1:].sum((1, 2)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        difference[:, 0, 0], 0.5 * kernel[:, 1:, 1:].sum((1, 2)), atol=1e-4, rtol=0
+    )
 
 
 def test_dropout_is_for_training_alone_and_from_the_global_generator() -> None:
@@ -215,7 +234,10 @@ def test_the_gradient_of_two_items_is_the_mean_of_each_with_group_norm_alone(nor
 
 def test_a_plan_for_volumes_is_refused() -> None:
     for kind in (TransUNet, SmallTransUNet):
-        with torch.device("meta"), pytest.raises(Problem, match=r"net=transunet.*the plan is 3-D.*--set dims=2"):
+        with (
+            torch.device("meta"),
+            pytest.raises(ContextsegError, match=r"net=transunet.*the plan is 3-D.*--set dims=2"),
+        ):
             kind(1, 2, [4, 8], [[1, 1, 1], [2, 2, 2]], [[3, 3, 3]] * 2)
         with torch.device("meta"):
             kind(1, 2, [4, 8], [[1, 1], [2, 2]], [[3, 3]] * 2)
@@ -223,9 +245,9 @@ def test_a_plan_for_volumes_is_refused() -> None:
 
 def test_the_small_one_learns(tmp_path: Path) -> None:
     method = laws.make("supervised", 2, net="transunet-small", optimizer="adamw")
-    laws.teach(method, tmp_path, 60, 2, labelled=3, lr=3e-3).eval()
+    laws.train_briefly(method, tmp_path, 60, 2, labelled=3, lr=3e-3).eval()
     b = laws.batch(10_000, dims=2)
     with torch.no_grad():
-        found = method.predict(b.image).argmax(1)
-    p, y = (found == 1) & (b.label != IGNORE), b.label == 1
+        prediction = method.predict(b.image).argmax(1)
+    p, y = (prediction == 1) & (b.label != IGNORE), b.label == 1
     assert 2 * (p & y).sum() / (p.sum() + y.sum()) > 0.7

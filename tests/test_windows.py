@@ -12,12 +12,13 @@ import torch
 import laws
 from contextseg.data import phantom
 from contextseg.data.cache import preprocess
+from contextseg.data.ct_windows import CT_WINDOWS, apply_ct_windows, ct_window
 from contextseg.data.layouts import open_dataset
 from contextseg.data.plan import PLACE, Channel, Facts, Plan, make_plan
 from contextseg.data.prepare import normalise, prepare
 from contextseg.data.sampling import Sampler
-from contextseg.data.windows import WINDOWS, window, windowed
-from contextseg.disk import Problem, read_json, write_json
+from contextseg.disk import read_json, write_json
+from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Supervised
 from contextseg.volume import Volume
 
@@ -28,25 +29,31 @@ def planned(windows: object = FLARE, channels: tuple[str, ...] = ("CT",)) -> Pla
     facts = [Facts("a", (20, 24, 24), (2.0, 1.0, 1.0), "SAR", ())]
     classes = ("background", "liver")
     regions = {"liver": (1,)}
-    return make_plan("set", classes, (0, 1), regions, channels, facts, patch_vox=(16, 16, 16), ct_windows=windows)
+    return make_plan(
+        "set", classes, (0, 1), regions, channels, facts, patch_vox=(16, 16, 16), ct_windows=windows
+    )
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def test_the_published_bytes() -> None:
     """Pham et al.'s images keep the whole part of 255 times the window."""
     hu = np.array([-1000, 0, 50, 100, 1000])
-    found = np.floor(windowed(hu, ["abdomen", "chest", "spine"]) * 255)
-    assert found.tolist() == [[0, 95, 127, 159, 255], [56, 218, 226, 234, 255], [0, 70, 77, 85, 212]]
+    found = np.floor(apply_ct_windows(hu, ["abdomen", "chest", "spine"]) * 255)
+    assert found.tolist() == [
+        [0, 95, 127, 159, 255],
+        [56, 218, 226, 234, 255],
+        [0, 70, 77, 85, 212],
+    ]
 
 
-@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("name", CT_WINDOWS)
 def test_a_window_is_a_line_between_its_ends_and_flat_beyond(name: str) -> None:
-    low, high = WINDOWS[name]
+    low, high = CT_WINDOWS[name]
     assert low < high
     hu = np.array([[low - 1000, low, low + 0.25 * (high - low)], [high, high + 0.1, 4000]])
-    found = windowed(hu, [name])
+    found = apply_ct_windows(hu, [name])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [[[0, 0, 0.25], [1, 1, 1]]], atol=1e-6)
 
@@ -64,18 +71,18 @@ def test_a_window_is_a_line_between_its_ends_and_flat_beyond(name: str) -> None:
     ],
 )
 def test_widths_and_levels(name: str, width: float, level: float) -> None:
-    low, high = window(name)
+    low, high = ct_window(name)
     assert (high - low, (low + high) / 2) == (width, level)
 
 
 def test_names_are_forgiving_and_unknown_ones_answered() -> None:
-    assert window(" Soft-Tissue ") == window("soft tissue") == WINDOWS["soft_tissue"]
-    assert windowed(np.zeros((2, 3)), []).shape == (0, 2, 3)
-    with pytest.raises(Problem, match=r"'abdomne'.*no such window.*abdomen"):
-        windowed(np.zeros(3), ["abdomne"])
+    assert ct_window(" Soft-Tissue ") == ct_window("soft tissue") == CT_WINDOWS["soft_tissue"]
+    assert apply_ct_windows(np.zeros((2, 3)), []).shape == (0, 2, 3)
+    with pytest.raises(ContextsegError, match=r"'abdomne'.*no such window.*abdomen"):
+        apply_ct_windows(np.zeros(3), ["abdomne"])
 
 
-# --- in a plan --------------------------------------------------------------------------------------------------------
+# --- in a plan ------------------------------------------------------------------------------------
 
 
 def test_a_plan_with_windows_makes_several_channels_of_one() -> None:
@@ -89,14 +96,19 @@ def test_a_plan_with_windows_makes_several_channels_of_one() -> None:
     assert plan.ct
     assert planned("abdomen, chest,bone") == plan  # as the command line gives them
     assert planned(()).channels == (Channel("CT", "zscore"),)
-    assert replace(plan, channels=(Channel("T1", "zscore"), Channel("T2", "zscore"))).scanned == ("T1", "T2")
+    assert replace(plan, channels=(Channel("T1", "zscore"), Channel("T2", "zscore"))).scanned == (
+        "T1",
+        "T2",
+    )
 
 
 def test_windows_are_for_one_ct() -> None:
     for channels in (("MR",), ("CT", "PET"), ("CT", "CT")):
-        with pytest.raises(Problem, match=r"one channel, CT; these have .*name the channel CT"):
+        with pytest.raises(
+            ContextsegError, match=r"one channel, CT; these have .*name the channel CT"
+        ):
             planned(channels=channels)
-    with pytest.raises(Problem, match="no such window"):
+    with pytest.raises(ContextsegError, match="no such window"):
         planned(("abdomen", "knee"))
 
 
@@ -108,10 +120,13 @@ def test_a_plan_on_disk_keeps_its_windows_and_is_checked(tmp_path: Path) -> None
         content = read_json(tmp_path / "plan.json")
         content["channels"][1] |= wrong
         write_json(tmp_path / "wrong.json", content)
-        with pytest.raises(Problem, match=what):
+        with pytest.raises(ContextsegError, match=what):
             Plan.load(tmp_path / "wrong.json")
     content = read_json(tmp_path / "plan.json")
-    content["channels"] = [{"name": "CT", "kind": "zscore"}, {"name": "PET", "kind": "zscore"}]  # as before windows
+    content["channels"] = [
+        {"name": "CT", "kind": "zscore"},
+        {"name": "PET", "kind": "zscore"},
+    ]  # as before windows
     write_json(tmp_path / "old.json", content)
     assert Plan.load(tmp_path / "old.json").scanned == ("CT", "PET")
 
@@ -121,8 +136,12 @@ def test_a_scan_is_seen_through_the_windows_of_its_plan() -> None:
     plan = replace(planned(), spacing_mm=(1.0, 1.0, 1.0))
     scan = Volume(hu, np.array([[0.0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]))
     image, _, _, record = prepare(scan, plan, "", np.ones((6, 7, 8), np.int16))
-    np.testing.assert_allclose(normalise(image, plan.channels, record), windowed(hu[0], FLARE), atol=1e-6)
-    with pytest.raises(Problem, match=r"2 channels; this data set has 1.*give the channels CT,"):
+    np.testing.assert_allclose(
+        normalise(image, plan.channels, record), apply_ct_windows(hu[0], FLARE), atol=1e-6
+    )
+    with pytest.raises(
+        ContextsegError, match=r"2 channels; this data set has 1.*give the channels CT,"
+    ):
         prepare(Volume(np.concatenate([hu, hu]), scan.affine), plan, "p")
 
 
@@ -137,7 +156,10 @@ def test_channels_may_come_from_any_of_a_scans() -> None:
 
 
 def test_the_cache_gives_a_patch_through_the_windows(tmp_path: Path) -> None:
-    """Phantoms span 400 units about 0; int16 then keeps them to a hundredth, which is a 10,000th of a window."""
+    """Phantoms span 400 units about 0;
+
+    int16 then keeps them to a hundredth, which is a 10,000th of a window.
+    """
     folder = phantom.write_dataset(tmp_path / "data", labelled=1, test=0)
     content = read_json(folder / "dataset.json")
     write_json(folder / "dataset.json", {**content, "channel_names": {"0": "CT"}})
@@ -149,11 +171,11 @@ def test_the_cache_gives_a_patch_through_the_windows(tmp_path: Path) -> None:
     patch = case.patch(box, plan.channels)
     assert patch.shape == (3, 7, 7, 11)
     raw = case.patch(box, [Channel("CT", "none")])[0]
-    np.testing.assert_allclose(patch, windowed(raw, FLARE), atol=1e-5)
+    np.testing.assert_allclose(patch, apply_ct_windows(raw, FLARE), atol=1e-5)
     assert len(np.unique(patch[0])) > 50
 
 
-# --- a slice's place --------------------------------------------------------------------------------------------------
+# --- a slice's place ------------------------------------------------------------------------------
 
 
 def placed(dims: int = 2) -> Plan:
@@ -172,7 +194,7 @@ def test_a_plan_may_add_the_slices_place(tmp_path: Path) -> None:
         content = read_json(tmp_path / "plan.json")
         content["channels"] = [content["channels"][i] for i in order]
         write_json(tmp_path / "wrong.json", content)
-        with pytest.raises(Problem, match="place is the last channel"):
+        with pytest.raises(ContextsegError, match="place is the last channel"):
             Plan.load(tmp_path / "wrong.json")
 
 
@@ -183,9 +205,13 @@ def test_a_patch_knows_how_far_down_its_case_it_lies(tmp_path: Path) -> None:
     depth, height, width = case.image.shape[1:]
     patch = case.patch((slice(3, 6), slice(0, 4), slice(0, 5)), plan.channels)
     expected = (np.arange(3, 6) + 0.5) / depth
-    np.testing.assert_allclose(patch[1], np.broadcast_to(expected[:, None, None], (3, 4, 5)), rtol=1e-6)
+    np.testing.assert_allclose(
+        patch[1], np.broadcast_to(expected[:, None, None], (3, 4, 5)), rtol=1e-6
+    )
     whole = tuple(slice(0, n) for n in (depth, height, width))
-    np.testing.assert_array_equal(case.patch(whole, plan.channels)[0], case.patch(whole, plan.channels[:1])[0])
+    np.testing.assert_array_equal(
+        case.patch(whole, plan.channels)[0], case.patch(whole, plan.channels[:1])[0]
+    )
     without = replace(plan, channels=plan.channels[:1])
     seen = Sampler([case], plan).batch(1), Sampler([case], without).batch(1)
     assert torch.equal(seen[0].image[:, :1], seen[1].image)  # all else is drawn as before ...
@@ -210,5 +236,5 @@ def test_every_network_takes_the_slices_place(net: str) -> None:
 
 
 def test_stcn_has_no_use_for_it() -> None:
-    with pytest.raises(Problem, match=r"slice_position.*leave it out"):
+    with pytest.raises(ContextsegError, match=r"slice_position.*leave it out"):
         METHODS["stcn"](placed())

@@ -1,4 +1,4 @@
-"""Words to the person at the terminal, on stderr: what is being done, and how far it is."""
+"""Progress and messages for the person at the terminal, on stderr."""
 
 from __future__ import annotations
 
@@ -6,20 +6,58 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Progress = Callable[..., object]
+"""How far something is: called with (done, of), and where there are some with values by name.
+
+`progress(3, 10)` or `progress(3, 10, {"seg": 0.42})`.
+"""
+
+
+class ProgressBar(Protocol):
+    """Shows the progress of one stage after another.
+
+    `with progress_bar("train") as progress: progress(done, of, {"seg": 0.4})`.
+    """
+
+    def __call__(self, title: str, done: bool = False) -> AbstractContextManager[Progress]:
+        """Begin the stage `title`; `done` says that it was finished before."""
 
 
 def say(text: str) -> None:
-    """One line, to the person and not into a pipe; of several ranks the first one speaks."""
+    """Print one line on stderr, so that it is not piped; only the first of several ranks prints."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def watch(title: str, done: bool = False) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal; elsewhere a line when a stage starts, every ten seconds, and when it ends.
+def no_progress_bar(title: str, done: bool = False) -> Iterator[Progress]:
+    """A `ProgressBar` that shows nothing.
 
-    Yields `tell(i, of, values)`. Of several ranks the first one speaks. A stage that was `done` before is one line.
+    Args:
+        title: Name of the stage.
+        done: Whether the stage was finished before.
+
+    Yields:
+        A `Progress` that ignores its arguments.
+    """
+    yield lambda *_: None
+
+
+@contextmanager
+def progress_bar(title: str, done: bool = False) -> Iterator[Progress]:
+    """A bar on a terminal; elsewhere a line at the start, every ten seconds, and at the end.
+
+    Only the first of several ranks shows anything.
+
+    Args:
+        title: Name of the stage.
+        done: Whether the stage was finished before; then one line says so.
+
+    Yields:
+        A `Progress`.
     """
     if int(os.environ.get("RANK", 0)):
         yield lambda *_: None
@@ -28,25 +66,44 @@ def watch(title: str, done: bool = False) -> Iterator[Callable[..., None]]:
         say(f"{title}: done before")
         yield lambda *_: None
         return
-    started = said = time.monotonic()
-    if not sys.stderr.isatty():
-        say(f"{title} ...")
-
-        def line(i: int, of: int, values: dict[str, float] | None = None) -> None:
-            nonlocal said
-            if time.monotonic() - said > 10:
-                said = time.monotonic()
-                say(f"{title} {i}/{of} {_values(values)}")
-
-        yield line
-    else:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = ("{task.description:14}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[values]}"), transient=True) as bar:
-            task = bar.add_task(title, total=None, values="")
-            yield lambda i, of, values=None: bar.update(task, completed=i, total=of, values=_values(values))
+    started = time.monotonic()
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(title) as progress:
+        yield progress
     say(f"{title}: {time.monotonic() - started:.1f} s")
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Progress]:
+    from rich import progress as rich
+
+    def update(done: int, of: int, values: dict[str, float] | None = None) -> None:
+        bar.update(task, completed=done, total=of, values=_values(values))
+
+    columns = (
+        rich.TextColumn("{task.description:14}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[values]}"),
+    )
+    with rich.Progress(*columns, transient=True) as bar:
+        task = bar.add_task(title, total=None, values="")
+        yield update
+
+
+@contextmanager
+def _lines(title: str) -> Iterator[Progress]:
+    printed = time.monotonic()
+    say(f"{title} ...")
+
+    def update(done: int, of: int, values: dict[str, float] | None = None) -> None:
+        nonlocal printed
+        if time.monotonic() - printed > 10:
+            printed = time.monotonic()
+            say(f"{title} {done}/{of} {_values(values)}")
+
+    yield update
 
 
 def _values(values: dict[str, float] | None) -> str:

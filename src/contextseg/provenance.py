@@ -1,4 +1,4 @@
-"""What a number was made with, and what it cost."""
+"""The versions and the machine behind a number, and the memory that it took."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine and date, as JSON."""
+    """Date, command, versions and machine, as plain JSON content."""
     packages = ("contextseg", "torch", "numpy", "scipy", "nibabel", "SimpleITK")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """One line: processor, cores, memory, system, and the GPU where torch was loaded and sees one."""
+    """One line: processor, cores, memory, system; and the GPU, if torch is loaded and sees one."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -52,9 +52,9 @@ def _version(name: str) -> str:
 
 
 class PeakMemory:
-    """The largest resident memory of this process since the object was made, in MB.
+    """The largest memory of this process since the object was made.
 
-    On Linux the kernel's own high-water mark, set back; elsewhere that of the process so far.
+    On Linux it is the kernel's own high-water mark, set back; elsewhere that of the process so far.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_mb(self) -> float:
-        """Megabytes (2^20 bytes) of main memory."""
+        """The largest resident memory, in megabytes (2^20 bytes)."""
         try:
             lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
@@ -76,7 +76,7 @@ class PeakMemory:
             return peak / (2**20 if sys.platform == "darwin" else 1024)
 
     def costs(self) -> dict[str, int]:
-        """`peak_mb`, and `peak_gpu_mb` where there is a GPU."""
+        """`peak_mb`, and `peak_gpu_mb` where there is a GPU, as whole megabytes."""
         torch = sys.modules.get("torch")
         gpu = {}
         if torch is not None and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What the processes of one training say to each other: gradients, and little else."""
+"""What the processes of one training exchange: gradients, and little else."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from torch import Tensor
 
 def ranks() -> tuple[int, int]:
     """(rank, world): this process's place among those of `torchrun`; (0, 1) alone."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def mean_over_ranks(gradients: list[Tensor]) -> None:
-    """Replace each gradient by its mean over the ranks, in place; nothing to do alone."""
+    """Replace each gradient by its mean over the ranks, in place; nothing happens alone.
+
+    Args:
+        gradients: Tensors of the same shapes, in the same order, on every rank.
+    """
     _, world = ranks()
     if world == 1:
         return
@@ -27,9 +33,14 @@ def mean_over_ranks(gradients: list[Tensor]) -> None:
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of `x` over the ranks, through which gradients go back to all of them.
+    """The sum over the ranks, through which gradients go back to all of them.
 
-    Alone, and where no gradient is asked for (one rank may then be looking at something alone), `x` itself.
+    Args:
+        x: A tensor of the same shape on every rank.
+
+    Returns:
+        The sum. Alone, and where `x` needs no gradient (one rank may then be validating on its
+        own), `x` itself.
     """
     if ranks()[1] == 1 or not x.requires_grad:
         return x
@@ -39,20 +50,31 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def names_on_any_rank(given: Iterable[str], names: Iterable[str], device: torch.device) -> set[str]:
-    """Those of `names`, in the same order on every rank, that some rank was `given`."""
+    """Those names that some rank has.
+
+    Args:
+        given: The names that this rank has.
+        names: All names, in the same order on every rank.
+        device: Where the ranks exchange tensors.
+    """
     if ranks()[1] == 1:
         return set(given)
     names = list(names)
-    there = torch.tensor([float(name in given) for name in names], device=device)
-    dist.all_reduce(there)
-    return {name for name, some in zip(names, there.tolist()) if some}
+    counts = torch.tensor([float(name in given) for name in names], device=device)
+    dist.all_reduce(counts)
+    return {name for name, count in zip(names, counts.tolist()) if count}
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on some rank."""
+    """Whether a flag is set on some rank.
+
+    Args:
+        flag: The flag of this rank.
+        device: Where the ranks exchange tensors.
+    """
     _, world = ranks()
     if world == 1:
         return flag
-    there = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(there)
-    return bool(there.item())
+    count = torch.tensor([float(flag)], device=device)
+    dist.all_reduce(count)
+    return bool(count.item())

@@ -1,4 +1,7 @@
-"""Everything a run is told, as constructor arguments with names; `--set name=value` reaches every one of them."""
+"""The settings of a run: every constructor argument by name.
+
+`--set name=value` reaches each of them, and `run.json` holds them all.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,32 @@ from typing import Any, get_type_hints
 
 from contextseg.data.augment import Augmentation
 from contextseg.data.plan import make_plan
-from contextseg.disk import Problem, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.methods import METHODS
-from contextseg.train import Training
+from contextseg.training import Training
 
-UNDECIDED = -2
-"""A fold that the data set decides: all cases where it has a labelled test split, else fold 0."""
+AUTO_FOLD = -2
+"""The fold is chosen by the data set: all cases where there is a labelled test split, else fold 0.
+
+`pipeline.resolve_fold` replaces it.
+"""
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """How finished networks are applied.
+class PredictionSettings:
+    """How trained networks are applied to a scan.
 
-    step     of the sliding window, as a share of the patch.   mirror: average over mirrored inputs too.
-    windows  how many go through a network at once; 0 is what fills a processor: more of small ones.
-    largest_component  keep the largest connected part of all classes together, and nothing else.
-    confidence  write how sure each voxel is beside the label map: what calibration is measured with.
+    Attributes:
+        step: Distance of the sliding windows, as a share of the patch.
+        mirror: Whether logits are averaged over mirrored inputs too.
+        windows: Sliding windows that go through a network at once. 0 takes what fills a processor:
+            the smaller the patch, the more.
+        largest_component: Whether only the largest connected part of all classes together is kept.
+        confidence: Whether the probability of each voxel's label is written beside the label map;
+            calibration is measured with it.
 
-    Raises `Problem` for a step outside (0, 1] and a negative number of windows.
+    Raises:
+        ContextsegError: The step is outside (0, 1], or the number of windows is negative.
     """
 
     step: float = 0.5
@@ -38,19 +49,46 @@ class Prediction:
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
-            raise Problem(f"prediction.step={self.step}", "no share of a patch", "give more than 0, at most 1")
+            raise ContextsegError(
+                f"prediction.step={self.step}", "no share of a patch", "give more than 0, at most 1"
+            )
         if self.windows < 0:
-            raise Problem(f"windows={self.windows}", "a negative number", "give 0, for what fits, or more")
+            raise ContextsegError(
+                f"windows={self.windows}", "a negative number", "give 0, for what fits, or more"
+            )
+
+
+_PARTS = {
+    "training": Training,
+    "augmentation": Augmentation,
+    "prediction": PredictionSettings,
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked of a run. JSON in `run.json`; the same folder with other settings is refused.
+    """The settings of one run; JSON in `run.json`.
 
-    fold       which fifth of the labelled training cases is kept for validation; -1 for none.
-    planning   arguments of `data.plan.make_plan` other than the defaults.   arguments: those of the method.
-    labelled   the training cases that keep their labels; the others count as unlabelled, in planning too. None: all do.
-    roi        the classes (or regions) to segment; the others are background. () for all; see `data.roi.restricted`.
+    A folder that holds a run with other settings is refused.
+
+    Attributes:
+        dataset: Folder of the data set.
+        method: Name of the method, a key of `methods.METHODS`.
+        fold: Which fifth of the labelled training cases is kept for validation; -1 for none, and
+            `AUTO_FOLD` where the data set is to decide.
+        seed: Seed of all random numbers.
+        training: Length, learning rate and bookkeeping.
+        augmentation: Strength of each random change of the training patches.
+        prediction: How the trained networks are applied.
+        planning: Arguments of `data.plan.make_plan` other than the defaults.
+        arguments: Arguments of the method other than the defaults.
+        labelled: Names of the training cases that keep their labels. The others count as
+            unlabelled, in planning too. None keeps all.
+        roi: Names of the classes (or regions) to segment; the others become background. () for
+            all; see `data.roi.restricted`.
+
+    Raises:
+        ContextsegError: The seed is negative.
     """
 
     dataset: str
@@ -59,7 +97,7 @@ class Settings:
     seed: int = 0
     training: Training = field(default_factory=Training)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    prediction: Prediction = field(default_factory=Prediction)
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
     planning: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     labelled: tuple[str, ...] | None = None
@@ -67,36 +105,53 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise Problem(f"seed={self.seed}", "a seed is not negative", "give 0 or more")
+            raise ContextsegError(f"seed={self.seed}", "a seed is not negative", "give 0 or more")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
+        """The settings as plain numbers, strings, lists and dicts."""
         return json.loads(json.dumps(asdict(self)))
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> Settings:
-        """The settings that `to_json` gave."""
-        parts = {"training": Training, "augmentation": Augmentation, "prediction": Prediction}
-        made = {name: _build(parts[name], value) if name in parts else value for name, value in content.items()}
-        made["labelled"] = None if made.get("labelled") is None else tuple(made["labelled"])
-        made["roi"] = tuple(made.get("roi", ()))
-        return Settings(**made)
+        """The settings that `to_json` gave.
+
+        Args:
+            content: The content of `run.json`, of an older version too: a name that no longer
+                exists is left out, and a new one takes its default.
+        """
+        values = dict(content)
+        for part, kind in _PARTS.items():
+            if part in values:
+                values[part] = _build(kind, values[part])
+        labelled = values.get("labelled")
+        values["labelled"] = None if labelled is None else tuple(labelled)
+        values["roi"] = tuple(values.get("roi", ()))
+        return Settings(**values)
 
     def set(self, assignments: Iterable[str]) -> Settings:
-        """These settings after `name=value` assignments; `part.name=value` where two parts share a name.
+        """These settings after assignments.
 
-        >>> Settings("data").set(["steps=100", "planning.spacing_mm=4,4,4"]).planning
-        {'spacing_mm': (4, 4, 4)}
+        Args:
+            assignments: `name=value` each, or `part.name=value` where two parts share a name.
 
-        Raises `Problem` for an unknown name (with the nearest known ones) and for a value of the wrong type.
+        Returns:
+            New settings.
+
+        Raises:
+            ContextsegError: A name is unknown (with the nearest known ones), or a value has the
+                wrong type.
+
+        Example:
+            >>> Settings("data").set(["steps=100", "planning.spacing_mm=4,4,4"]).planning
+            {'spacing_mm': (4, 4, 4)}
         """
         changed = self
         for assignment in assignments:
             name, equals, text = assignment.partition("=")
             if not equals:
-                raise Problem(f"--set {assignment}", "no '='", "write --set name=value")
+                raise ContextsegError(f"--set {assignment}", "no '='", "write --set name=value")
             part, key = _find(name.strip(), self.method)
-            value = _parse(text.strip(), _names(self.method)[part][key], name)
+            value = _parse(text.strip(), _hints(self.method)[part][key], name)
             old = getattr(changed, part)
             new = {**old, key: value} if isinstance(old, dict) else replace(old, **{key: value})
             changed = replace(changed, **{part: new})  # type: ignore[arg-type]
@@ -104,69 +159,96 @@ class Settings:
 
 
 def names(method: str) -> list[str]:
-    """Every name that `--set` knows for this method, as `part.name`."""
-    return [f"{part}.{key}" for part, keys in _names(method).items() for key in keys]
+    """Every name that `--set` knows for a method, as `part.name`.
+
+    Args:
+        method: Name of the method.
+
+    Raises:
+        ContextsegError: There is no such method.
+    """
+    return [f"{part}.{key}" for part, hints in _hints(method).items() for key in hints]
 
 
 def defaults(method: str) -> dict[str, Any]:
-    """The default of every name, as `part.name`."""
+    """The default of every name that `--set` knows for a method.
+
+    Args:
+        method: Name of the method.
+
+    Returns:
+        The defaults by `part.name`, in the order of `names`.
+
+    Raises:
+        ContextsegError: There is no such method.
+    """
     settings = Settings("", method)
-    signatures = {"planning": inspect.signature(make_plan), "arguments": inspect.signature(METHODS[method])}
+    signatures = {
+        "planning": inspect.signature(make_plan),
+        "arguments": inspect.signature(METHODS[method]),
+    }
     values = {}
     for name in names(method):
         part, key = name.split(".")
-        known = (
-            signatures[part].parameters[key].default if part in signatures else getattr(getattr(settings, part), key)
-        )
-        values[name] = known
+        if part in signatures:
+            values[name] = signatures[part].parameters[key].default
+        else:
+            values[name] = getattr(getattr(settings, part), key)
     return values
 
 
-def _names(method: str) -> dict[str, dict[str, Any]]:
+def _hints(method: str) -> dict[str, dict[str, Any]]:
+    """The type of every setting, by part and name."""
     if method not in METHODS:
-        raise Problem(f"method={method}", "there is no such method", did_you_mean(method, METHODS))
-    made: dict[str, dict[str, Any]] = {
-        part: get_type_hints(kind)
-        for part, kind in (("training", Training), ("augmentation", Augmentation), ("prediction", Prediction))
-    }
-    hints = get_type_hints(make_plan)
-    keyword = [p.name for p in inspect.signature(make_plan).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    made["planning"] = {name: hints[name] for name in keyword}
+        raise ContextsegError(
+            f"method={method}", "there is no such method", did_you_mean(method, METHODS)
+        )
+    hints: dict[str, dict[str, Any]] = {part: get_type_hints(kind) for part, kind in _PARTS.items()}
+
+    planning = get_type_hints(make_plan)
+    parameters = inspect.signature(make_plan).parameters.values()
+    hints["planning"] = {p.name: planning[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
+
     arguments = list(inspect.signature(METHODS[method]).parameters.values())[1:]
-    made["arguments"] = {p.name: p.annotation for p in arguments}
-    return made
+    hints["arguments"] = {p.name: p.annotation for p in arguments}
+    return hints
 
 
 def _find(name: str, method: str) -> tuple[str, str]:
-    known = _names(method)
+    """The part and the key that a name of `--set` means."""
+    known = _hints(method)
     part, dot, key = name.partition(".")
     if dot and key in known.get(part, {}):
         return part, key
-    homes = [part for part, keys in known.items() if name in keys]
+    homes = [part for part, hints in known.items() if name in hints]
     if len(homes) == 1:
         return homes[0], name
     if homes:
         where = " or ".join(f"{home}.{name}" for home in homes)
-        raise Problem(f"--set {name}", "several parts have this name", f"write {where}")
-    every = {key for keys in known.values() for key in keys} | set(names(method))
-    raise Problem(f"--set {name}", "there is no such setting", did_you_mean(name, every))
+        raise ContextsegError(f"--set {name}", "several parts have this name", f"write {where}")
+    every = {key for hints in known.values() for key in hints} | set(names(method))
+    raise ContextsegError(f"--set {name}", "there is no such setting", did_you_mean(name, every))
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def _parse(text: str, hint: Any, name: str) -> Any:
     """The value that `text` means for an argument annotated `hint`."""
-    kind = str(hint) if not isinstance(hint, type) else hint.__name__
-    remedy = "give true or false" if kind.startswith("bool") else "see docs/cli.md for every name and its type"
-    wrong = Problem(f"--set {name}={text}", f"not a value of type {kind}", remedy)
+    kind = hint.__name__ if isinstance(hint, type) else str(hint)
+    boolean = kind.startswith("bool")
+    remedy = "give true or false" if boolean else "see docs/cli.md for every name and its type"
+    wrong = ContextsegError(f"--set {name}={text}", f"not a value of type {kind}", remedy)
     if "None" in kind and text.lower() in ("none", "null"):
         return None
     if kind == "str":
         return text
     try:
-        if kind.startswith("bool"):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if boolean:
+            return _BOOLEANS[text.lower()]
         if "tuple" in kind or "Sequence" in kind:
-            inner = text.strip("()[] ")
-            return tuple(json.loads(part.strip().lower()) for part in inner.split(",") if part.strip())
+            parts = [part.strip().lower() for part in text.strip("()[] ").split(",")]
+            return tuple(json.loads(part) for part in parts if part)
         value = json.loads(text)
     except (KeyError, ValueError):
         if "str" in kind:
@@ -182,5 +264,7 @@ def _parse(text: str, hint: Any, name: str) -> Any:
 
 
 def _build(kind: Any, content: Mapping[str, Any]) -> Any:
+    """A dataclass of those values that it has fields for; JSON's lists become tuples."""
     known = {f.name for f in fields(kind)}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k in known})
+    values = {name: value for name, value in content.items() if name in known}
+    return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})

@@ -1,24 +1,35 @@
-"""Scans in and out: an array, and where each of its voxels lies in the patient. All millimetres live here.
+"""Scans in and out: an array, and where each of its voxels lies in the patient.
 
-Axes are (D, H, W) with D slowest. `affine` maps a voxel index (d, h, w, 1) to millimetres in the patient, RAS+ (x to
-the right, y to the front, z to the head). An orientation is three letters: where each axis points as its index grows.
-"SAR", the usual one here: slices from foot to head, rows from back to front, columns from left to right.
+Axes are (D, H, W) with D slowest. `affine` maps a voxel index (d, h, w, 1) to millimetres in the
+patient, RAS+ (x to the right, y to the front, z to the head). An orientation is three letters:
+where each axis points as its index grows. "SAR", the usual one here: slices from foot to head,
+rows from back to front, columns from left to right. All millimetres live in this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from contextseg.disk import Problem
-from contextseg.formats import ending, load, save
+from contextseg.errors import ContextsegError
+from contextseg.formats import ending, from_itk, from_nibabel, load, save
+from contextseg.picture import axial_png
 
-__all__ = ["AXIAL", "Volume", "axis_moves", "ending", "read", "read_labels", "resample", "resample_labels", "write"]
+__all__ = [
+    "AXIAL",
+    "Volume",
+    "as_labels",
+    "as_volume",
+    "axis_moves",
+    "ending",
+    "read",
+    "read_labels",
+    "write",
+]
 
 AXIAL = "SAR"
 _OPPOSITE = dict(zip("RASLPI", "LPIRAS"))
@@ -26,12 +37,20 @@ _OPPOSITE = dict(zip("RASLPI", "LPIRAS"))
 
 @dataclass(frozen=True)
 class Volume:
-    """An image (C, D, H, W) or a label map (D, H, W), and its affine (4, 4) from (d, h, w, 1) to mm, RAS+.
+    """A scan or a label map, and where its voxels lie in the patient.
 
-    A 2-D image is one slice: D = 1.
+    See also `read` and `as_volume`, which make one from a file or an image in memory.
 
-    >>> Volume(np.zeros((4, 5, 6)), np.diag([3.0, 1, 2, 1])).spacing_mm
-    (3.0, 1.0, 2.0)
+    Attributes:
+        array: An image (C, D, H, W) or a label map (D, H, W). A 2-D image is one slice: D = 1.
+        affine: (4, 4) from a voxel index (d, h, w, 1) to mm, RAS+.
+
+    Example:
+        >>> volume = Volume(np.zeros((4, 5, 6), np.int16), np.diag([3.0, 1.0, 2.0, 1.0]))
+        >>> volume
+        Volume 4 x 5 x 6 int16, 3 x 1 x 2 mm, RAS
+        >>> volume.spacing_mm
+        (3.0, 1.0, 2.0)
     """
 
     array: np.ndarray
@@ -51,15 +70,22 @@ class Volume:
 
     @property
     def orientation(self) -> str:
-        """Where D, H and W point, nearest anatomical direction: "SAR" and the like; oblique axes take the closest."""
-        from nibabel.orientations import aff2axcodes  # one direction for each axis, even at 45 degrees
+        """Where D, H and W point: "SAR" and the like; oblique axes take the closest direction."""
+        from nibabel.orientations import aff2axcodes  # three different axes, even at 45 degrees
 
-        return "".join(aff2axcodes(self.affine))
+        return "".join(letter or "?" for letter in aff2axcodes(self.affine))
 
     def oriented(self, orientation: str) -> Volume:
-        """The same scan with its axes permuted and flipped to point along `orientation`; no voxel changes.
+        """The same scan with its axes permuted and flipped; no voxel changes.
 
-        Raises ValueError if `orientation` does not name three different axes.
+        Args:
+            orientation: Where the new axes point, such as "SAR".
+
+        Returns:
+            A volume whose array is a view of this one's.
+
+        Raises:
+            ValueError: `orientation` does not name three different axes.
         """
         order, flips = axis_moves(self.orientation, orientation)
         lead = self.array.ndim - 3
@@ -73,173 +99,395 @@ class Volume:
         return Volume(array, affine)
 
     def cropped(self, box: Sequence[slice]) -> Volume:
-        """The part inside `box` (three slices with start and stop, step 1), at the same place in the patient."""
+        """The part inside a box, at the same place in the patient.
+
+        Args:
+            box: Three slices along D, H and W, with start and stop, step 1.
+
+        Returns:
+            A volume whose array is a view of this one's.
+        """
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
         d, h, w = box
         return Volume(self.array[..., d, h, w], affine)
 
     def same_grid(self, other: Volume, tolerance_mm: float = 0.1) -> bool:
-        """Whether both have the same shape and every voxel lies at the same place to within `tolerance_mm`."""
+        """Whether both have the same shape, and every voxel lies at the same place.
+
+        Args:
+            other: The volume to compare with.
+            tolerance_mm: How far apart two voxels of the same index may lie.
+        """
         return self.shape == other.shape and self.apart_mm(other) <= tolerance_mm
 
     def apart_mm(self, other: Volume) -> float:
-        """How far apart a voxel of this grid and the one with the same index in `other` can lie: at a corner."""
+        """Largest distance between voxels of the same index in both grids, found at a corner.
+
+        Args:
+            other: The volume to compare with, of the same shape.
+        """
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1.0])).reshape(4, -1)
         return float(np.linalg.norm((self.affine - other.affine) @ corners, axis=0).max())
 
     def with_array(self, array: np.ndarray) -> Volume:
-        """Another array on the same grid."""
+        """Another array on the same grid.
+
+        Args:
+            array: (D, H, W) or (C, D, H, W).
+        """
         return replace(self, array=array)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the volume to a file, as `write` does.
+
+        Args:
+            path: File to write; its ending chooses the format.
+
+        Returns:
+            `path`.
+
+        Raises:
+            ContextsegError: The format cannot hold the array, or the disk cannot.
+        """
+        write(path, self)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        channels = f"{len(self.array)} channels of " if self.array.ndim == 4 else ""
+        if channels and len(self.array) == 1:
+            channels = ""
+        shape = " x ".join(map(str, self.array.shape[-3:]))
+        spacing = " x ".join(f"{mm:.2f}".rstrip("0").rstrip(".") for mm in self.spacing_mm)
+        return f"Volume {channels}{shape} {self.array.dtype}, {spacing} mm, {self.orientation}"
+
+    def _repr_html_(self) -> str:
+        """The middle axial slice and the text of `repr`, for notebooks."""
+        from base64 import b64encode
+        from html import escape
+
+        caption = escape(repr(self))
+        if self.array.ndim not in (3, 4) or 0 in self.array.shape:
+            return caption
+        labels = self.array.ndim == 3 and self.array.dtype.kind in "biu"
+        known = "?" not in self.orientation
+        turned = self.oriented("SPL") if known else self
+        array = turned.array if self.array.ndim == 3 else turned.array[0]
+        png = axial_png(array, turned.spacing_mm, labels)
+        source = f"data:image/png;base64,{b64encode(png).decode()}"
+        return (
+            f'<figure style="margin:0"><img src="{source}" alt="axial slice">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
 
 
 def axis_moves(source: str, target: str) -> tuple[list[int], list[bool]]:
-    """How axes that point along `source` come to point along `target`: their order, then which to flip.
+    """How axes that point along `source` come to point along `target`.
 
-    >>> axis_moves("SAR", "LPS")
-    ([2, 1, 0], [True, True, False])
+    Args:
+        source: Orientation of the axes now, such as "SAR".
+        target: Orientation wanted.
+
+    Returns:
+        The order in which to take the axes, and which of them to flip then.
+
+    Raises:
+        ValueError: `target` is not three letters for three different axes.
+
+    Example:
+        >>> axis_moves("SAR", "LPS")
+        ([2, 1, 0], [True, True, False])
     """
     letters = [letter if letter in source else _OPPOSITE.get(letter, "?") for letter in target]
     if sorted(letters) != sorted(source) or len(target) != 3:
-        raise ValueError(f"{target!r} is not an orientation; three of R/L, A/P and S/I, such as 'SAR'")
-    return [source.index(letter) for letter in letters], [letter not in source for letter in target]
+        raise ValueError(
+            f"{target!r} is not an orientation; three of R/L, A/P and S/I, such as 'SAR'"
+        )
+    order = [source.index(letter) for letter in letters]
+    flips = [letter not in source for letter in target]
+    return order, flips
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def read(*paths: str | Path) -> Volume:
-    """An image (C, D, H, W): one file or DICOM folder for each channel, or one file that holds them all.
+    """Read an image from one file or several.
 
-    The array keeps the file's number type where there is no scaling. Raises `Problem` for a file that is missing,
-    truncated or of no known format, and for channels on different grids.
+    Args:
+        *paths: One file or DICOM folder for each channel, or one file that holds all channels.
+
+    Returns:
+        An image (C, D, H, W). The array keeps the file's number type where there is no scaling.
+
+    Raises:
+        ContextsegError: A file is missing, truncated or of no known format, or the channels lie on
+            different grids.
     """
-    volumes = [_load(Path(path)) for path in paths]
-    for path, volume in zip(paths[1:], volumes[1:]):
-        if not volume.same_grid(volumes[0]):
-            raise Problem(path, f"its grid differs from that of {paths[0]}", "resample the channels onto one grid")
-    if len(volumes) == 1:
-        return volumes[0]
-    return volumes[0].with_array(np.concatenate([v.array for v in volumes]))
+    return _channels([(path, _load(Path(path))) for path in paths])
 
 
 def read_labels(path: str | Path) -> Volume:
-    """A label map (D, H, W) of integers, as int16 or, for larger values, int32.
+    """Read a label map.
 
-    Raises `Problem` for a file that cannot be read, has several channels, or holds values that are not whole numbers.
+    Args:
+        path: A file or DICOM folder.
+
+    Returns:
+        A label map (D, H, W), int16 or, for larger values, int32.
+
+    Raises:
+        ContextsegError: The file cannot be read, has several channels that differ, or holds values
+            that are not whole numbers.
     """
-    volume = _load(Path(path))
-    if len(volume.array) != 1 and not (volume.array == volume.array[:1]).all():  # grey pictures saved as RGB are fine
-        raise Problem(path, f"a label map with {len(volume.array)} channels", "store one integer label for each voxel")
-    array = volume.array[0]
-    if array.dtype.kind == "f":
-        whole = np.rint(array)
-        with np.errstate(invalid="ignore"):
-            off = ~(np.abs(array - whole) <= 0.01)  # a scaled file holds 1.00002 for 1; NaN and infinity are off too
-        if off.any():
-            examples = ", ".join(f"{value:.3g}" for value in np.unique(array[off])[:3])
-            what = (
-                f"{off.sum()} voxel{'s' if off.sum() > 1 else ''} whose label is not a whole number, such as {examples}"
-            )
-            raise Problem(path, what, "save the labels as integers; resample them without interpolation")
-        array = whole
-    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    if low < -(2**31) or high >= 2**31:
-        raise Problem(path, f"label values from {low} to {high}", "use small whole numbers, one for each class")
-    fits = low >= -(2**15) and high < 2**15
-    return volume.with_array(array.astype(np.int16 if fits else np.int32, copy=False))
+    return _whole_numbers(_load(Path(path)), path)
+
+
+def write(path: str | Path, volume: Volume) -> None:
+    """Write a label map (D, H, W) or an image (C, D, H, W), atomically.
+
+    NIfTI is written by nibabel, the rest by SimpleITK. The number type is kept (bool becomes
+    uint8, float16 float32). TIFF and pictures keep the array alone: their affine is lost.
+
+    Args:
+        path: File to write; its ending chooses the format.
+        volume: What to write.
+
+    Raises:
+        ContextsegError: The format cannot hold the array, or the disk is full or cannot be written
+            to.
+    """
+    save(Path(path), volume.array, volume.affine)
 
 
 def _load(path: Path) -> Volume:
     return Volume(*load(path))
 
 
-def write(path: str | Path, volume: Volume) -> None:
-    """Write a label map (D, H, W) or an image (C, D, H, W), atomically; NIfTI by nibabel, the rest by SimpleITK.
+def _channels(images: Sequence[tuple[str | Path, Volume]]) -> Volume:
+    """One image of all channels of (name, image) pairs that lie on one grid."""
+    first_name, first = images[0]
+    for name, image in images[1:]:
+        if not image.same_grid(first):
+            raise ContextsegError(
+                name,
+                f"its grid differs from that of {first_name}",
+                "resample the channels onto one grid",
+            )
+    if len(images) == 1:
+        return first
+    return first.with_array(np.concatenate([image.array for _, image in images]))
 
-    The number type is kept (bool becomes uint8, float16 float32). TIFF and pictures keep the array alone: their affine
-    is lost. Raises `Problem` for an ending that cannot hold the array, and if the disk is full or cannot be written to.
+
+def _whole_numbers(volume: Volume, where: str | Path) -> Volume:
+    """A label map (D, H, W), int16 or int32, of an image whose channels are the same."""
+    channels = volume.array
+    if len(channels) != 1 and not (channels == channels[:1]).all():  # grey pictures saved as RGB
+        raise ContextsegError(
+            where,
+            f"a label map with {len(channels)} channels",
+            "store one integer label for each voxel",
+        )
+
+    array = channels[0]
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        with np.errstate(invalid="ignore"):
+            # A scaled file holds 1.00002 for 1. NaN and infinity are not whole either.
+            off = ~(np.abs(array - rounded) <= 0.01)
+        if off.any():
+            examples = ", ".join(f"{value:.3g}" for value in np.unique(array[off])[:3])
+            voxels = f"{off.sum()} voxel{'s' if off.sum() > 1 else ''}"
+            raise ContextsegError(
+                where,
+                f"{voxels} whose label is not a whole number, such as {examples}",
+                "save the labels as integers; resample them without interpolation",
+            )
+        array = rounded
+
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if low < -(2**31) or high >= 2**31:
+        raise ContextsegError(
+            where,
+            f"label values from {low} to {high}",
+            "use small whole numbers, one for each class",
+        )
+    fits = low >= -(2**15) and high < 2**15
+    return volume.with_array(array.astype(np.int16 if fits else np.int32, copy=False))
+
+
+# --- anything that is an image --------------------------------------------------------------------
+
+
+def as_volume(
+    source: Any, spacing_mm: Sequence[float] | None = None, orientation: str = AXIAL
+) -> Volume:
+    """An image from whatever holds one.
+
+    A SimpleITK or nibabel image gives exactly what reading its file gives. Neither library is
+    imported for anything else.
+
+    Args:
+        source: A path, a `Volume`, a SimpleITK image, a nibabel image, an array (D, H, W) or
+            (C, D, H, W), or a list of these, one for each channel. An array (D, H, W) is one
+            channel, also inside a `Volume`.
+        spacing_mm: Voxel size along D, H and W in millimetres; for arrays, and only there.
+        orientation: Where the axes of an array point. The default is `AXIAL`; an axial scan from
+            `SimpleITK.GetArrayFromImage` is often "SPL".
+
+    Returns:
+        An image (C, D, H, W). Its array shares memory with the source where it can.
+
+    Raises:
+        ContextsegError: The source is no image, cannot be read, has another number of dimensions,
+            an axis of length 0, or voxels that are not real numbers; or `spacing_mm` is not three
+            numbers above 0, is missing for an array, or is given for something else.
+
+    Example:
+        >>> as_volume(np.zeros((20, 64, 48), np.int16), spacing_mm=(5, 0.8, 0.8))
+        Volume 20 x 64 x 48 int16, 5 x 0.8 x 0.8 mm, SAR
     """
-    save(Path(path), volume.array, volume.affine)
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ContextsegError("scan", "an empty list", "give a scan, or one for each channel")
+        if any(isinstance(channel, list | tuple) for channel in source):
+            raise ContextsegError("scan", "a list of lists", "give a numpy array")
+        volumes = [as_volume(channel, spacing_mm, orientation) for channel in source]
+        return _channels([(_name(s, i), v) for i, (s, v) in enumerate(zip(source, volumes), 1)])
+
+    array = _array_of(source)
+    if array is not None:
+        return _image(Volume(array, _affine(spacing_mm, orientation)), "array")
+    if spacing_mm is not None:
+        raise ContextsegError(
+            f"spacing_mm={spacing_mm}", "the scan has a spacing of its own", "leave it out"
+        )
+    return _image(_volume_of(source), _name(source))
 
 
-# --- resampling -----------------------------------------------------------------------------------------------------
+def as_labels(source: Any, like: Volume | None = None) -> Volume:
+    """A label map from whatever holds one.
 
+    Args:
+        source: A path, a `Volume`, a SimpleITK image, a nibabel image, or an array (D, H, W).
+        like: The scan that the labels belong to. An array takes its grid, and needs it; anything
+            else must lie on it. None takes the grid of the source.
 
-@lru_cache(maxsize=64)
-def _interpolation(n: int, new: int, order: int) -> np.ndarray:
-    """(new, n): one row of weights for each new sample; scipy's spline, read off by zooming unit impulses."""
-    from scipy import ndimage
+    Returns:
+        A label map (D, H, W), int16 or, for larger values, int32.
 
-    if n == new:
-        return np.eye(n, dtype=np.float32)
-    weights = ndimage.zoom(np.eye(n), (new / n, 1), order=order, mode="nearest", grid_mode=True)
-    return weights.astype(np.float32)
-
-
-def resample(array: np.ndarray, shape: Sequence[int], order: int | Sequence[int] = 3) -> np.ndarray:
-    """Resample (..., D, H, W) to the grid `shape` over the same extent, float32.
-
-    `order` is the spline's, one number or one for each axis: 0 nearest, 1 linear, 3 cubic. A spline on a regular grid
-    is separable, so this is three matrix products, equal to `scipy.ndimage.zoom(mode="nearest", grid_mode=True)` to
-    rounding at a tenth of its time (`benchmarks/`). Unlike nnU-Net's, the result is not clipped to the input's range.
+    Raises:
+        ContextsegError: The source is no label map, cannot be read, holds values that are not whole
+            numbers, or does not lie on the grid of `like`.
     """
-    orders = [order] * 3 if isinstance(order, int) else list(order)
-    out: Any = np.ascontiguousarray(array, dtype=np.float32)
-    lead = out.shape[:-3]
-    axes = sorted(range(3), key=lambda i: shape[i] / out.shape[i - 3])  # shrinking axes first: less work after
-    out = out.reshape(-1, *out.shape[-3:])
-    for axis in axes:
-        n, new = out.shape[axis + 1], shape[axis]
-        if n == new:
-            continue
-        weights = _interpolation(n, new, orders[axis])
-        if axis == 2:
-            out = out @ weights.T
-        elif axis == 1:
-            out = weights @ out
-        else:
-            out = (weights @ out.reshape(len(out), n, -1)).reshape(len(out), new, *out.shape[2:])
-    return out.reshape(*lead, *out.shape[1:])
+    name = _name(source)
+    array = _array_of(source)
+    if array is None:
+        labels = _whole_numbers(_image(_volume_of(source), name), name)
+    elif like is None:
+        raise ContextsegError(
+            name, "an array does not say where its voxels lie", "give the scan too"
+        )
+    else:
+        labels = _whole_numbers(_image(Volume(array, like.affine), name), name)
+
+    if like is not None and not labels.same_grid(like):
+        sizes = [" x ".join(map(str, volume.shape)) for volume in (labels, like)]
+        what = f"its grid differs from the scan's ({sizes[0]} and {sizes[1]} voxels)"
+        raise ContextsegError(name, what, "draw on the scan, or resample the labels onto it")
+    return labels
 
 
-def resample_labels(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resample a label map (D, H, W) to `shape`: each value's mask is resampled linearly and the largest wins.
-
-    Each value is handled inside its own box, so that a hundred small organs cost little more than one. The type is
-    kept.
-    """
-    if tuple(label.shape) == tuple(shape):
-        return label
-    scale = np.array(label.shape) / np.array(shape)
-    values, counts = np.unique(label, return_counts=True)
-    order = np.argsort(-counts)
-    out = np.full(tuple(shape), values[order[0]], label.dtype)
-    best = np.full(tuple(shape), np.nan, np.float32)
-    common = label == values[order[0]]
-    for value in values[order[1:]]:
-        where = label == value
-        box = []
-        for axis in range(3):
-            hit = np.flatnonzero(where.any(axis=tuple({0, 1, 2} - {axis})))
-            low = int(np.floor((hit[0] - 0.5) / scale[axis] - 1))
-            high = int(np.ceil((hit[-1] + 1.5) / scale[axis] + 1))
-            box.append(slice(max(low, 0), min(high, shape[axis])))
-        inside = tuple(box)
-        best[inside] = np.where(np.isnan(best[inside]), _linear_part(common, shape, inside), best[inside])
-        share = _linear_part(where, shape, inside)
-        take = share >= best[inside]  # a tie goes to the rarer value: the other way organs shrink
-        out[inside][take] = value
-        best[inside][take] = share[take]
-    return out
+def _name(source: Any, channel: int | None = None) -> str:
+    """What an error message calls a source."""
+    if isinstance(source, str | Path):
+        return str(source)
+    if channel is not None:
+        return f"channel {channel}"
+    if _is_of(source, "nibabel") or _is_of(source, "SimpleITK"):
+        return f"{type(source).__module__.split('.')[0]} image"
+    return type(source).__name__
 
 
-def _linear_part(mask: np.ndarray, shape: Sequence[int], box: tuple[slice, ...]) -> np.ndarray:
-    """The part `box` of a mask resampled linearly to `shape`, float32."""
-    rows = [_interpolation(n, new, 1)[s] for n, new, s in zip(mask.shape, shape, box)]
-    used = [np.flatnonzero(r.any(0)) for r in rows]
-    spans = [slice(int(u[0]), int(u[-1]) + 1) for u in used]
-    out: Any = mask[tuple(spans)].astype(np.float32)
-    d, h, w = (np.ascontiguousarray(r[:, s]) for r, s in zip(rows, spans))
-    out = h @ (out @ w.T)
-    return (d @ out.reshape(len(out), -1)).reshape(len(d), *out.shape[1:])
+def _is_of(source: Any, package: str) -> bool:
+    """Whether the class of `source`, or one that it derives from, is of that package."""
+    return any(kind.__module__.split(".")[0] == package for kind in type(source).__mro__)
+
+
+def _array_of(source: Any) -> np.ndarray | None:
+    """A numpy array, or what turns itself into one; None for everything else."""
+    if isinstance(source, np.ndarray):
+        return source
+    of_a_library = _is_of(source, "nibabel") or _is_of(source, "SimpleITK")
+    if hasattr(source, "__array__") and not of_a_library:
+        return np.asarray(source)
+    return None
+
+
+def _volume_of(source: Any) -> Volume:
+    """The volume of anything but an array."""
+    if isinstance(source, Volume):
+        return source
+    if isinstance(source, str | Path):
+        return _load(Path(source))
+    if _is_of(source, "SimpleITK") and hasattr(source, "GetPixelIDTypeAsString"):
+        return Volume(*from_itk(source))
+    if _is_of(source, "nibabel") and hasattr(source, "dataobj"):
+        return Volume(*from_nibabel(source, source.get_filename() or "nibabel image"))
+    raise ContextsegError(
+        type(source).__name__,
+        "not an image",
+        "give a file, a Volume, a SimpleITK or nibabel image, or a numpy array with spacing_mm",
+    )
+
+
+def _image(volume: Volume, where: str) -> Volume:
+    """The volume as an image (C, D, H, W), after checks of its array and its affine."""
+    array = np.asarray(volume.array)
+    if array.dtype.kind not in "biuf":
+        raise ContextsegError(where, f"voxels of type {array.dtype}", "give real numbers")
+    if array.ndim not in (3, 4):
+        raise ContextsegError(
+            where,
+            f"a {array.ndim}-D array",
+            "give (D, H, W) or (C, D, H, W); one slice is (1, H, W)",
+        )
+    if 0 in array.shape:
+        raise ContextsegError(
+            where, f"an array of shape {array.shape}, without a voxel", "give at least one slice"
+        )
+    affine = np.asarray(volume.affine)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine):
+        raise ContextsegError(
+            where, "its affine is not an invertible 4 x 4 matrix", "give one from voxels to mm"
+        )
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if native is volume.array and native.ndim == 4:
+        return volume
+    return volume.with_array(native if native.ndim == 4 else native[None])
+
+
+def _affine(spacing_mm: Sequence[float] | None, orientation: str) -> np.ndarray:
+    """(4, 4) of an array whose first voxel lies at the origin."""
+    if spacing_mm is None:
+        raise ContextsegError(
+            "array", "it does not say how large its voxels are", "give spacing_mm=(D, H, W)"
+        )
+    where, remedy = f"spacing_mm={spacing_mm}", "give the voxel size along D, H and W in mm"
+    try:
+        spacing = np.array(spacing_mm, float)
+    except (TypeError, ValueError):
+        raise ContextsegError(where, "spacing_mm is not three numbers", remedy) from None
+    if spacing.shape != (3,):
+        numbers = f"{spacing.size} number{'' if spacing.size == 1 else 's'}"
+        raise ContextsegError(where, f"spacing_mm has {numbers}, not 3", remedy)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise ContextsegError(where, "spacing_mm is not above 0", remedy)
+
+    try:
+        order, flips = axis_moves("RAS", orientation)
+    except ValueError as error:
+        raise ContextsegError(f"orientation={orientation}", str(error), "leave it out") from None
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, order] * np.where(flips, -spacing, spacing)
+    return affine

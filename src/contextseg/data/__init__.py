@@ -1,1 +1,4 @@
-"""From folders of scans to batches: layouts, plan, cache, sampling, augmentation, and synthetic patients."""
+"""From folders of scans to batches.
+
+Layouts, checks, plan, cache, sampling, augmentation, and synthetic patients.
+"""

@@ -1,9 +1,10 @@
 """Preprocessed cases on disk, and the facts that planning needs.
 
-A case becomes a folder: `image.npy` (C, D, H, W) int16 with a scale for each channel, `label.npy` (D, H, W) int16 class
-indices, `voxels.npz` (places to centre patches on) and `record.json`. Arrays are memory-mapped, so a patch costs the
-pages it touches. Intensities stay in the scan's own units and are normalised as a patch is read, so one cache serves
-every fold. The folder's name holds a digest of the files' bytes and of what was asked: nothing stale is ever read.
+A case becomes a folder: `image.npy` (C, D, H, W) int16 with a scale for each channel, `label.npy`
+(D, H, W) int16 class indices, `voxels.npz` (voxels to centre patches on) and `record.json`. Arrays
+are memory-mapped, so that a patch costs the pages it touches. Intensities stay in the scan's own
+units and are normalised as a patch is read, so that one cache serves every fold. The folder's name
+holds a digest of the files' bytes and of the plan's grid: nothing stale is ever read.
 """
 
 from __future__ import annotations
@@ -11,30 +12,47 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
+from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, to_classes
 from contextseg.data.plan import Channel, Facts, Plan, is_ct
-from contextseg.data.prepare import Record, body_box, check_channels, prepare, rescaled, slice_places
-from contextseg.disk import Problem, digest, read_json, write_json, writing
+from contextseg.data.prepare import (
+    Record,
+    body_box,
+    check_channels,
+    prepare,
+    rescaled,
+    slice_places,
+)
+from contextseg.disk import digest, read_json, write_json, writing
+from contextseg.errors import ContextsegError
+from contextseg.parallel import map_cases
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
 VERSION = 2
-Progress = Callable[[int, int], None]
-Done = TypeVar("Done")
+"""The format of a cached case, which is part of the digest."""
 
 
 @dataclass(frozen=True)
 class Cached:
-    """One preprocessed case on disk. Raises `Problem` where one of its files is missing or damaged."""
+    """One preprocessed case on disk.
+
+    Its members raise `ContextsegError` where one of its files is missing or damaged.
+
+    Attributes:
+        folder: Where its files lie.
+        record: How it was preprocessed.
+        annotated: Whether each class was annotated.
+        labelled: Whether it has a label.
+    """
 
     folder: Path
     record: Record
@@ -57,41 +75,73 @@ class Cached:
         return tuple(sorted(int(name) for name in self._voxels(None) if name != "body"))
 
     def voxels(self, which: int | str) -> np.ndarray:
-        """Places to centre patches on, (N, 3) int16: of one of `classes`, or of the "body"."""
+        """Voxels to centre patches on.
+
+        Args:
+            which: One of `classes`, or "body".
+
+        Returns:
+            Their indices, (N, 3) int16.
+        """
         return self._voxels(str(which))
 
     def _voxels(self, name: str | None) -> Any:
         path = self.folder / "voxels.npz"
         try:
-            with np.load(path) as file:  # one array of it is read, in a fifth of a millisecond, and none is kept
+            # One array of the file is read, in a fifth of a millisecond, and none is kept.
+            with np.load(path) as file:
                 return file.files if name is None else file[name]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise _damaged(path, _REMEDY) from error
 
     def patch(self, box: tuple[slice, ...], channels: Sequence[Channel]) -> np.ndarray:
-        """The normalised image inside `box`, (C, *box) float32."""
+        """Read a part of the normalised image.
+
+        Args:
+            box: A slice along each of D, H, W.
+            channels: The channels of the network.
+
+        Returns:
+            (len(channels), *box) float32.
+        """
         steps = [_step(low, high) for low, high in zip(self.record.low, self.record.high)]
         zeros = [low + 32768 * step for low, step in zip(self.record.low, steps)]
         places = slice_places(self.image.shape[1])[box[0]]
-        return rescaled(self.image[(slice(None), *box)], steps, zeros, channels, self.record, places)
+        stored = self.image[(slice(None), *box)]
+        return rescaled(stored, steps, zeros, channels, self.record, places)
 
 
-_REMEDY = "delete the run's folder of the stage `preprocess`; when it is done again, what is damaged is made new"
+_REMEDY = (
+    "delete the run's folder of the stage `preprocess`; "
+    "when it is done again, what is damaged is made new"
+)
 
 
 def load_array(path: Path, remedy: str) -> np.ndarray:
-    """A .npy file, memory-mapped. Raises `Problem` with that remedy if it is missing, cut short or no .npy file."""
+    """Open a .npy file, memory-mapped.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be opened.
+
+    Returns:
+        The array, read-only.
+
+    Raises:
+        ContextsegError: The file is missing, cut short or no .npy file.
+    """
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, remedy) from error
 
 
-def _damaged(path: Path, remedy: str) -> Problem:
-    return Problem(path, f"this preprocessed file is {'damaged' if path.exists() else 'missing'}", remedy)
+def _damaged(path: Path, remedy: str) -> ContextsegError:
+    state = "damaged" if path.exists() else "missing"
+    return ContextsegError(path, f"this preprocessed file is {state}", remedy)
 
 
-# --- making it ------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def preprocess(
@@ -103,41 +153,47 @@ def preprocess(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> list[Cached]:
-    """Preprocess `cases` into `folder`, several at a time; what is there already is not done again.
+    """Preprocess cases into a folder. What is there already is not done again.
 
-    Several processes may do so at once. Raises `Problem` for the first case that cannot be read, after the others are
-    done and kept.
+    Several processes may fill the same folder at once.
+
+    Args:
+        dataset: The data set of the cases.
+        cases: The cases.
+        plan: Orientation, spacing and channels.
+        folder: Folder of the cache.
+        workers: Number of cases at a time.
+        progress: Called with (done, of) after each case.
+
+    Returns:
+        The preprocessed cases, in the order of `cases`.
+
+    Raises:
+        ContextsegError: A case cannot be read. The others are done first, and kept.
     """
 
-    def one(case: Case) -> Cached | Problem:
-        try:
-            return _preprocess_case(dataset, case, plan, Path(folder))
-        except Problem as problem:
-            return problem
+    def work(case: Case) -> Cached:
+        return _preprocess_case(dataset, case, plan, Path(folder))
 
-    done = list(_each(one, cases, workers, progress))
-    failed = [(case.name, result) for case, result in zip(cases, done) if isinstance(result, Problem)]
+    done: list[Cached] = []
+    failed: list[tuple[str, ContextsegError]] = []
+    for case, result in map_cases(work, cases, workers, progress):
+        if isinstance(result, ContextsegError):
+            failed.append((case.name, result))
+        else:
+            done.append(result)
     if failed:
         first = failed[0][1]
-        names = ", ".join(name for name, _ in failed[1:6]) + (" ..." if len(failed) > 6 else "")
-        more = f" ({len(failed) - 1} more cannot be used: {names})" if len(failed) > 1 else ""
-        raise Problem(first.where, first.what + more, first.remedy)
-    return [result for result in done if isinstance(result, Cached)]
-
-
-def _each(
-    work: Callable[[Case], Done], cases: Sequence[Case], workers: int, progress: Progress | None
-) -> Iterator[Done]:
-    """`work` for each case, several at a time; after an error or Ctrl-C only what is in hand is finished."""
-    with ThreadPoolExecutor(workers) as pool:
-        for i, result in enumerate(pool.map(work, cases)):
-            if progress:
-                progress(i + 1, len(cases))
-            yield result
+        more = ""
+        if len(failed) > 1:
+            names = ", ".join(name for name, _ in failed[1:6]) + (" ..." if len(failed) > 6 else "")
+            more = f" ({len(failed) - 1} more cannot be used: {names})"
+        raise ContextsegError(first.where, first.what + more, first.remedy)
+    return done
 
 
 def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> Cached:
-    asked = [
+    settings = [
         VERSION,
         plan.orientation,
         plan.spacing_mm,
@@ -146,9 +202,10 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
         dataset.ignore,
     ]
     files = [file for path in (*case.images, case.label) if path for file in _files(path)]
-    place = folder / f"{case.name}-{digest(asked, *files)}"
+    place = folder / f"{case.name}-{digest(settings, *files)}"
     annotated = tuple(
-        case.annotated is None or i == 0 or name in case.annotated for i, name in enumerate(dataset.classes)
+        case.annotated is None or i == 0 or name in case.annotated
+        for i, name in enumerate(dataset.classes)
     )
     if not _whole(place, case.label is not None):
         scan, label = _read(dataset, case)
@@ -157,14 +214,15 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
 
 
 def _read(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray | None]:
-    """A case's scan and its label in class indices, both checked. Raises `Problem` that names the file."""
+    """A case's scan and its label in class indices, both checked."""
     scan = read(*case.images)
     check_channels(scan.array, dataset.channels, case.images)
     if case.label is None:
         return scan, None
     on_disk = read_labels(case.label)
     if not on_disk.same_grid(scan):
-        raise Problem(case.label, "its grid differs from the image's", "run `contextseg check` on the data set")
+        what = "its grid differs from the image's"
+        raise ContextsegError(case.label, what, "run `contextseg check` on the data set")
     return scan, to_classes(dataset, on_disk.array, case.label)
 
 
@@ -172,23 +230,28 @@ def _whole(place: Path, labelled: bool) -> bool:
     """Whether a case is there, with all of its files at their full length."""
     try:
         case = Cached(place, load_record(place / "record.json"), (), labelled)
-        return bool(case.image.size and case.voxels("body").size and (case.label is None or case.label.size))
-    except Problem:
+        label_there = case.label is None or case.label.size
+        return bool(case.image.size and case.voxels("body").size and label_there)
+    except ContextsegError:
         return False
 
 
-def _save(place: Path, image: np.ndarray, label: np.ndarray | None, body: np.ndarray, record: Record) -> None:
+def _save(
+    place: Path, image: np.ndarray, label: np.ndarray | None, body: np.ndarray, record: Record
+) -> None:
     """Write a case beside `place`, then move it there, unless another process was faster."""
-    ints = np.stack([_to_int16(channel, low, high) for channel, low, high in zip(image, record.low, record.high)])
-    temporary, old = (place.with_name(f".{uuid4().hex[:8]}-{place.name}{end}") for end in ("", "-old"))
+    channels = zip(image, record.low, record.high)
+    ints = np.stack([_to_int16(channel, low, high) for channel, low, high in channels])
+    temporary = place.with_name(f".{uuid4().hex[:8]}-{place.name}")
+    old = place.with_name(f".{uuid4().hex[:8]}-{place.name}-old")
     with writing(place):
         try:
             temporary.mkdir(parents=True)
             _save_array(temporary / "image.npy", ints)
             if label is not None:
                 _save_array(temporary / "label.npy", label.astype(np.int16))
-            places: dict[str, Any] = places_of(body, label, record.name)
-            np.savez(temporary / "voxels.npz", **places)
+            voxels: dict[str, Any] = places_of(body, label, record.name)
+            np.savez(temporary / "voxels.npz", **voxels)
             write_json(temporary / "record.json", asdict(record))
             if place.exists() and not _whole(place, label is not None):
                 place.rename(old)
@@ -209,14 +272,26 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def load_record(path: Path) -> Record:
-    """Read a record. Raises `Problem` if it is missing or damaged."""
+    """Read the record of a preprocessed case.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The record.
+
+    Raises:
+        ContextsegError: The file is missing or damaged.
+    """
     try:
         content: dict[str, Any] = read_json(path)
         for name in ("affine", "box"):
             content[name] = tuple(tuple(row) for row in content[name])
-        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in content.items()
+        }
         return Record(**tuples)
-    except (Problem, OSError, TypeError, KeyError) as error:
+    except (ContextsegError, OSError, TypeError, KeyError) as error:
         raise _damaged(path, _REMEDY) from error
 
 
@@ -237,9 +312,22 @@ def _to_int16(channel: np.ndarray, low: float, high: float) -> np.ndarray:
 def places_of(
     body: np.ndarray | None, label: np.ndarray | None, name: str, most: int = 10_000
 ) -> dict[str, np.ndarray]:
-    """Up to `most` voxels of the body and of each class, drawn by a seed that is the case's name."""
+    """Voxels of the body and of each class, to centre patches on.
+
+    Args:
+        body: (D, H, W) bool, or None; an empty body stands for the whole case.
+        label: Class indices (D, H, W), or None.
+        name: Name of the case, the seed of the choice.
+        most: Largest number of voxels of the body and of each class.
+
+    Returns:
+        Indices (N, 3) int16 of the "body" and of each class but the background, by its number as
+        text.
+    """
     rng = np.random.default_rng(int(digest(name), 16))
-    masks = {} if body is None else {"body": body if body.any() else np.ones_like(body)}
+    masks = {}
+    if body is not None:
+        masks["body"] = body if body.any() else np.ones_like(body)
     if label is not None:
         masks |= {str(k): label == k for k in np.unique(label) if k > 0}
     out = {}
@@ -251,15 +339,34 @@ def places_of(
     return out
 
 
-# --- facts ----------------------------------------------------------------------------------------------------------
+# --- facts ----------------------------------------------------------------------------------------
 
 
 def fingerprint(
-    dataset: Dataset, cases: Sequence[Case], *, workers: int = 2, progress: Progress | None = None, sample: int = 10_000
+    dataset: Dataset,
+    cases: Sequence[Case],
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+    sample: int = 10_000,
 ) -> list[Facts]:
-    """The facts of each case, read once. Raises `Problem` for a case that cannot be read."""
+    """Read the facts of each case.
 
-    def one(case: Case) -> Facts:
+    Args:
+        dataset: The data set of the cases.
+        cases: The cases.
+        workers: Number of cases read at a time.
+        progress: Called with (done, of) after each case.
+        sample: Largest number of foreground voxels whose intensities are kept of each case.
+
+    Returns:
+        The facts, in the order of `cases`.
+
+    Raises:
+        ContextsegError: A case cannot be read; cases that have not begun are not read any more.
+    """
+
+    def work(case: Case) -> Facts:
         scan, label = _read(dataset, case)
         turned = scan.oriented(AXIAL)
         axial_label = None if label is None else scan.with_array(label).oriented(AXIAL).array
@@ -267,10 +374,16 @@ def fingerprint(
         roi: tuple[np.ndarray, ...] = ()
         flat = np.flatnonzero(label > 0) if label is not None else np.zeros(0, int)
         if len(flat) > sample:
-            flat = np.random.default_rng(int(digest(case.name), 16)).choice(flat, sample, replace=False)
+            rng = np.random.default_rng(int(digest(case.name), 16))
+            flat = rng.choice(flat, sample, replace=False)
         if len(flat):
             roi = tuple(channel.ravel()[flat].astype(np.float32) for channel in scan.array)
         d, h, w = (stop - start for start, stop in box)
         return Facts(case.name, (d, h, w), turned.spacing_mm, scan.orientation, roi)
 
-    return list(_each(one, cases, workers, progress))
+    facts = []
+    for _, result in map_cases(work, cases, workers, progress):
+        if isinstance(result, ContextsegError):
+            raise result
+        facts.append(result)
+    return facts

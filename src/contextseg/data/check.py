@@ -1,182 +1,308 @@
-"""Everything that is wrong with a data set, at once, each thing with its file and its remedy.
+"""Every problem of a data set at once, each with its file and its remedy.
 
-An error would stop the work or falsify its result; a warning is worth a look. Every scan is read to its last byte.
+An error would stop the work or falsify its result. A warning is worth a look. Every scan is read to
+its last byte.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from contextseg.batch import IGNORE
+from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
 from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
-from contextseg.disk import Problem
+from contextseg.disk import read_json
+from contextseg.errors import ContextsegError
+from contextseg.parallel import default_workers, map_cases
 from contextseg.volume import AXIAL, Volume, read, read_labels
+
+KINDS = {
+    "dataset": "the folder is no data set, its table is broken, or a class of the ROI is unknown",
+    "layout": "a file is missing, misnamed or listed wrongly, or a table says what cannot be",
+    "unreadable": "an image or a label cannot be read, or a label holds fractions",
+    "grid": "a channel or a label lies on another grid than its case's first image",
+    "channels": "a case has other channels than the data set",
+    "not-finite": "an image holds NaN or infinity",
+    "constant": "all voxels of a channel have the same value",
+    "spacing": "the voxels have an improbable size",
+    "label-values": "a label holds values that are not in the label table",
+    "unannotated": "a label in which no voxel is annotated",
+    "empty-label": "a label that is all background",
+    "not-listed": "a class is labelled in a case that does not list it as annotated",
+    "no-label": "no training case has a label",
+    "one-label": "a single training case has a label",
+    "absent-class": "a class is in no training label",
+    "count": "the table states another number of training cases",
+    "twin": "scans with the same voxels, all in training or all in test",
+    "leak": "scans with the same voxels, in training and in test",
+    "patient": "a patient is on both sides of a split",
+}
+"""The kinds of findings and what each means. Code decides by `Finding.kind`, never by the text."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: with which case ("" for the whole data set), in which file, and what to do about it."""
+    """One problem of a data set.
+
+    Attributes:
+        level: "error" where work would stop or its result be false, else "warning".
+        case: Name of the case that it is reported under; "" for the whole data set.
+        where: The file or folder.
+        what: What is wrong, in words.
+        remedy: What to do about it, in words.
+        kind: One of `KINDS`; "" in files that older versions wrote.
+        cases: Names of all cases concerned, such as every scan with the same voxels.
+    """
 
     level: Literal["error", "warning"]
     case: str
     where: str
     what: str
     remedy: str
+    kind: str = ""
+    cases: tuple[str, ...] = ()
+
+    @staticmethod
+    def from_json(entry: Mapping[str, Any]) -> Finding:
+        """A finding from its entry in `findings.json`.
+
+        Args:
+            entry: The fields by name. `kind` and `cases` may be absent.
+
+        Returns:
+            The finding, equal to the one that was written.
+
+        Example:
+            >>> finding = Finding("error", "a", "a.nii.gz", "truncated", "copy it", cases=("a",))
+            >>> Finding.from_json(json.loads(json.dumps(asdict(finding)))) == finding
+            True
+        """
+        return Finding(**{**entry, "cases": tuple(entry.get("cases", ()))})
+
+
+def read_findings(path: str | Path) -> list[Finding]:
+    """Read a `findings.json`, also of older versions.
+
+    Args:
+        path: The file: a list of findings.
+
+    Returns:
+        The findings, in the order of the file.
+
+    Raises:
+        ContextsegError: The file is missing or damaged, or is not a list of findings.
+    """
+    try:
+        return [Finding.from_json(entry) for entry in read_json(path)]
+    except (TypeError, ValueError, AttributeError) as error:
+        remedy = "delete it and check the data set again"
+        raise ContextsegError(path, "not a list of findings", remedy) from error
 
 
 @dataclass
-class _Look:
-    """What one case showed: findings, the digest of each channel's voxels, and the classes that its label holds."""
+class _Inspection:
+    """What one case shows: findings, the digest of each channel's voxels, the classes labelled."""
 
     case: Case
     findings: list[Finding] = field(default_factory=list)
     voxels: list[str] = field(default_factory=list)
-    classes: set[int] | None = None  # None where there is no label, or it could not be understood
+    classes: set[int] | None = None  # None without a label that can be understood
 
-    def error(self, where: str | Path, what: str, remedy: str) -> None:
-        self.findings.append(Finding("error", self.case.name, str(where), what, remedy))
+    def error(self, kind: str, where: str | Path, what: str, remedy: str) -> None:
+        name = self.case.name
+        self.findings.append(Finding("error", name, str(where), what, remedy, kind, (name,)))
 
-    def warning(self, where: str | Path, what: str, remedy: str) -> None:
-        self.findings.append(Finding("warning", self.case.name, str(where), what, remedy))
+    def warning(self, kind: str, where: str | Path, what: str, remedy: str) -> None:
+        name = self.case.name
+        self.findings.append(Finding("warning", name, str(where), what, remedy, kind, (name,)))
 
 
 def check(
     folder: str | Path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     workers: int | None = None,
     roi: Sequence[str] = (),
 ) -> list[Finding]:
-    """All that is wrong with the data set in `folder`: what concerns the whole first, then case by case; [] if nothing.
+    """Find every problem of a data set.
 
-    With `roi`, what is wrong with the data set that has these classes alone; labels without them are not opened.
-    Reads several scans at a time (`workers`; one for each core, at most 8) and keeps none of them. `progress(done, of)`
-    is called after each case. Raises nothing for bad data.
+    Several scans are read at a time, and none is kept. Bad data raise nothing.
+
+    Args:
+        folder: The data set, in any of the known layouts.
+        progress: Called with (done, of) after each case.
+        workers: Number of scans read at a time. None takes one for each core, at most 8.
+        roi: Classes to check the data set for; labels without them are not opened. () checks all.
+
+    Returns:
+        The findings: those of the whole data set first, then case by case. [] if nothing is wrong.
     """
     try:
-        dataset, wrong = survey(folder)
+        dataset, problems = survey(folder)
         dataset = restricted(dataset, roi)
-    except Problem as problem:
-        return [Finding("error", "", problem.where, problem.what, problem.remedy)]
-    findings = [Finding("error", case, p.where, p.what, p.remedy) for case, p in wrong]
+    except ContextsegError as error:
+        return [Finding("error", "", error.where, error.what, error.remedy, "dataset")]
+    findings = [
+        Finding("error", case, p.where, p.what, p.remedy, "layout", (case,) if case else ())
+        for case, p in problems
+    ]
+
     cases = [*dataset.train, *dataset.test]
-    looks: list[_Look] = []
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        files = max(len(case.images) for case in cases)
-        for look in pool.map(partial(_look_at, dataset, files), cases):
-            looks.append(look)
-            findings += look.findings
-            if progress:
-                progress(len(looks), len(cases))
-    findings += _of_table(dataset, looks)
-    findings += _twins(dataset, looks)
-    findings += _patients(dataset)
+    files = max(len(case.images) for case in cases)
+    inspections: list[_Inspection] = []
+    inspect = partial(_inspect, dataset, files)
+    for case, result in map_cases(inspect, cases, workers or default_workers(8), progress):
+        if isinstance(result, ContextsegError):
+            inspection = _Inspection(case)
+            inspection.error("unreadable", result.where, result.what, result.remedy)
+        else:
+            inspection = result
+        inspections.append(inspection)
+        findings += inspection.findings
+
+    findings += _check_labels(dataset, inspections)
+    findings += _check_count(dataset, inspections)
+    findings += _check_twins(dataset, inspections)
+    findings += _check_patients(dataset)
     order = {"": -1} | {case.name: i for i, case in enumerate(cases)}
-    return sorted(dict.fromkeys(findings), key=lambda f: (order.get(f.case, len(cases)), f.case, f.level))
+    return sorted(
+        dict.fromkeys(findings), key=lambda f: (order.get(f.case, len(cases)), f.case, f.level)
+    )
 
 
-# --- one case -------------------------------------------------------------------------------------------------------
+# --- one case -------------------------------------------------------------------------------------
 
 
-def _look_at(dataset: Dataset, files: int, case: Case) -> _Look:
-    look = _Look(case)
-    grid = _look_at_images(dataset, look, files)
+def _inspect(dataset: Dataset, files: int, case: Case) -> _Inspection:
+    """Read a case's images, `files` of them where none is missing, and its label."""
+    inspection = _Inspection(case)
+    grid = _check_images(dataset, inspection, files)
     if case.label:
-        _look_at_label(dataset, look, case.label, grid)
-    return look
+        _check_label(dataset, inspection, case.label, grid)
+    return inspection
 
 
-def _look_at_images(dataset: Dataset, look: _Look, files: int) -> Volume | None:
-    """Note what is wrong with a case's images, `files` of them; the first one that can be read is the grid."""
-    grid, count, whole = None, 0, True
-    for path in look.case.images:
+def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volume | None:
+    """Note what is wrong with a case's images; the first one that can be read is the grid."""
+    images = inspection.case.images
+    grid = None
+    count = 0
+    all_read = True
+    for path in images:
         try:
             scan = read(path)
-        except Problem as problem:
-            look.error(problem.where, problem.what, problem.remedy)
-            whole = False
+        except ContextsegError as error:
+            inspection.error("unreadable", error.where, error.what, error.remedy)
+            all_read = False
             continue
         if grid is None:
             grid = scan
-            _look_at_spacing(look, path, scan)
-        elif off := mismatch(scan, grid):
-            look.error(path, f"not on the grid of {look.case.images[0].name}: {off}", "resample it onto that grid")
+            _check_spacing(inspection, path, scan)
+        elif difference := mismatch(scan, grid):
+            what = f"not on the grid of {images[0].name}: {difference}"
+            inspection.error("grid", path, what, "resample it onto that grid")
+        several = len(scan.array) > 1
         for i, channel in enumerate(scan.oriented(AXIAL).array):
             title = dataset.channels[count] if count < len(dataset.channels) else str(count)
-            several = len(scan.array) > 1
-            _look_at_channel(look, path, channel, f"channel {i} ({title})" if several else "the image")
+            title = f"channel {i} ({title})" if several else "the image"
+            _check_channel(inspection, path, channel, title)
             count += 1
-    if whole and count != len(dataset.channels) and len(look.case.images) == files:  # a missing file is known already
+
+    complete = all_read and len(images) == files  # the survey of the layout names a missing file
+    if complete and count != len(dataset.channels):
+        plural = "" if count == 1 else "s"
         names = ", ".join(dataset.channels)
-        what = f"{count} channel{'s' if count != 1 else ''}; the data set has {len(dataset.channels)} ({names})"
-        look.error(look.case.images[0], what, "add the missing channels, or correct the list of channels")
+        what = f"{count} channel{plural}; the data set has {len(dataset.channels)} ({names})"
+        remedy = "add the missing channels, or correct the list of channels"
+        inspection.error("channels", images[0], what, remedy)
     return grid
 
 
-def _look_at_channel(look: _Look, path: Path, channel: np.ndarray, title: str) -> None:
+def _check_channel(inspection: _Inspection, path: Path, channel: np.ndarray, title: str) -> None:
     """Note NaN, infinity and a channel of one value; add the digest of its voxels."""
     finite = np.isfinite(channel) if channel.dtype.kind == "f" else np.True_
     if not finite.all():
         bad = int(channel.size - finite.sum())
         what = f"{bad} of {channel.size} voxels of {title} are NaN or infinite"
-        look.error(path, what, "write a number there, such as the value of air, or leave the case out")
+        remedy = "write a number there, such as the value of air, or leave the case out"
+        inspection.error("not-finite", path, what, remedy)
     elif channel.min() == channel.max():
-        look.error(path, f"every voxel of {title} is {channel.flat[0]:g}", "export it again, or leave the case out")
+        what = f"every voxel of {title} is {channel.flat[0]:g}"
+        inspection.error("constant", path, what, "export it again, or leave the case out")
     else:
         values = np.ascontiguousarray(channel, dtype=np.float32) + 0.0  # -0 becomes 0
-        look.voxels.append(hashlib.blake2b(values.data, digest_size=16, key=str(values.shape).encode()).hexdigest())
+        shape = str(values.shape).encode()
+        voxels = hashlib.blake2b(values.data, digest_size=16, key=shape)
+        inspection.voxels.append(voxels.hexdigest())
 
 
-def _look_at_spacing(look: _Look, path: Path, scan: Volume) -> None:
+def _check_spacing(inspection: _Inspection, path: Path, scan: Volume) -> None:
     sizes = [size for size, n in zip(scan.spacing_mm, scan.shape) if n > 1]
     if sizes and (min(sizes) < 0.01 or max(sizes) > 50):
         what = f"voxels of {_times(scan.spacing_mm, ' mm')}"
-        look.warning(path, what, "see whether the header counts in millimetres")
+        remedy = "see whether the header counts in millimetres"
+        inspection.warning("spacing", path, what, remedy)
 
 
-def _look_at_label(dataset: Dataset, look: _Look, path: Path, grid: Volume | None) -> None:
+def _check_label(
+    dataset: Dataset, inspection: _Inspection, path: Path, grid: Volume | None
+) -> None:
     try:
         label = read_labels(path)
-        if grid and (off := mismatch(label, grid)):
-            remedy = "resample it onto the image's grid, nearest neighbour"
-            if label.shape == grid.shape:
-                remedy = f"if it was drawn on this image, give it the image's header; else {remedy}"
-            look.error(path, f"not on the grid of its image: {off}", remedy)
-        classes = to_classes(dataset, label.array, path)
-    except Problem as problem:
-        look.error(problem.where, problem.what, problem.remedy)
+    except ContextsegError as error:
+        inspection.error("unreadable", error.where, error.what, error.remedy)
         return
+    if grid and (difference := mismatch(label, grid)):
+        remedy = "resample it onto the image's grid, nearest neighbour"
+        if label.shape == grid.shape:
+            remedy = f"if it was drawn on this image, give it the image's header; else {remedy}"
+        what = f"not on the grid of its image: {difference}"
+        inspection.error("grid", path, what, remedy)
+    try:
+        classes = to_classes(dataset, label.array, path)
+    except ContextsegError as error:
+        inspection.error("label-values", error.where, error.what, error.remedy)
+        return
+
     present = {int(k) for k in np.unique(classes)}
-    look.classes = present
+    inspection.classes = present
     if present == {IGNORE}:
-        look.warning(path, "no voxel is annotated", "take the label away, or annotate some slices")
+        remedy = "take the label away, or annotate some slices"
+        inspection.warning("unannotated", path, "no voxel is annotated", remedy)
     elif not present - {0, IGNORE}:
-        look.warning(
-            path, "the label is empty: all background", "see whether nothing is there to be found in this scan"
-        )
-    unsaid = [dataset.classes[k] for k in sorted(present - {0, IGNORE}) if k > 0]
-    unsaid = [name for name in unsaid if look.case.annotated is not None and name not in look.case.annotated]
-    if unsaid:
-        what = f"{some(unsaid)} {'is' if len(unsaid) == 1 else 'are'} labelled, but not listed as annotated"
-        look.warning(path, what, "add them to the list; else their other voxels count as unknown")
+        remedy = "see whether nothing is there to be found in this scan"
+        inspection.warning("empty-label", path, "the label is empty: all background", remedy)
+    annotated = inspection.case.annotated
+    names = [dataset.classes[k] for k in sorted(present) if k > 0]
+    not_listed = [name for name in names if annotated is not None and name not in annotated]
+    if not_listed:
+        verb = "is" if len(not_listed) == 1 else "are"
+        what = f"{some(not_listed)} {verb} labelled, but not listed as annotated"
+        remedy = "add them to the list; else their other voxels count as unknown"
+        inspection.warning("not-listed", path, what, remedy)
 
 
 def mismatch(volume: Volume, image: Volume) -> str:
-    """How the grid of `volume` differs from the image's, sizes in the file's order x, y, z; "" where it is the same.
+    """How the grid of a volume differs from an image's.
 
-    Differences below 0.1 mm at every corner are a header's rounding.
+    Differences below 0.1 mm at every corner are a header's rounding, and none.
+
+    Args:
+        volume: A label or another channel.
+        image: The image that it should lie on.
+
+    Returns:
+        The difference in words, with sizes in the file's order x, y, z; "" for the same grid.
     """
     if volume.shape != image.shape:
         return f"{_times(volume.shape)} voxels, the image has {_times(image.shape)}"
@@ -184,112 +310,170 @@ def mismatch(volume: Volume, image: Volume) -> str:
         return ""
     parts = []
     if not np.allclose(volume.spacing_mm, image.spacing_mm, rtol=1e-3):
-        parts.append(f"spacing {_times(volume.spacing_mm, ' mm')}, the image's {_times(image.spacing_mm, ' mm')}")
+        spacing = _times(volume.spacing_mm, " mm")
+        parts.append(f"spacing {spacing}, the image's {_times(image.spacing_mm, ' mm')}")
     if volume.orientation != image.orientation:
-        parts.append(f"axes along {volume.orientation[::-1]}, the image's along {image.orientation[::-1]}")
+        axes = volume.orientation[::-1]
+        parts.append(f"axes along {axes}, the image's along {image.orientation[::-1]}")
     if not parts:
         middle = [*((n - 1) / 2 for n in volume.shape), 1]
         shift = np.linalg.norm((volume.affine - image.affine) @ middle)
         parts.append(f"shifted by {shift:.3g} mm" if shift > 0.1 else "turned")
-    return f"{'; '.join(parts)}; its voxels lie up to {volume.apart_mm(image):.3g} mm from the image's"
+    apart = f"its voxels lie up to {volume.apart_mm(image):.3g} mm from the image's"
+    return f"{'; '.join(parts)}; {apart}"
 
 
 def _times(sizes: Iterable[float], unit: str = "") -> str:
     """(D, H, W) in the order of the file: "75 x 70 x 60"."""
-    return " x ".join(f"{size:.4g}" if unit else f"{size:d}" for size in reversed(tuple(sizes))) + unit
+    numbers = (f"{size:.4g}" if unit else f"{size:d}" for size in reversed(tuple(sizes)))
+    return " x ".join(numbers) + unit
 
 
-# --- all cases together ---------------------------------------------------------------------------------------------
+# --- all cases together ---------------------------------------------------------------------------
 
 
-def _of_table(dataset: Dataset, looks: Sequence[_Look]) -> list[Finding]:
-    """What the labels as a whole lack, and whether the table counts right."""
-    where = dataset.folder / "dataset.json"
-    table = read_table(where)
+def _labelled(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[_Inspection]:
+    """The training cases with a label."""
     train = {case.name for case in dataset.train}
-    labelled = [look for look in looks if look.case.label and look.case.name in train]
-    found = []
+    return [i for i in inspections if i.case.label and i.case.name in train]
+
+
+def _check_labels(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[Finding]:
+    """What the training labels as a whole lack."""
+    labelled = _labelled(dataset, inspections)
+    folder = str(dataset.folder)
     if not labelled:
+        what = "no training case has a label"
         remedy = "put label files into the labels folder, called like their images"
-        found.append(Finding("error", "", str(dataset.folder), "no training case has a label", remedy))
+        return [Finding("error", "", folder, what, remedy, "no-label")]
+
+    findings = []
     if len(labelled) == 1:
-        what = f"only {labelled[0].case.name} has a label: nothing is left to validate on"
-        found.append(Finding("warning", "", str(dataset.folder), what, "label a second case"))
-    if labelled and all(look.classes is not None for look in labelled):
-        present = set[int]().union(*(look.classes or () for look in labelled))
-        if absent := [name for k, name in enumerate(dataset.classes) if k > 0 and k not in present]:
+        name = labelled[0].case.name
+        what = f"only {name} has a label: nothing is left to validate on"
+        remedy = "label a second case"
+        findings.append(Finding("warning", "", folder, what, remedy, "one-label", (name,)))
+    if all(inspection.classes is not None for inspection in labelled):
+        present = set[int]().union(*(inspection.classes or () for inspection in labelled))
+        absent = [name for k, name in enumerate(dataset.classes) if k > 0 and k not in present]
+        if absent:
+            table = dataset.folder / "dataset.json"
+            where = str(table) if table.is_file() else folder
             what = f"in no training label: {some(absent)}; it cannot be learnt"
             remedy = "add a case that shows it, or take it out of the labels"
-            found.append(Finding("warning", "", str(where if where.is_file() else dataset.folder), what, remedy))
-    stated, counts = table.get("numTraining"), {len(labelled), len(train), len(looks)}
-    if isinstance(stated, int) and stated not in counts:
-        what = f"numTraining is {stated}; there are {len(train)} training cases, {len(labelled)} of them labelled"
-        found.append(Finding("warning", "", str(where), what, "see whether files are missing, or correct the number"))
-    return found
+            findings.append(Finding("warning", "", where, what, remedy, "absent-class"))
+    return findings
 
 
-def _twins(dataset: Dataset, looks: Sequence[_Look]) -> list[Finding]:
+def _check_count(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[Finding]:
+    """Whether the table states the number of training cases, of labelled ones, or of all."""
+    where = dataset.folder / "dataset.json"
+    stated = read_table(where).get("numTraining")
+    labelled = len(_labelled(dataset, inspections))
+    train = len({case.name for case in dataset.train})
+    if not isinstance(stated, int) or stated in (labelled, train, len(inspections)):
+        return []
+    what = f"numTraining is {stated}; there are {train} training cases, {labelled} of them labelled"
+    remedy = "see whether files are missing, or correct the number"
+    return [Finding("warning", "", str(where), what, remedy, "count")]
+
+
+def _check_twins(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[Finding]:
     """Scans with the same voxels under different names, in any format and orientation."""
     groups: dict[tuple[str, ...], list[Case]] = defaultdict(list)
-    for look in looks:
-        if look.voxels:
-            groups[tuple(look.voxels)].append(look.case)
+    for inspection in inspections:
+        if inspection.voxels:
+            groups[tuple(inspection.voxels)].append(inspection.case)
     test = {case.name for case in dataset.test}
-    found = []
+    findings = []
     for cases in groups.values():
-        inside = [case for case in cases if case.name not in test]
-        outside = [case for case in cases if case.name in test]
-        if inside and outside:
-            what = f"the same voxels as {some(case.name for case in inside)} in training: its score would be flattered"
-            one = outside[0]
-            found.append(Finding("error", one.name, str(one.images[0]), what, "take one of them away"))
-        elif len(cases) > 1:
-            what, one = f"the same voxels as {some(case.name for case in cases[:-1])}", cases[-1]
+        if len(cases) == 1:
+            continue
+        names = tuple(case.name for case in cases)
+        training = [name for name in names if name not in test]
+        tested = [case for case in cases if case.name in test]
+        if training and tested:
+            last = tested[0]
+            others = f"{some(training)} in training: its score would be flattered"
+            remedy = "take one of them away"
+        else:
+            last = cases[-1]
+            others = some(names[:-1])
             remedy = "take one of them away, or give both the same patient in patients.json"
-            found.append(Finding("warning", one.name, str(one.images[0]), what, remedy))
-    return found
+        leak = bool(training and tested)
+        findings.append(
+            Finding(
+                level="error" if leak else "warning",
+                case=last.name,
+                where=str(last.images[0]),
+                what=f"the same voxels as {others}",
+                remedy=remedy,
+                kind="leak" if leak else "twin",
+                cases=names,
+            )
+        )
+    return findings
 
 
-def _patients(dataset: Dataset) -> list[Finding]:
+def _check_patients(dataset: Dataset) -> list[Finding]:
     """Patients on both sides of a split, the data set's own or one of `splits_final.json`."""
     sides: list[tuple[str, Sequence[Case], Sequence[Case]]] = [("", dataset.train, dataset.test)]
     for fold, (train, validation) in enumerate(dataset.splits):
-        kept = [case for case in dataset.train if case.name in train]
-        held = [case for case in dataset.train if case.name in validation]
-        sides.append((f"fold {fold}: ", kept, held))
-    found = []
+        training = [case for case in dataset.train if case.name in train]
+        validated = [case for case in dataset.train if case.name in validation]
+        sides.append((f"fold {fold}: ", training, validated))
+    findings = []
     for prefix, first, second in sides:
-        for name in sorted({case.patient for case in first} & {case.patient for case in second}):
-            a, b = ([case.name for case in side if case.patient == name] for side in (first, second))
-            if set(a) == set(b):  # the same cases on both sides, which the layout's survey says already
+        for patient in sorted({c.patient for c in first} & {c.patient for c in second}):
+            a = [case.name for case in first if case.patient == patient]
+            b = [case.name for case in second if case.patient == patient]
+            if set(a) == set(b):  # the survey of the layout reports a case on both sides
                 continue
             where = dataset.folder / "splits_final.json" if prefix else dataset.folder
-            what = f"{prefix}patient {name} is in train ({some(a)}) and in {'val' if prefix else 'test'} ({some(b)})"
-            found.append(Finding("error", "", str(where), what, "keep all scans of a patient on one side"))
-    return found
+            held_out = "val" if prefix else "test"
+            what = (
+                f"{prefix}patient {patient} is in train ({some(a)}) and in {held_out} ({some(b)})"
+            )
+            remedy = "keep all scans of a patient on one side"
+            cases = tuple(dict.fromkeys([*a, *b]))
+            findings.append(Finding("error", "", str(where), what, remedy, "patient", cases))
+    return findings
 
 
-# --- for people and machines ----------------------------------------------------------------------------------------
+# --- for people and machines ----------------------------------------------------------------------
 
 
 def to_text(findings: Sequence[Finding]) -> str:
-    """The findings as plain text, case by case, and a last line that counts them.
+    """The findings as plain text, case by case, with a last line that counts them.
 
-    >>> print(to_text([Finding("error", "a", "a.nii.gz", "every voxel of the image is 0", "export it again")]))
-    a
-      error: a.nii.gz: every voxel of the image is 0
-        remedy: export it again
-    <BLANKLINE>
-    1 error, 0 warnings
+    Args:
+        findings: What `check` returned, in its order.
+
+    Returns:
+        Several lines, without a newline at the end.
+
+    Example:
+        >>> image = "every voxel of the image is 0"
+        >>> print(to_text([Finding("error", "a", "a.nii.gz", image, "export it again")]))
+        a
+          error: a.nii.gz: every voxel of the image is 0
+            remedy: export it again
+        <BLANKLINE>
+        1 error, 0 warnings
     """
     lines: list[str] = []
     previous = None
     for finding in findings:
         if finding.case != previous:
-            lines += [""] * bool(lines) + [finding.case or "the data set"]
+            if lines:
+                lines.append("")
+            lines.append(finding.case or "the data set")
             previous = finding.case
-        lines += [f"  {finding.level}: {finding.where}: {finding.what}", f"    remedy: {finding.remedy}"]
-    return "\n".join([*lines, *[""] * bool(lines), _count(findings)])
+        lines.append(f"  {finding.level}: {finding.where}: {finding.what}")
+        lines.append(f"    remedy: {finding.remedy}")
+    if lines:
+        lines.append("")
+    return "\n".join([*lines, _count(findings)])
 
 
 def _count(findings: Sequence[Finding]) -> str:
@@ -301,7 +485,15 @@ def _count(findings: Sequence[Finding]) -> str:
 
 
 def to_json(findings: Sequence[Finding]) -> str:
-    """The findings as JSON: {"errors": n, "warnings": n, "findings": [{level, case, where, what, remedy}, ...]}."""
+    """The findings as JSON.
+
+    Args:
+        findings: What `check` returned.
+
+    Returns:
+        An object with `errors` and `warnings`, which count, and `findings`, a list of objects with
+        the fields of `Finding`.
+    """
     errors = sum(finding.level == "error" for finding in findings)
     content = {
         "errors": errors,
@@ -309,3 +501,22 @@ def to_json(findings: Sequence[Finding]) -> str:
         "findings": [asdict(finding) for finding in findings],
     }
     return json.dumps(content, indent=2)
+
+
+def raise_errors(findings: Sequence[Finding], dataset: str | Path) -> None:
+    """Raise the errors among findings as one `ContextsegError`; nothing for warnings alone.
+
+    Args:
+        findings: What `check` found.
+        dataset: Folder of the data set, for the remedy.
+
+    Raises:
+        ContextsegError: There is an error; the message names the first and counts the others.
+    """
+    errors = [finding for finding in findings if finding.level == "error"]
+    if not errors:
+        return
+    first = errors[0]
+    more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+    remedy = f"{first.remedy}; `contextseg check {dataset}` lists every problem"
+    raise ContextsegError(first.where, first.what + more, remedy)

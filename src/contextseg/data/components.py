@@ -13,12 +13,19 @@ from contextseg.disk import note_case
 from contextseg.volume import Volume
 
 TABLE = "postprocessing.csv"
-"""The table in a folder of predictions that says what of each was removed."""
+"""The table, in a folder of predictions, of what was removed from each."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What `largest_component` did to a case: the connected parts that it had, and what of them is gone."""
+    """What `largest_component` removed from a case.
+
+    Attributes:
+        components: Number of connected parts before.
+        removed_components: Number of parts removed.
+        removed_vox: Number of voxels removed.
+        removed_mm3: Their volume.
+    """
 
     components: int = 0
     removed_components: int = 0
@@ -27,49 +34,79 @@ class Change:
 
 
 def largest_component(
-    label: np.ndarray, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0), connectivity: Literal[6, 18, 26] = 26
+    label: np.ndarray,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    connectivity: Literal[6, 18, 26] = 26,
 ) -> tuple[np.ndarray, Change]:
-    """The largest connected part of all classes of a label map (D, H, W) together, 0 elsewhere; and what that changed.
+    """Keep the largest connected part of all classes of a label map together.
 
-    Classes that touch are one part, so that a tumour goes with its organ. Values are kept; the largest is the one of
-    most voxels, the first in the order of the array where several are. `connectivity` is 6, 18 or 26 neighbours. An
-    empty map stays empty. The array is a new one, of the same type.
+    Classes that touch are one part, so that a tumour goes with its organ. The largest part is the
+    one of most voxels, the first in the order of the array where several are.
 
-    A baseline of Li et al., IEEE TMI 2023 (arXiv 2212.08423), against false positives far from the ROI. Here what was
-    removed is told, too: a second lesion is a part like any other.
+    A baseline of Li et al., IEEE TMI 2023 (arXiv 2212.08423), against false positives far from the
+    ROI. Here what is removed is reported too: a second lesion is a part like any other.
 
-    >>> label = np.array([[[1, 2, 0, 0, 2]]])
-    >>> largest_component(label, (5.0, 1.0, 1.0))
-    (array([[[1, 2, 0, 0, 0]]]), Change(components=2, removed_components=1, removed_vox=1, removed_mm3=5.0))
+    Args:
+        label: Label values (D, H, W); 0 is background.
+        spacing_mm: Spacing along D, H, W.
+        connectivity: Number of neighbours of a voxel: 6, 18 or 26.
+
+    Returns:
+        A new array of the same type, with 0 outside the largest part, and what was removed. An
+        empty map stays empty.
+
+    Example:
+        >>> label = np.array([[[1, 2, 0, 0, 2]]])
+        >>> kept, change = largest_component(label, (5.0, 1.0, 1.0))
+        >>> kept.tolist()
+        [[[1, 2, 0, 0, 0]]]
+        >>> change
+        Change(components=2, removed_components=1, removed_vox=1, removed_mm3=5.0)
     """
     import cc3d
 
     parts = cc3d.connected_components(np.ascontiguousarray(label > 0), connectivity=connectivity)
     sizes = cc3d.statistics(parts)["voxel_counts"].astype(np.int64)
     sizes[0] = 0
-    total, most = len(sizes) - 1, int(sizes.max())
+    total = len(sizes) - 1
     if total < 2:
         return label.copy(), Change(total)
+
+    most = int(sizes.max())
     largest = np.flatnonzero(sizes == most)
-    kept = parts == (largest[0] if len(largest) == 1 else parts.flat[np.isin(parts, largest).argmax()])
+    number = largest[0]
+    if len(largest) > 1:
+        number = parts.flat[np.isin(parts, largest).argmax()]
     removed = int(sizes.sum()) - most
-    removed_mm3 = removed * float(np.prod(spacing_mm))
-    return np.where(kept, label, 0).astype(label.dtype), Change(total, total - 1, removed, removed_mm3)
+    change = Change(total, total - 1, removed, removed * float(np.prod(spacing_mm)))
+    return np.where(parts == number, label, 0).astype(label.dtype), change
 
 
-def keep_largest(prediction: Volume, changes: list[Change] | None = None) -> Volume:
-    """The `largest_component` of a predicted label map, on its grid; the change is appended to `changes`."""
+def keep_largest(prediction: Volume) -> tuple[Volume, Change]:
+    """The `largest_component` of a predicted label map, on its grid.
+
+    Args:
+        prediction: Label values (D, H, W).
+
+    Returns:
+        The label map without the other parts, and what was removed.
+    """
     array, change = largest_component(prediction.array, prediction.spacing_mm)
-    if changes is not None:
-        changes.append(change)
-    return prediction.with_array(array)
+    return prediction.with_array(array), change
 
 
 def write_change(folder: str | Path, case: str, change: Change) -> None:
-    """Note in a folder's `postprocessing.csv` what was removed from a case; what was noted of it before is replaced.
+    """Note in a folder's `postprocessing.csv` what was removed from a case.
 
-    Columns: case, and those of `Change`. Raises `Problem` if a file of that name is another table, or cannot be
-    written.
+    The columns are the case, and the fields of `Change`. The case's former row is replaced.
+
+    Args:
+        folder: Folder of the predictions.
+        case: Name of the case.
+        change: What was removed from it.
+
+    Raises:
+        ContextsegError: A file of that name is another table, or cannot be written.
     """
     columns = ["case", *(field.name for field in fields(Change))]
     note_case(Path(folder) / TABLE, columns, case, [asdict(change)])

@@ -1,18 +1,21 @@
-"""A folder of scans, whoever laid it out, as one `Dataset`: nnU-Net v2 raw, Medical Decathlon, or plain folders.
+"""A folder of scans as one `Dataset`: nnU-Net v2 raw, Medical Decathlon, or plain folders.
 
-The label values of the files end here: `to_classes` on the way in, `to_values` on the way out. Which scans are
-labelled, and which classes somebody looked for, are facts of each `Case`.
+The label values of the files end here: `to_classes` on the way in, `to_values` on the way out.
+Which scans are labelled, and which classes were annotated in them, are facts of each `Case`.
 
-Beside any layout may lie `cases.json` ({"labels": {name: value}, "channel_names": [...], "cases": {case: {"annotated":
-[...], "split": "train" or "test", "patient": ...}}}, each part optional), `patients.json` ({case: patient}) and
-nnU-Net's `splits_final.json`; beside the labels, `annotated.json` ({case: [...]}) or `CASE.json` ({"annotated": []}).
+Beside any layout may lie
+
+- `cases.json`: {"labels": {name: value}, "channel_names": [...], "cases": {case: {"annotated":
+  [...], "split": "train" or "test", "patient": ...}}}, each part optional;
+- `patients.json`: {case: patient};
+- nnU-Net's `splits_final.json`;
+- beside the labels, `annotated.json` ({case: [...]}) or `CASE.json` ({"annotated": [...]}).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,25 @@ from typing import Any
 import numpy as np
 
 from contextseg.batch import IGNORE
-from contextseg.data.listing import Case, Wrong, decathlon, loose, nnunet, plain, some
-from contextseg.data.tables import read_channels, read_label_table, read_splits, read_table, with_statements
-from contextseg.disk import Problem
+from contextseg.data.listing import (
+    Case,
+    Problems,
+    decathlon_cases,
+    nnunet_cases,
+    plain_cases,
+    some,
+    unlabelled_cases,
+)
+from contextseg.data.tables import (
+    read_channels,
+    read_label_table,
+    read_splits,
+    read_table,
+    with_statements,
+)
+from contextseg.errors import ContextsegError
 from contextseg.formats import WRITABLE, ending
+from contextseg.parallel import map_cases
 from contextseg.volume import read, read_labels
 
 _WRITTEN_AS = {".mhd": ".mha", ".nhdr": ".nrrd", ".bmp": ".png", ".jpg": ".png", ".jpeg": ".png"}
@@ -33,12 +51,22 @@ _WRITTEN_AS = {".mhd": ".mha", ".nhdr": ".nrrd", ".bmp": ".png", ".jpg": ".png",
 class Dataset:
     """What a folder of scans holds.
 
-    classes    K names, background first, and in `values` what the label files say for each; gaps are normal.
-    ignore     the file value that means "not annotated" (nnU-Net's ignore label), or None.
-    regions    what is evaluated: a name and the classes that it unites; without list-valued labels, one for each class.
-    ending     the file ending that predictions get.
-    splits     (train names, validation names) of each fold of `splits_final.json`; () without that file.
-    others     more file values that are background: of classes that nobody asks for (`data.roi.restricted`).
+    Attributes:
+        name: Name of the data set, from its table or its folder.
+        folder: Where it lies.
+        channels: Names of the channels of each scan.
+        classes: Names of the K classes, background first.
+        values: The value of each class in label files. Gaps are normal.
+        ignore: The file value that means "not annotated" (nnU-Net's ignore label), or None.
+        regions: What is evaluated: the indices of the classes that each name unites. Without
+            list-valued labels, each class is a region.
+        ending: The file ending of predictions.
+        train: The training cases, labelled or not.
+        test: The test cases.
+        splits: (training names, validation names) of each fold of `splits_final.json`; () without
+            that file.
+        others: More file values that are background: those of the classes outside the ROI
+            (`data.roi.restricted`).
     """
 
     name: str
@@ -54,71 +82,106 @@ class Dataset:
     splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     others: tuple[int, ...] = ()
 
+    def region_values(self) -> dict[str, list[int]]:
+        """The label values of each region in label files, in the order of `regions`."""
+        return {name: [self.values[k] for k in union] for name, union in self.regions.items()}
+
 
 def open_dataset(folder: str | Path) -> Dataset:
-    """The data set in `folder`. Label files are opened only where no table says what their values mean.
+    """Open the data set in a folder.
 
-    Raises `Problem` for the first thing that is wrong with the layout (a missing channel, a label without an image, an
-    unknown name); `contextseg.data.check` finds them all, and reads the scans too.
+    Label files are read only where no table says what their values mean. `contextseg.data.check`
+    finds every problem, in the scans too.
+
+    Args:
+        folder: The data set, in any of the known layouts.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ContextsegError: The layout has a problem (a missing channel, a label without an image, an
+            unknown name); the message names the first.
     """
-    dataset, wrong = survey(folder)
-    if not wrong:
+    dataset, problems = survey(folder)
+    if not problems:
         return dataset
-    first = wrong[0][1]
-    more = f" ({len(wrong) - 1} more: `contextseg check {folder}` lists them)" if len(wrong) > 1 else ""
-    raise Problem(first.where, first.what, first.remedy + more)
+    first = problems[0][1]
+    remedy = first.remedy
+    if len(problems) > 1:
+        remedy += f" ({len(problems) - 1} more: `contextseg check {folder}` lists them)"
+    raise ContextsegError(first.where, first.what, remedy)
 
 
 def cases_in(path: str | Path) -> tuple[Case, ...]:
-    """What there is to predict in `path`: a scan, a folder of scans, a DICOM series, or a data set's test cases.
+    """The cases to predict in a scan, a folder of scans, a DICOM series or a data set.
 
-    Of a data set without test cases, its training cases. Raises `Problem` where there is no scan.
+    Args:
+        path: The file or folder.
+
+    Returns:
+        The cases; of a data set its test cases or, where there are none, its training cases.
+
+    Raises:
+        ContextsegError: There is no such path, or no scan.
     """
     path = Path(path)
-    wrong: Wrong = []
+    problems: Problems = []
     if not path.exists():
-        raise Problem(path, "there is no such file or folder", "check the path")
+        raise ContextsegError(path, "there is no such file or folder", "check the path")
     if _looks_like_data_set(path):
         dataset = open_dataset(path)
         return dataset.test or dataset.train
-    cases = loose(path, wrong)
-    if wrong:
-        raise wrong[0][1]
+    cases = unlabelled_cases(path, problems)
+    if problems:
+        raise problems[0][1]
     if not cases:
-        raise Problem(path, "there is no scan", "give a scan, a folder of scans, or a data set's folder")
+        remedy = "give a scan, a folder of scans, or a data set's folder"
+        raise ContextsegError(path, "there is no scan", remedy)
     return tuple(cases)
 
 
-def survey(folder: str | Path) -> tuple[Dataset, Wrong]:
-    """The data set in `folder`, and all that is wrong with its layout, each with its case's name ("" for the whole).
+def survey(folder: str | Path) -> tuple[Dataset, Problems]:
+    """The data set in a folder, and every problem of its layout.
 
-    Raises `Problem` only where nothing can be made of the folder: no known layout, no scan, a broken table.
+    Args:
+        folder: The data set, in any of the known layouts.
+
+    Returns:
+        The data set as far as it can be used, and each problem with its case's name ("" for the
+        whole data set).
+
+    Raises:
+        ContextsegError: The folder cannot be used at all: no known layout, no scan, or a broken
+            table.
     """
     folder = _recognised(Path(folder))
-    wrong: Wrong = []
+    problems: Problems = []
     where = folder / ("dataset.json" if (folder / "dataset.json").is_file() else "cases.json")
     cases_table = read_table(folder / "cases.json")
     table = {**cases_table, **read_table(folder / "dataset.json")}
     channels = read_channels(table, where)
     try:
         if "training" in table:
-            train, test = decathlon(folder, table, wrong)
+            train, test = decathlon_cases(folder, table, problems)
         elif where.name == "dataset.json" and ("file_ending" in table or "channel_names" in table):
-            train, test = nnunet(folder, table, channels, wrong)
+            train, test = nnunet_cases(folder, table, channels, problems)
         else:
-            train, test = plain(folder, channels, wrong)
+            train, test = plain_cases(folder, channels, problems)
     except (KeyError, TypeError, AttributeError) as error:
-        raise Problem(
-            where, f"not the expected table ({error!r})", "compare it with nnU-Net's documentation"
-        ) from error
+        remedy = "compare it with nnU-Net's documentation"
+        raise ContextsegError(where, f"not the expected table ({error!r})", remedy) from error
     if not train and not test:
         end = table.get("file_ending")
-        remedy = f"dataset.json says that they end in {end}; is that so?" if end else "put scans into its images folder"
-        raise Problem(folder, "there is no image", remedy)
+        remedy = "put scans into its images folder"
+        if end:
+            remedy = f"dataset.json says that they end in {end}; is that so?"
+        raise ContextsegError(folder, "there is no image", remedy)
+
     channels = channels or _guess_channels([*train, *test])
-    labels = table.get("labels") or _found_values([*train, *test], wrong)
+    labels = table.get("labels") or _table_of_values([*train, *test], problems)
     classes, values, ignore, regions = read_label_table(labels, where)
-    train, test = with_statements(folder, cases_table, classes, train, test, wrong)
+    train, test = with_statements(folder, cases_table, classes, train, test, problems)
     dataset = Dataset(
         name=str(table.get("name") or folder.resolve().name),
         folder=folder,
@@ -130,23 +193,26 @@ def survey(folder: str | Path) -> tuple[Dataset, Wrong]:
         ending=_ending(table, [*train, *test]),
         train=tuple(train),
         test=tuple(test),
-        splits=read_splits(folder / "splits_final.json", train, wrong),
+        splits=read_splits(folder / "splits_final.json", train, problems),
     )
-    return dataset, wrong
+    return dataset, problems
 
 
 def _recognised(folder: Path) -> Path:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "the folder does not exist"
-        raise Problem(folder, what, "give the folder that holds the data set")
-
+        raise ContextsegError(folder, what, "give the folder that holds the data set")
     if _looks_like_data_set(folder):
         return folder
-    around = [folder.resolve().parent, *sorted(p for p in folder.iterdir() if not p.name.startswith("."))]
-    near = [str(p) for p in around if _looks_like_data_set(p)]
-    layouts = "a data set has a dataset.json (nnU-Net v2, Decathlon), or folders called images and labels"
-    remedy = f"did you mean {some(near, 3)}?" if near else layouts
-    raise Problem(folder, "not a data set of a known layout", remedy)
+
+    inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    near = [str(p) for p in (folder.resolve().parent, *inside) if _looks_like_data_set(p)]
+    remedy = (
+        "a data set has a dataset.json (nnU-Net v2, Decathlon), or folders called images and labels"
+    )
+    if near:
+        remedy = f"did you mean {some(near, 3)}?"
+    raise ContextsegError(folder, "not a data set of a known layout", remedy)
 
 
 def _looks_like_data_set(folder: Path) -> bool:
@@ -155,145 +221,210 @@ def _looks_like_data_set(folder: Path) -> bool:
 
 
 def _guess_channels(cases: Sequence[Case]) -> tuple[str, ...]:
-    """Names for channels that nobody named, from the first scan that can be read: "CT" where it reaches below -500."""
+    """Names of unnamed channels, from the first readable scan: "CT" where it reaches below -500."""
     for case in cases:
         try:
             scan = read(*case.images)
-        except Problem:
-            continue  # the check reads every scan and says so
-        return tuple("CT" if channel.min() <= -500 else f"channel_{i}" for i, channel in enumerate(scan.array))
+        except ContextsegError:
+            continue  # the check reads every scan and reports it
+        return tuple(
+            "CT" if channel.min() <= -500 else f"channel_{i}"
+            for i, channel in enumerate(scan.array)
+        )
     return tuple(f"channel_{i}" for i in range(max(len(case.images) for case in cases)))
 
 
-def _found_values(cases: Sequence[Case], wrong: Wrong, most: int = 255) -> dict[str, int]:
-    """A label table made from the files themselves, read once, several at a time: each value is its own name."""
+def _table_of_values(cases: Sequence[Case], problems: Problems, most: int = 255) -> dict[str, int]:
+    """A label table from the label files themselves, read once: the value V is "label_V"."""
 
-    def one(case: Case) -> set[int] | Problem:
-        try:
-            return set(np.unique(read_labels(case.label).array).tolist()) if case.label else set()
-        except Problem as problem:
-            return problem
+    def label_values(case: Case) -> set[int]:
+        if not case.label:
+            return set()
+        return set(np.unique(read_labels(case.label).array).tolist())
 
-    values: set[int] = set()
-    with ThreadPoolExecutor(4) as pool:
-        for case, found in zip(cases, pool.map(one, cases)):
-            if isinstance(found, Problem):
-                wrong.append((case.name, found))
-            elif min(found, default=0) < 0 or len(found) > most:
-                what = f"{len(found)} label values from {min(found)} to {max(found)}; a scan instead of a label?"
-                wrong.append(
-                    (case.name, Problem(str(case.label), what, "use whole numbers from 0 up, one for each class"))
-                )
-            else:
-                values |= found
-    return {f"label_{value}": value for value in sorted(values - {0})}
+    known: set[int] = set()
+    for case, values in map_cases(label_values, cases):
+        if isinstance(values, ContextsegError):
+            problems.append((case.name, values))
+        elif min(values, default=0) < 0 or len(values) > most:
+            extent = f"from {min(values)} to {max(values)}"
+            what = f"{len(values)} label values {extent}; a scan instead of a label?"
+            remedy = "use whole numbers from 0 up, one for each class"
+            problems.append((case.name, ContextsegError(str(case.label), what, remedy)))
+        else:
+            known |= values
+    return {f"label_{value}": value for value in sorted(known - {0})}
 
 
 def _ending(table: Mapping[str, Any], cases: Sequence[Case]) -> str:
-    """What predictions are called like: the labels if there are some, else the images, else NIfTI.
+    """The ending of predictions: that of the labels, else of the images, else NIfTI's.
 
-    Not as pairs of a header and its voxels, which cannot be replaced atomically, nor with loss.
+    Pairs of a header and its voxels cannot be replaced atomically, and lossy formats change labels;
+    neither is written.
     """
-    files = [case.label for case in cases if case.label] or [case.images[0] for case in cases if case.images]
+    files = [case.label for case in cases if case.label]
+    files = files or [case.images[0] for case in cases if case.images]
     counted = Counter(ending(path) for path in files if not path.is_dir())
     end = table.get("file_ending") or (counted.most_common(1)[0][0] if counted else ".nii.gz")
     return _WRITTEN_AS.get(end, end if end in WRITABLE else ".nii.gz")
 
 
-# --- label values ---------------------------------------------------------------------------------------------------
+# --- label values ---------------------------------------------------------------------------------
 
 
 def to_classes(dataset: Dataset, label_array: np.ndarray, where: str | Path) -> np.ndarray:
-    """File values (any integer type, any shape) to class indices, int16, with `IGNORE` for the ignore value.
+    """Label values of a file to class indices.
 
-    Raises `Problem` that names the values which the label table does not have, and where they may come from; `where` is
-    the file.
+    Args:
+        dataset: Whose label table it is.
+        label_array: Label values, any integer type, any shape.
+        where: The file, for the message.
+
+    Returns:
+        Class indices, int16, of the same shape, with `IGNORE` for the ignore value.
+
+    Raises:
+        ContextsegError: There are values that the label table lacks; the message names them and
+            says where they may come from.
     """
     known = dict.fromkeys(dataset.others, 0) | {value: k for k, value in enumerate(dataset.values)}
     if dataset.ignore is not None:
         known[dataset.ignore] = IGNORE
     values = np.unique(label_array)
-    strange = [int(value) for value in values if int(value) not in known]
-    if strange:
-        table = ", ".join(f"{value} {name}" for name, value in zip(dataset.classes, dataset.values))
-        table += f"; as background {some(map(str, dataset.others), 8)}" if dataset.others else ""
-        plural = "label values that are" if len(strange) > 1 else "a label value that is"
-        what = f"{plural} not in the label table: {some(map(str, strange), 8)} (the table: {table})"
-        raise Problem(where, what, _whence(dataset, strange))
+    unknown = [int(value) for value in values if int(value) not in known]
+    if unknown:
+        raise _unknown_values(dataset, unknown, where)
+    if not len(values):
+        return np.zeros(label_array.shape, np.int16)
+
     codes = np.array([known[int(value)] for value in values], np.int16)
-    if not len(values) or int(values[-1]) - int(values[0]) > 1 << 20:
-        return codes[np.searchsorted(values, label_array)] if len(values) else np.zeros(label_array.shape, np.int16)
-    lookup = np.zeros(int(values[-1]) - int(values[0]) + 1, np.int16)
-    lookup[values.astype(np.int64) - int(values[0])] = codes
-    return lookup[label_array.astype(np.int32, copy=False) - np.int32(values[0])]
+    first = int(values[0])
+    span = int(values[-1]) - first
+    if span > 1 << 20:  # too many for a table
+        return codes[np.searchsorted(values, label_array)]
+    lookup = np.zeros(span + 1, np.int16)
+    lookup[values.astype(np.int64) - first] = codes
+    return lookup[label_array.astype(np.int32, copy=False) - np.int32(first)]
 
 
-def _whence(dataset: Dataset, strange: Sequence[int]) -> str:
-    """Where wrong label values may come from, and so what to do."""
-    if len(strange) > 20:
-        return "this looks like a scan, or like labels resampled with interpolation; export the label map again"
-    if strange == [255] and len(dataset.classes) == 2:
-        return f"255 is often {dataset.classes[1]} saved as a picture; save it as {dataset.values[1]}"
-    ignore = max((*dataset.values, *dataset.others)) + 1
-    if min(strange) < 0 or (dataset.ignore is None and strange == [ignore]):
+def _unknown_values(dataset: Dataset, unknown: Sequence[int], where: str | Path) -> ContextsegError:
+    """The error for label values that the label table lacks."""
+    table = ", ".join(f"{value} {name}" for name, value in zip(dataset.classes, dataset.values))
+    if dataset.others:
+        table += f"; as background {some(map(str, dataset.others), 8)}"
+    subject = "label values that are" if len(unknown) > 1 else "a label value that is"
+    what = f"{subject} not in the label table: {some(map(str, unknown), 8)} (the table: {table})"
+    return ContextsegError(where, what, _remedy_for_values(dataset, unknown))
+
+
+def _remedy_for_values(dataset: Dataset, unknown: Sequence[int]) -> str:
+    """What to do about unknown label values, by where they may come from."""
+    if len(unknown) > 20:
         return (
-            f'if it means "not annotated", add "ignore": {ignore} to the labels and use {ignore}; else correct the file'
+            "this looks like a scan, or like labels resampled with interpolation; "
+            "export the label map again"
+        )
+    if unknown == [255] and len(dataset.classes) == 2:
+        name, value = dataset.classes[1], dataset.values[1]
+        return f"255 is often {name} saved as a picture; save it as {value}"
+    ignore = max((*dataset.values, *dataset.others)) + 1
+    if min(unknown) < 0 or (dataset.ignore is None and unknown == [ignore]):
+        return (
+            f'if it means "not annotated", add "ignore": {ignore} to the labels and use {ignore}; '
+            "else correct the file"
         )
     return "add them to the labels of the data set, or correct the file"
 
 
 def to_values(dataset: Dataset, class_array: np.ndarray) -> np.ndarray:
-    """Class indices, any shape, to the file's own values, in the smallest unsigned type that holds all of them.
+    """Class indices to the label values of the data set's files.
 
-    `IGNORE` becomes the ignore value, or 0 where the data set has none. Raises IndexError for a class that is not
-    there.
+    Args:
+        dataset: Whose label values are wanted.
+        class_array: Class indices, any shape, with `IGNORE`.
+
+    Returns:
+        Label values, of the same shape, in the smallest unsigned type that holds all of them.
+        `IGNORE` becomes the ignore value, or 0 where the data set has none.
+
+    Raises:
+        IndexError: A class does not exist.
     """
-    values = [*dataset.values, 0 if dataset.ignore is None else dataset.ignore]  # the last, which IGNORE = -1 picks
+    ignore = 0 if dataset.ignore is None else dataset.ignore
+    values = [*dataset.values, ignore]  # the last, which IGNORE = -1 picks
     if class_array.size and not -1 <= class_array.min() <= class_array.max() < len(dataset.values):
-        raise IndexError(f"classes {class_array.min()} to {class_array.max()}, of {len(dataset.values)}")
+        extent = f"{class_array.min()} to {class_array.max()}"
+        raise IndexError(f"classes {extent}, of {len(dataset.values)}")
     return np.array(values, np.min_scalar_type(max(values)))[class_array]
 
 
-# --- folds ----------------------------------------------------------------------------------------------------------
+# --- folds ----------------------------------------------------------------------------------------
 
 
-def folds(dataset: Dataset, fold: int, of: int = 5, seed: int = 12345) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-    """(training cases, validation cases) of one fold; fold -1 trains on everything and validates on nothing.
+def folds(
+    dataset: Dataset, fold: int, of: int = 5, seed: int = 12345
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """The training and validation cases of one fold.
 
-    The folds of `splits_final.json` where there is one; else the labelled patients, sorted, in `of` shuffled parts.
-    With one scan for each patient these are nnU-Net v2's own splits. Unlabelled cases are in every training part, but
-    for those of patients that are validated on, and those that `splits_final.json` places itself.
-    Raises `Problem` for a fold that is not there, and for fewer labelled patients than folds.
+    The folds are those of `splits_final.json` where there is one; else the labelled patients,
+    sorted, are shuffled and cut into `of` parts. With one scan for each patient these are nnU-Net
+    v2's own splits. Unlabelled cases are in every training part, except those of validated patients
+    and those that `splits_final.json` places itself.
+
+    Args:
+        dataset: The data set.
+        fold: Index of the fold from 0; -1 trains on all cases and validates on none.
+        of: Number of folds, where there is no `splits_final.json`.
+        seed: Seed of the shuffle, where there is no `splits_final.json`.
+
+    Returns:
+        (training cases, validation cases), each in the order of the data set.
+
+    Raises:
+        ContextsegError: The fold does not exist, or there are fewer labelled patients than folds.
     """
     if fold == -1:
         return dataset.train, ()
     if dataset.splits:
-        if not 0 <= fold < len(dataset.splits):
-            where = dataset.folder / "splits_final.json"
-            raise Problem(
-                where, f"there is no fold {fold}", f"choose from 0 to {len(dataset.splits) - 1}, or -1 for all"
-            )
-        first, second = (set(names) for names in dataset.splits[fold])
-        held = {case.patient for case in dataset.train if case.name in second}
-        placed = {name for split in dataset.splits for half in split for name in half}
-        first |= {c.name for c in dataset.train if not c.label and c.name not in placed and c.patient not in held}
+        training, validation = _split_of_file(dataset, fold)
     else:
-        held = _held_out(dataset, fold, of, seed)
-        second = {case.name for case in dataset.train if case.label and case.patient in held}
-        first = {case.name for case in dataset.train if case.patient not in held}
-    return tuple(c for c in dataset.train if c.name in first), tuple(c for c in dataset.train if c.name in second)
+        held_out = _held_out(dataset, fold, of, seed)
+        validation = {c.name for c in dataset.train if c.label and c.patient in held_out}
+        training = {c.name for c in dataset.train if c.patient not in held_out}
+    return (
+        tuple(case for case in dataset.train if case.name in training),
+        tuple(case for case in dataset.train if case.name in validation),
+    )
+
+
+def _split_of_file(dataset: Dataset, fold: int) -> tuple[set[str], set[str]]:
+    """The names of a fold of `splits_final.json`, and the unlabelled cases that it leaves out."""
+    if not 0 <= fold < len(dataset.splits):
+        where = dataset.folder / "splits_final.json"
+        remedy = f"choose from 0 to {len(dataset.splits) - 1}, or -1 for all"
+        raise ContextsegError(where, f"there is no fold {fold}", remedy)
+    training, validation = (set(names) for names in dataset.splits[fold])
+    held_out = {case.patient for case in dataset.train if case.name in validation}
+    placed = {name for split in dataset.splits for side in split for name in side}
+    free = {
+        case.name
+        for case in dataset.train
+        if not case.label and case.name not in placed and case.patient not in held_out
+    }
+    return training | free, validation
 
 
 def _held_out(dataset: Dataset, fold: int, of: int, seed: int) -> set[str]:
-    """The patients of one fold."""
+    """The patients that one fold validates on."""
     if not 0 <= fold < of:
-        raise Problem(dataset.folder, f"there is no fold {fold} of {of}", f"choose from 0 to {of - 1}, or -1 for all")
+        remedy = f"choose from 0 to {of - 1}, or -1 for all"
+        raise ContextsegError(dataset.folder, f"there is no fold {fold} of {of}", remedy)
     patients = sorted({case.patient for case in dataset.train if case.label})
     if of < 2 or len(patients) < of:
-        what = f"{len(patients)} labelled patient{'' if len(patients) == 1 else 's'}, for {of} folds"
-        raise Problem(
-            dataset.folder, what, "use fold -1, which trains on everything, or 2 folds or more with a patient each"
-        )
+        plural = "" if len(patients) == 1 else "s"
+        what = f"{len(patients)} labelled patient{plural}, for {of} folds"
+        remedy = "use fold -1, which trains on everything, or 2 folds or more with a patient each"
+        raise ContextsegError(dataset.folder, what, remedy)
     order = np.arange(len(patients))
     np.random.RandomState(seed).shuffle(order)  # a stream that numpy has frozen; nnU-Net's
     return {patients[i] for i in np.array_split(order, of)[fold]}

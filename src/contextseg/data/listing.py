@@ -1,6 +1,7 @@
-"""Which files make up which case, by the rules of each layout. Nothing is opened here.
+"""The files of each case, by the rules of each layout. No scan is opened here.
 
-What is wrong with single files is collected in a list, with the case it belongs to, so that all of it is known at once.
+Problems with single files are collected in a list, each with its case, so that all are known at
+once.
 """
 
 from __future__ import annotations
@@ -9,27 +10,32 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from contextseg.disk import Problem, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean
 
 ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".bmp", ".tif", ".tiff")
 """The files that plain folders are searched for; nnU-Net's `file_ending` may be any other too."""
 
-Wrong = list[tuple[str, Problem]]
-"""What is wrong, each with the case's name, or "" where it is the data set's."""
+Problems = list[tuple[str, ContextsegError]]
+"""Problems, each with its case's name, or "" where it concerns the whole data set."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One scan of one patient.
 
-    images     one path for each channel, or one file that holds them all, or one DICOM folder.
-    label      the label map's file; None for an unlabelled case.
-    annotated  the classes that somebody looked for; None means all. The others are unknown here, not background.
-    patient    whose scan it is, so that a patient is never trained and tested on; the case's name where nobody says.
+    Attributes:
+        name: Name of the case, unique in its data set.
+        images: One path for each channel, or one file that holds them all, or one DICOM folder.
+        label: File of the label map; None for an unlabelled case.
+        annotated: Classes that were annotated; None for all. The others are unknown here, not
+            background.
+        patient: Whose scan it is, so that no patient is on both sides of a split. "" takes the
+            name of the case.
     """
 
     name: str
@@ -43,184 +49,286 @@ class Case:
             object.__setattr__(self, "patient", self.name)
 
 
-def nnunet(folder: Path, table: Mapping[str, Any], channels: Sequence[str], wrong: Wrong) -> tuple[list[Case], ...]:
-    """(train, test) of an nnU-Net v2 raw folder: `imagesTr/CASE_0000ENDING` and its like, or the explicit `dataset`."""
+def nnunet_cases(
+    folder: Path, table: Mapping[str, Any], channels: Sequence[str], problems: Problems
+) -> tuple[list[Case], list[Case]]:
+    """The cases of an nnU-Net v2 raw folder: `imagesTr/CASE_0000ENDING`, or the table's `dataset`.
+
+    Args:
+        folder: The data set.
+        table: Its `dataset.json`.
+        channels: Names of its channels; empty where they are not known.
+        problems: What is wrong with files is appended.
+
+    Returns:
+        (training cases, test cases).
+    """
     end = table.get("file_ending", ".nii.gz")
-    test = _folder_cases(folder / "imagesTs", folder / "labelsTs", [end], channels, wrong)
+    test = _folder_cases(folder / "imagesTs", folder / "labelsTs", [end], channels, problems)
     if "dataset" not in table:
-        return _folder_cases(folder / "imagesTr", folder / "labelsTr", [end], channels, wrong), test
+        images, labels = folder / "imagesTr", folder / "labelsTr"
+        return _folder_cases(images, labels, [end], channels, problems), test
+
     train = []
     for name, entry in table["dataset"].items():
-        images = [_listed(folder, path, name, wrong) for path in entry.get("images", ())]
-        label = _listed(folder, entry["label"], name, wrong) if entry.get("label") else None
-        train.append(Case(name, tuple(images), label))
-    _complete({case.name: dict(enumerate(case.images)) for case in train}, channels, wrong)
+        paths = [_listed(folder, path, name, problems) for path in entry.get("images", ())]
+        label = _listed(folder, entry["label"], name, problems) if entry.get("label") else None
+        train.append(Case(name, tuple(paths), label))
+    _check_channels({case.name: dict(enumerate(case.images)) for case in train}, channels, problems)
     return [case for case in train if case.images], test
 
 
-def decathlon(folder: Path, table: Mapping[str, Any], wrong: Wrong) -> tuple[list[Case], ...]:
-    """(train, test) of a Medical Decathlon folder: the pairs that `dataset.json` lists. A missing label is unlabelled.
+def decathlon_cases(
+    folder: Path, table: Mapping[str, Any], problems: Problems
+) -> tuple[list[Case], list[Case]]:
+    """The cases of a Medical Decathlon folder: the pairs that `dataset.json` lists.
 
-    nnU-Net v1 lists `CASE.nii.gz` for files called `CASE_0000.nii.gz`; those are found too.
+    An entry without a label is an unlabelled case. nnU-Net v1 lists `CASE.nii.gz` for files called
+    `CASE_0000.nii.gz`; those are found too.
+
+    Args:
+        folder: The data set.
+        table: Its `dataset.json`.
+        problems: What is wrong with files is appended.
+
+    Returns:
+        (training cases, test cases).
     """
-    both: tuple[list[Case], list[Case]] = ([], [])
-    for cases, key in zip(both, ("training", "test")):
-        for entry in table.get(key) or ():
-            entry = entry if isinstance(entry, dict) else {"image": entry}
-            first = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
-            name = stem(Path(first[0]))
-            name = re.sub(r"_0000$", "", name) if len(first) > 1 else name
-            images = [path for image in first for path in _channel_files(folder, image, name, wrong)]
-            label = _listed(folder, entry["label"], name, wrong) if entry.get("label") else None
-            if key == "test" and label is None:
-                label = next((p for p in [folder / "labelsTs" / Path(first[0]).name] if p.is_file()), None)
-            cases.append(Case(name, tuple(images), label))
-    return both
+    train = [_decathlon_case(folder, entry, problems) for entry in table.get("training") or ()]
+    test = []
+    for entry in table.get("test") or ():
+        case = _decathlon_case(folder, entry, problems)
+        if case.label is None:
+            beside = folder / "labelsTs" / Path(_listed_images(entry)[0]).name
+            case = Case(case.name, case.images, beside if beside.is_file() else None)
+        test.append(case)
+    return train, test
 
 
-def plain(folder: Path, channels: Sequence[str], wrong: Wrong) -> tuple[list[Case], ...]:
-    """(train, test) of folders without a table: `images` and `labels`, or `imagesTr` and so on, matched by name.
+def _listed_images(entry: Any) -> list[str]:
+    """The images of one entry of a Decathlon table, a path or an object."""
+    images = entry["image"] if isinstance(entry, dict) else entry
+    return images if isinstance(images, list) else [images]
 
-    A sub-folder of the images is a DICOM series.
+
+def _decathlon_case(folder: Path, entry: Any, problems: Problems) -> Case:
+    listed = _listed_images(entry)
+    name = stem(Path(listed[0]))
+    if len(listed) > 1:
+        name = re.sub(r"_0000$", "", name)
+    images = [path for image in listed for path in _channel_files(folder, image, name, problems)]
+    label = entry.get("label") if isinstance(entry, dict) else None
+    return Case(name, tuple(images), _listed(folder, label, name, problems) if label else None)
+
+
+def plain_cases(
+    folder: Path, channels: Sequence[str], problems: Problems
+) -> tuple[list[Case], list[Case]]:
+    """The cases of folders without a table: `images` and `labels`, or `imagesTr` and so on.
+
+    Images and labels are matched by name. A sub-folder of the images is a DICOM series.
+
+    Args:
+        folder: The data set.
+        channels: Names of its channels; empty where they are not known.
+        problems: What is wrong with files is appended.
+
+    Returns:
+        (training cases, test cases).
     """
-    both = []
-    for images, labels in (("images", "labels"), ("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
-        both.append(_folder_cases(folder / images, folder / labels, [*ENDINGS, ""], channels, wrong))
-    return both[0] + both[1], both[2]
+    parts = [
+        _folder_cases(
+            folder / f"images{part}", folder / f"labels{part}", [*ENDINGS, ""], channels, problems
+        )
+        for part in ("", "Tr", "Ts")
+    ]
+    return parts[0] + parts[1], parts[2]
 
 
-def loose(path: Path, wrong: Wrong) -> list[Case]:
-    """The scans of a folder without labels, a folder that is one DICOM series, or one file with its channels.
+def unlabelled_cases(path: Path, problems: Problems) -> list[Case]:
+    """The scans of a folder without labels, of one DICOM series, or of one file.
 
     A missing channel is left for the reader to find, so that one scan does not stop the others.
+
+    Args:
+        path: A folder of scans, a folder that is one DICOM series, or a file. A file called
+            `NAME_0000` brings its other channels with it.
+        problems: What is wrong with files is appended.
+
+    Returns:
+        The cases; [] for a folder without scans.
     """
     if path.is_dir():
-        groups = _grouped(_scans(path, [*ENDINGS, ""], wrong), {}, False, wrong)
-        cases = [Case(name, tuple(p for _, p in sorted(parts.items()))) for name, parts in groups.items()]
+        groups = _grouped(_scans(path, [*ENDINGS, ""], problems), {}, False, problems)
+        cases = [Case(name, _in_order(parts)) for name, parts in groups.items()]
         series = any(p.is_file() and not p.name.startswith(".") for p in path.iterdir())
         return cases or ([Case(path.resolve().name, (path,))] if series else [])
-    if stem(path).endswith("_0000"):
-        name, end = stem(path)[:-5], path.name[len(stem(path)) :]
-        return [Case(name, tuple(sorted(path.parent.glob(f"{escape(name)}_[0-9][0-9][0-9][0-9]{escape(end)}"))))]
-    return [Case(stem(path), (path,))]
+    if not stem(path).endswith("_0000"):
+        return [Case(stem(path), (path,))]
+    name = stem(path)[:-5]
+    end = path.name[len(stem(path)) :]
+    pattern = f"{escape(name)}_[0-9][0-9][0-9][0-9]{escape(end)}"
+    return [Case(name, tuple(sorted(path.parent.glob(pattern))))]
 
 
 def stem(path: Path) -> str:
     """A file's name without its ending, both parts of `.nii.gz`; a folder's whole name.
 
-    >>> stem(Path("a/b.c_0000.nii.gz"))
-    'b.c_0000'
+    Args:
+        path: The file or folder.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> stem(Path("a/b.c_0000.nii.gz"))
+        'b.c_0000'
     """
     known = next((end for end in ENDINGS if path.name.lower().endswith(end)), path.suffix)
     return path.name if path.is_dir() else path.name[: len(path.name) - len(known)]
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
-    """The first few of the names, and how many more there are.
+    """The first few names, and the number of the others.
 
-    >>> some(["a", "b", "c"], 2)
-    'a, b and 1 more'
+    Args:
+        names: The names.
+        most: Number of names to write out.
+
+    Returns:
+        The names with commas between.
+
+    Example:
+        >>> some(["a", "b", "c"], 2)
+        'a, b and 1 more'
     """
     names = list(names)
     text = ", ".join(names[:most])
     return text if len(names) <= most else f"{text} and {len(names) - most} more"
 
 
-# --- single files ---------------------------------------------------------------------------------------------------
+# --- single files ---------------------------------------------------------------------------------
 
 
 def _folder_cases(
-    images: Path, labels: Path, endings: Sequence[str], channels: Sequence[str], wrong: Wrong
+    images: Path, labels: Path, endings: Sequence[str], channels: Sequence[str], problems: Problems
 ) -> list[Case]:
     """The cases of one folder of images, with their labels where there are some."""
     strict = "" not in endings
-    files, marks = _scans(images, endings, wrong), _scans(labels, endings, wrong)
-    groups = _grouped(files, marks, strict, wrong)
-    _complete(groups, channels, wrong)
-    bare = [name for name in groups if name not in marks]
-    for name, path in marks.items():
+    image_files = _scans(images, endings, problems)
+    label_files = _scans(labels, endings, problems)
+    groups = _grouped(image_files, label_files, strict, problems)
+    _check_channels(groups, channels, problems)
+    unlabelled = [name for name in groups if name not in label_files]
+    for name, path in label_files.items():
         if name not in groups:
-            near = did_you_mean(name, bare)
-            remedy = f"{near} Rename it" if near.startswith("did") else "add the image"
-            wrong.append((name, Problem(path, "a label without an image", f"{remedy}, or take the label away")))
-    return [
-        Case(name, tuple(path for _, path in sorted(parts.items())), marks.get(name)) for name, parts in groups.items()
-    ]
+            remedy = "add the image, or take the label away"
+            if get_close_matches(name, unlabelled, 1, 0.6):
+                near = did_you_mean(name, unlabelled)
+                remedy = f"{near} Rename it, or take the label away"
+            problems.append((name, ContextsegError(path, "a label without an image", remedy)))
+    return [Case(name, _in_order(parts), label_files.get(name)) for name, parts in groups.items()]
 
 
-def _scans(folder: Path, endings: Sequence[str], wrong: Wrong) -> dict[str, Path]:
-    """The scans of a folder by name, without ending; "" among the endings admits sub-folders. Hidden ones are not."""
-    found: dict[str, Path] = {}
+def _in_order(parts: Mapping[int, Path]) -> tuple[Path, ...]:
+    """Files by channel number."""
+    return tuple(path for _, path in sorted(parts.items()))
+
+
+def _scans(folder: Path, endings: Sequence[str], problems: Problems) -> dict[str, Path]:
+    """The scans of a folder by name, without ending, hidden files left out.
+
+    "" among the endings admits sub-folders.
+    """
+    scans: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith("."):
             continue
-        end: str | None
-        if path.is_dir():
-            end = "" if any(not p.name.startswith(".") for p in path.iterdir()) else None
-        else:
-            end = next((e for e in endings if e and path.name.lower().endswith(e.lower())), None)
-        if end is None or end not in endings:
+        end = _ending_of(path, endings)
+        if end is None:
             continue
         name = path.name[: len(path.name) - len(end)]
-        if name in found:
-            wrong.append((name, Problem(path, f"the same name as {found[name].name}", "keep one of the two")))
+        if name in scans:
+            what = f"the same name as {scans[name].name}"
+            problems.append((name, ContextsegError(path, what, "keep one of the two")))
         else:
-            found[name] = path
-    return found
+            scans[name] = path
+    return scans
+
+
+def _ending_of(path: Path, endings: Sequence[str]) -> str | None:
+    """Which of the endings a file has, "" for a folder with something in it; None for no scan."""
+    if not path.is_dir():
+        return next((e for e in endings if e and path.name.lower().endswith(e.lower())), None)
+    filled = any(not p.name.startswith(".") for p in path.iterdir())
+    return "" if filled and "" in endings else None
 
 
 def _grouped(
-    files: Mapping[str, Path], marks: Mapping[str, Path], strict: bool, wrong: Wrong
+    images: Mapping[str, Path], labels: Mapping[str, Path], strict: bool, problems: Problems
 ) -> dict[str, dict[int, Path]]:
-    """The files of each case by channel number.
+    """The images of each case by channel number.
 
-    nnU-Net's names must end in `_0000` and so on. In plain folders they are channels only where number 0 is there and
-    no label is called like a single file: `scan_2024` is a name.
+    nnU-Net's names (`strict`) must end in `_0000` and so on. In plain folders such endings are
+    channels only where number 0 is there and no label is called like a single image: `scan_2024` is
+    a name.
     """
     groups: dict[str, dict[int, Path]] = {}
-    numbered = strict or not any(name in marks for name in files)
-    for name, path in files.items():
+    numbered = strict or not any(name in labels for name in images)
+    for name, path in images.items():
         match = re.fullmatch(r"(.+)_(\d{4})", name) if numbered else None
-        if match and (strict or f"{match[1]}_0000" in files):
+        if match and (strict or f"{match[1]}_0000" in images):
             groups.setdefault(match[1], {})[int(match[2])] = path
         elif strict:
             what = "the name does not end in a channel number"
-            wrong.append((name, Problem(path, what, f"rename it to {name}_0000{path.name[len(name) :]}")))
+            remedy = f"rename it to {name}_0000{path.name[len(name) :]}"
+            problems.append((name, ContextsegError(path, what, remedy)))
         else:
             groups.setdefault(name, {})[0] = path
     return groups
 
 
-def _complete(groups: Mapping[str, Mapping[int, Path]], channels: Sequence[str], wrong: Wrong) -> None:
-    """Note the cases that lack a channel, or have one too many. One file each may hold all: reading will tell."""
+def _check_channels(
+    groups: Mapping[str, Mapping[int, Path]], channels: Sequence[str], problems: Problems
+) -> None:
+    """Note the cases that lack a channel, or have one too many.
+
+    Where each case is one file, that may hold all channels; reading shows it.
+    """
     most = max((len(parts) for parts in groups.values()), default=0)
     if most == 1 and all(0 in parts for parts in groups.values()):
         return
-    count = len(channels) or max((max(parts, default=0) for parts in groups.values()), default=0) + 1
+    highest = max((max(parts, default=0) for parts in groups.values()), default=0)
+    count = len(channels) or highest + 1
     for name, parts in groups.items():
         where = next(iter(parts.values())) if parts else Path(name)
         for i in sorted(set(range(count)) - set(parts)):
             title = f" ({channels[i]})" if i < len(channels) else ""
-            wrong.append((name, Problem(where, f"channel {i}{title} is missing", "add its file, or remove the case")))
+            what = f"channel {i}{title} is missing"
+            remedy = "add its file, or remove the case"
+            problems.append((name, ContextsegError(where, what, remedy)))
         for i in sorted(set(parts) - set(range(count))):
             what = f"channel {i} of a data set with {count} channel{'s' if count > 1 else ''}"
-            wrong.append((name, Problem(parts[i], what, "remove the file, or name the channel in dataset.json")))
+            remedy = "remove the file, or name the channel in dataset.json"
+            problems.append((name, ContextsegError(parts[i], what, remedy)))
 
 
-def _listed(folder: Path, path: str, name: str, wrong: Wrong) -> Path:
+def _listed(folder: Path, path: str, name: str, problems: Problems) -> Path:
     """A path that a table lists, relative to the data set's folder."""
     full = folder / os.path.expandvars(path)
     if not full.exists():
-        remedy = "put the file there, or take it out of dataset.json (a case without a label may stay)"
-        wrong.append((name, Problem(full, "the file does not exist", remedy)))
+        remedy = (
+            "put the file there, or take it out of dataset.json (a case without a label may stay)"
+        )
+        problems.append((name, ContextsegError(full, "the file does not exist", remedy)))
     return full
 
 
-def _channel_files(folder: Path, path: str, name: str, wrong: Wrong) -> list[Path]:
+def _channel_files(folder: Path, path: str, name: str, problems: Problems) -> list[Path]:
     """The file that a Decathlon table lists or, after nnU-Net v1, its numbered channels."""
     full = folder / path
     if full.exists():
         return [full]
     rest = full.name[len(stem(full)) :]
     numbered = sorted(full.parent.glob(f"{escape(stem(full))}_[0-9][0-9][0-9][0-9]{rest}"))
-    return numbered or [_listed(folder, path, name, wrong)]
+    return numbered or [_listed(folder, path, name, problems)]

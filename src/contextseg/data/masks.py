@@ -1,25 +1,28 @@
-"""Masks of structures from any folder, on a scan's grid: what people drew, or what another tool predicted.
+"""Masks of structures from any folder, on a scan's grid: drawn by people, or another tool's.
 
-CASE.nii.gz                        a label map for each case. What its values mean says a dataset.json beside it
-                                   ({"labels": {name: value}}) or a labels.json (the same, or the names alone); without
-                                   one, the value V is "label_V"
-CASE/STRUCT.nii.gz                 a mask for each structure, above 0 inside
-CASE/segmentations/STRUCT.nii.gz   the same, as TotalSegmentator may leave it
+A folder holds one of
 
-Names are those of the data set's cases, without a channel's number; any format that scans come in will do.
+- `CASE.nii.gz`: a label map for each case. A `dataset.json` beside it ({"labels": {name: value}})
+  or a `labels.json` (the same, or the names alone) names its values; without one, the value V is
+  "label_V";
+- `CASE/STRUCT.nii.gz`: a mask for each structure, above 0 inside;
+- `CASE/segmentations/STRUCT.nii.gz`: the same, as TotalSegmentator may leave it.
+
+Names are those of the data set's cases, without a channel's number. Any format of scans will do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from contextseg.console import Progress
 from contextseg.data.listing import ENDINGS, Case, some, stem
 from contextseg.data.tables import read_label_table, read_table
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
+from contextseg.parallel import map_cases
 from contextseg.volume import Volume, read, read_labels
 
 LABELS, STRUCTURES = "labels", "structures"
@@ -31,55 +34,80 @@ _PICTURES = (".png", ".bmp", ".tif", ".tiff")
 def read_masks(
     folder: str | Path, case: str, scan: Volume, names: Sequence[str] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """What lies where in a case: (D, H, W) int16 on the grid of `scan`, 0 nowhere and i + 1 in `names[i]`; the names.
+    """The structures of a case as one label map on the grid of its scan.
 
-    `names` are the structures that are wanted, as `structures` gives them for all cases; one that this case lacks has
-    no voxel. None: those that the case has, in the order of `structures`. Where masks overlap, the later name has it.
-    Masks on another grid are resampled, nearest neighbour; beyond their field of view is nothing.
+    Where masks overlap, the later name has the voxel. Masks on another grid are resampled, nearest
+    neighbour; nothing lies beyond their field of view.
 
-    Raises `Problem` where the case has no masks, one cannot be read, masks of one case lie on different grids, a value
-    has no name in the table, and where masks and scan have no place in common.
+    Args:
+        folder: The folder of masks.
+        case: Name of the case.
+        scan: Its scan, for the grid.
+        names: The structures that are wanted, as `structures` gives them for all cases; one that
+            this case lacks has no voxel. None takes those that the case has, in the order of
+            `structures`.
+
+    Returns:
+        (D, H, W) int16, i + 1 in the structure `names[i]` and 0 elsewhere; and the names.
+
+    Raises:
+        ContextsegError: The case has no masks, one cannot be read, masks of one case lie on
+            different grids, a value has no name in the table, or masks and scan do not overlap in
+            space.
     """
     folder = Path(folder)
-    kind, files = _files(folder, case)
-    if kind == LABELS:
+    layout, files = _files(folder, case)
+    if layout == LABELS:
         label = read_labels(files[0])
-        meaning = label_names(folder) or _found(label.array, files[0])
-        names = [name for value, name in meaning.items() if value] if names is None else names
+        meaning = label_names(folder) or _numbered_names(label.array, files[0])
+        if names is None:
+            names = [name for value, name in meaning.items() if value]
         number = {name: i for i, name in enumerate(names, 1)}
         to = {value: number.get(name, 0) if value else 0 for value, name in meaning.items()}
         masks = label.with_array(recoded(label.array, to, files[0]))
     else:
-        there = {stem(path): path for path in files}
-        names = list(there) if names is None else names
-        wanted = {i: there[name] for i, name in enumerate(names, 1) if name in there}
+        paths = {stem(path): path for path in files}
+        names = list(paths) if names is None else names
+        wanted = {i: paths[name] for i, name in enumerate(names, 1) if name in paths}
         if not wanted:
             return np.zeros(scan.shape, np.int16), tuple(names)
         masks = painted(wanted)
-    array, met = _onto(masks, scan)
-    if not met:
+    array, overlap = _onto(masks, scan)
+    if not overlap:
         what = f"the masks of {case} and its scan have no place in common"
-        raise Problem(files[0], what, "see whether both headers say where the patient lay, or redo them on this scan")
+        remedy = "see whether both headers say where the patient lay, or redo them on this scan"
+        raise ContextsegError(files[0], what, remedy)
     return array, tuple(names)
 
 
 def structures(folder: str | Path, cases: Iterable[str]) -> tuple[str, ...]:
-    """The structures of these cases together, each once: by value, or in alphabetical order; () for no case.
+    """The structures that some cases have together, each once.
 
-    Label maps without a table are read for it. A structure of the table, or one with empty masks, counts too. Raises
-    `Problem` as `read_masks` does.
+    Label maps without a table are read for it. A structure of the table, or one with empty masks,
+    counts too.
+
+    Args:
+        folder: The folder of masks.
+        cases: Names of the cases.
+
+    Returns:
+        The names, by value of label maps, alphabetical of single masks; () for no case.
+
+    Raises:
+        ContextsegError: As in `read_masks`.
     """
     folder = Path(folder)
     table = label_names(folder)
     values: dict[int, str] = {}
     stems: set[str] = set()
     for case in cases:
-        kind, files = _files(folder, case)
-        if kind == LABELS:
-            values |= table or _found(read_labels(files[0]).array, files[0])
+        layout, files = _files(folder, case)
+        if layout == LABELS:
+            values |= table or _numbered_names(read_labels(files[0]).array, files[0])
         else:
             stems |= {stem(path) for path in files}
-    return tuple(dict.fromkeys([*(values[value] for value in sorted(values) if value), *sorted(stems)]))
+    by_value = [values[value] for value in sorted(values) if value]
+    return tuple(dict.fromkeys([*by_value, *sorted(stems)]))
 
 
 def check_masks(
@@ -88,46 +116,54 @@ def check_masks(
     names: Sequence[str] | None = None,
     *,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Problem]:
-    """What keeps `read_masks` from working, one for each case, in order; one alone for a folder without any masks.
+    progress: Progress | None = None,
+) -> list[ContextsegError]:
+    """Find what keeps `read_masks` from working. Every scan and its masks are read.
 
-    Reads every scan and its masks, `workers` at a time. No case gives [].
+    Args:
+        folder: The folder of masks.
+        cases: The cases to check; [] gives [].
+        names: The structures that are wanted; None for all.
+        workers: Number of cases read at a time.
+        progress: Called with (done, of) after each case.
+
+    Returns:
+        One problem for each case that has one, in order; a single one for a folder without masks.
     """
 
-    def one(case: Case) -> Problem | None:
-        try:
-            read_masks(folder, case.name, read(*case.images), names)
-        except Problem as problem:
-            return problem
-        return None
+    def read_case(case: Case) -> None:
+        read_masks(folder, case.name, read(*case.images), names)
 
     try:
         if cases and not mask_files(folder)[1]:
-            raise Problem(folder, "no masks here", "give label maps called as the cases, or a folder of masks for each")
+            remedy = "give label maps called as the cases, or a folder of masks for each"
+            raise ContextsegError(folder, "no masks here", remedy)
         label_names(folder)
-    except Problem as problem:
-        return [problem]
-    found: list[Problem] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for i, wrong in enumerate(pool.map(one, cases)):
-            found += [wrong] if wrong else []
-            if progress:
-                progress(i + 1, len(cases))
-    return found
+    except ContextsegError as error:
+        return [error]
+    results = [result for _, result in map_cases(read_case, cases, workers, progress)]
+    return [result for result in results if isinstance(result, ContextsegError)]
 
 
-# --- files, and what their values mean --------------------------------------------------------------------------------
+# --- files, and the meaning of their values -------------------------------------------------------
 
 
 def mask_files(folder: str | Path) -> tuple[str, dict[str, tuple[Path, ...]]]:
-    """(which of the two layouts, the files of each case) of a folder; label maps go first. ("", {}) if it has neither.
+    """The layout of a folder of masks, and the files of each case.
 
-    Raises `Problem` if there is no such folder.
+    Args:
+        folder: The folder of masks.
+
+    Returns:
+        `LABELS` or `STRUCTURES`, and the files by case. Label maps go first, where there are both.
+        ("", {}) for a folder without masks.
+
+    Raises:
+        ContextsegError: There is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise Problem(folder, "there is no such folder", "check the path")
+        raise ContextsegError(folder, "there is no such folder", "check the path")
     maps: dict[str, tuple[Path, ...]] = {stem(path): (path,) for path in _scans(folder)}
     if maps:
         return LABELS, maps
@@ -137,9 +173,16 @@ def mask_files(folder: str | Path) -> tuple[str, dict[str, tuple[Path, ...]]]:
 
 
 def label_names(folder: str | Path) -> dict[int, str]:
-    """What the values of a folder's label maps mean, background too, by its tables; {} without one.
+    """The names of the values of a folder's label maps, background too, by its tables.
 
-    Raises `Problem` for a table that is damaged or ambiguous.
+    Args:
+        folder: The folder of masks.
+
+    Returns:
+        The name of each value; {} without a table.
+
+    Raises:
+        ContextsegError: A table is damaged or ambiguous.
     """
     for path in (Path(folder) / "dataset.json", Path(folder) / "labels.json"):
         table = read_table(path)
@@ -150,23 +193,42 @@ def label_names(folder: str | Path) -> dict[int, str]:
 
 
 def recoded(label: np.ndarray, to: Mapping[int, int], where: str | Path) -> np.ndarray:
-    """A label map with each value replaced by `to[value]`, in the smallest unsigned type that holds all of those.
+    """A label map with each value replaced.
 
-    Raises `Problem` that names the values which `to` does not have; `where` is the file.
+    Args:
+        label: Label values, any integer type, any shape.
+        to: The new value of each value.
+        where: The file, for the message.
+
+    Returns:
+        The new values, of the same shape, in the smallest unsigned type that holds all of `to`.
+
+    Raises:
+        ContextsegError: `to` lacks values; the message names them.
     """
     values = np.unique(label)
-    strange = [int(value) for value in values if int(value) not in to]
-    if strange:
-        what = f"label values that the label table does not have: {some(map(str, strange), 8)}"
-        raise Problem(where, what, 'put a dataset.json beside it with {"labels": {name: value}} of these label maps')
-    codes = np.array([to[int(value)] for value in values], np.min_scalar_type(max(to.values(), default=0)))
+    unknown = [int(value) for value in values if int(value) not in to]
+    if unknown:
+        what = f"label values that the label table does not have: {some(map(str, unknown), 8)}"
+        remedy = 'put a dataset.json beside it with {"labels": {name: value}} of these label maps'
+        raise ContextsegError(where, what, remedy)
+    smallest = np.min_scalar_type(max(to.values(), default=0))
+    codes = np.array([to[int(value)] for value in values], smallest)
     return codes[np.searchsorted(values, label)]
 
 
 def painted(masks: Mapping[int, Path]) -> Volume:
-    """Masks as one label map: each one's number where it is above 0, the later one's where several are.
+    """Masks as one label map.
 
-    Raises `Problem` where one cannot be read, or lies on another grid than the first; ValueError for no masks.
+    Args:
+        masks: The file of each number. Where several masks are above 0, the later one has it.
+
+    Returns:
+        The numbers (D, H, W) where masks are above 0, and 0 elsewhere, on the grid of the masks.
+
+    Raises:
+        ContextsegError: A mask cannot be read, or lies on another grid than the first.
+        ValueError: There are no masks.
     """
     whole: Volume | None = None
     for number, path in masks.items():
@@ -174,7 +236,8 @@ def painted(masks: Mapping[int, Path]) -> Volume:
         if whole is None:
             whole = mask.with_array(np.zeros(mask.shape, np.min_scalar_type(max(masks))))
         if not mask.same_grid(whole):
-            raise Problem(path, "its grid differs from the other masks'", "resample it onto their grid")
+            what = "its grid differs from the other masks'"
+            raise ContextsegError(path, what, "resample it onto their grid")
         whole.array[mask.array > 0] = number
     if whole is None:
         raise ValueError("no masks")
@@ -182,18 +245,21 @@ def painted(masks: Mapping[int, Path]) -> Volume:
 
 
 def _files(folder: Path, case: str) -> tuple[str, tuple[Path, ...]]:
-    """A case's layout and files. Raises `Problem` if there are none, or two label maps."""
+    """A case's layout and files. Raises `ContextsegError` if there are none, or two label maps."""
     if not folder.is_dir():
-        raise Problem(folder, "there is no such folder", "check the path")
+        raise ContextsegError(folder, "there is no such folder", "check the path")
     maps = tuple(path for path in _scans(folder) if stem(path) == case)
     if len(maps) > 1:
-        raise Problem(maps[1], f"the same name as {maps[0].name}", "keep one of the two")
+        raise ContextsegError(maps[1], f"the same name as {maps[0].name}", "keep one of the two")
     if maps:
         return LABELS, maps
     parts = _parts(folder / case)
     if not parts:
-        what = "no masks in this folder" if (folder / case).is_dir() else "there are no masks of this case"
-        raise Problem(folder / case, what, f"put them there, or write a label map {case}.nii.gz into {folder}")
+        what = "there are no masks of this case"
+        if (folder / case).is_dir():
+            what = "no masks in this folder"
+        remedy = f"put them there, or write a label map {case}.nii.gz into {folder}"
+        raise ContextsegError(folder / case, what, remedy)
     return STRUCTURES, parts
 
 
@@ -204,29 +270,36 @@ def _parts(folder: Path) -> tuple[Path, ...]:
 
 
 def _scans(folder: Path) -> list[Path]:
-    """The files of a folder that may be label maps; pictures (a preview, as a rule) where there is nothing else."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")) if folder.is_dir() else []
+    """The files of a folder that may be label maps.
+
+    Pictures, which are previews as a rule, are taken only where there is nothing else.
+    """
+    if not folder.is_dir():
+        return []
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     files = [p for p in files if p.name.lower().endswith(ENDINGS)]
     return [p for p in files if not p.name.lower().endswith(_PICTURES)] or files
 
 
-def _found(label: np.ndarray, where: Path, most: int = 255) -> dict[int, str]:
-    """Names for values that nobody named."""
+def _numbered_names(label: np.ndarray, where: Path, most: int = 255) -> dict[int, str]:
+    """Names of the values of a label map without a table."""
     values = [int(value) for value in np.unique(label)]
     if min(values, default=0) < 0 or len(values) > most:
-        what = f"{len(values)} label values from {min(values)} to {max(values)}; a scan instead of a label map?"
-        raise Problem(where, what, "use whole numbers from 0 up, one for each structure")
+        extent = f"from {min(values)} to {max(values)}"
+        what = f"{len(values)} label values {extent}; a scan instead of a label map?"
+        raise ContextsegError(where, what, "use whole numbers from 0 up, one for each structure")
     return {value: f"label_{value}" for value in values}
 
 
-# --- grids ------------------------------------------------------------------------------------------------------------
+# --- grids ----------------------------------------------------------------------------------------
 
 
 def _onto(label: Volume, scan: Volume) -> tuple[np.ndarray, bool]:
-    """A label map on the grid of a scan, (D, H, W) int16, nearest neighbour; whether the two grids meet.
+    """A label map on the grid of a scan, (D, H, W) int16, and whether the two grids overlap.
 
-    Half-way between two voxels the one with the higher index has it, but for a thousandth of a voxel: else the noise of
-    a header's float32 would decide from one voxel to the next.
+    The nearest voxel is taken. Half-way between two voxels the one with the higher index is, less a
+    thousandth of a voxel: otherwise the rounding of a header's float32 would decide from one voxel
+    to the next.
     """
     if label.same_grid(scan):
         return label.array.astype(np.int16), True
@@ -234,15 +307,19 @@ def _onto(label: Volume, scan: Volume) -> tuple[np.ndarray, bool]:
     to_label = np.linalg.solve(label.affine, scan.affine)
     to_label[:3, 3] += 0.5 + 1e-3
     depth, height, width = scan.shape
-    met = False
+    rows = np.arange(height)
+    columns = np.arange(width)
+    overlap = False
     for d in range(depth):
-        inside, places = np.True_, []
+        inside = np.True_
+        indices = []
         for axis, n in enumerate(label.shape):
             along_d, along_h, along_w, start = to_label[axis]
-            place = (start + along_d * d + along_h * np.arange(height))[:, None] + along_w * np.arange(width)
-            inside = inside & (place >= 0) & (place < n)
-            places.append(place)
+            index = (start + along_d * d + along_h * rows)[:, None] + along_w * columns
+            inside = inside & (index >= 0) & (index < n)
+            indices.append(index)
         if inside.any():
-            met = True
-            out[d][inside] = label.array[tuple(place[inside].astype(np.intp) for place in places)]
-    return out, met
+            overlap = True
+            nearest = tuple(index[inside].astype(np.intp) for index in indices)
+            out[d][inside] = label.array[nearest]
+    return out, overlap

@@ -1,7 +1,7 @@
-"""Synthetic patients whose truth is known: for tests, for documentation, and to try an idea in seconds.
+"""Synthetic patients with known labels: for tests, for documentation, to try an idea in seconds.
 
-A body in air holds organs (class 1, a bright ball; class 2, where asked for, a dark one) and look-alikes: rods as
-bright as class 1 that are background.
+A body in air holds organs (class 1, a bright ball; class 2, where asked for, a dark one) and
+look-alikes: rods as bright as class 1 that are background.
 """
 
 from __future__ import annotations
@@ -17,17 +17,27 @@ from contextseg.volume import Volume, write
 def patient(
     seed: int, shape: tuple[int, ...] = (24, 24, 24), classes: int = 2, look_alikes: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One patient: image (*S) float32, about 0 in air and 1 in the body, and its true label (*S) int16.
+    """Make one synthetic patient.
 
-    `classes` counts the background, 2 or 3; two balls may touch, but neither holds the other's centre. The same seed
-    gives the same patient.
+    Two balls may touch, but neither holds the other's centre.
 
-    >>> image, label = patient(0, (16, 16))
-    >>> image.shape, sorted(set(label.ravel().tolist()))
-    ((16, 16), [0, 1])
+    Args:
+        seed: The same seed gives the same patient.
+        shape: Number of voxels along each axis, two or three of them.
+        classes: Number of classes with the background, 2 or 3.
+        look_alikes: Number of rods as bright as class 1 that are background.
+
+    Returns:
+        The image (*S) float32, about 0 in air and 1 in the body, and its true label (*S) int16.
+
+    Example:
+        >>> image, label = patient(0, (16, 16))
+        >>> image.shape, sorted(set(label.ravel().tolist()))
+        ((16, 16), [0, 1])
     """
     rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1).astype(np.float32)
+    axes = [np.arange(n) for n in shape]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).astype(np.float32)
     size = np.array(shape, np.float32)
     body = (((grid - (size - 1) / 2) / (0.47 * size)) ** 2).sum(-1) < 1
     image = body.astype(np.float32)
@@ -35,7 +45,8 @@ def patient(
     balls: list[tuple[np.ndarray, float]] = []
     for k in range(1, classes):
         while True:
-            centre, radius = size * rng.uniform(0.35, 0.65, len(shape)), size.min() * rng.uniform(0.13, 0.2)
+            centre = size * rng.uniform(0.35, 0.65, len(shape))
+            radius = size.min() * rng.uniform(0.13, 0.2)
             if all(np.linalg.norm(centre - c) > max(radius, r) for c, r in balls):
                 break
         balls.append((centre, radius))
@@ -59,7 +70,22 @@ def write_dataset(
     classes: int = 2,
     look_alikes: int = 0,
 ) -> Path:
-    """Write phantoms as an nnU-Net v2 raw data set (voxels of 2 x 1 x 1 mm, channel "MR"); the folder."""
+    """Write synthetic patients as an nnU-Net v2 raw data set.
+
+    Voxels measure 2 x 1 x 1 mm, and the channel is called "MR".
+
+    Args:
+        folder: Where to write it.
+        labelled: Number of labelled training cases.
+        unlabelled: Number of unlabelled training cases.
+        test: Number of test cases, with labels.
+        shape: Number of voxels of each along D, H, W.
+        classes: As in `patient`.
+        look_alikes: As in `patient`.
+
+    Returns:
+        The folder.
+    """
     folder = Path(folder)
     affine = np.array([[0.0, 0, 1, -10], [0, 1, 0, 5], [2, 0, 0, 0], [0, 0, 0, 1]])
     for i in range(labelled + unlabelled + test):

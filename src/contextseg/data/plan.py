@@ -1,8 +1,9 @@
-"""What the data told us: facts about each scan (a fingerprint) become a `Plan`; both are JSON that a person may edit.
+"""Facts about each scan (a fingerprint) become a `Plan`; both are JSON that a person may edit.
 
-The rules are nnU-Net's in shape (Isensee et al., Nature Methods 2021): median spacing, the largest patch that memory
-allows, as many levels as the patch can be halved. Differences: intensities come from the training cases alone, the
-budget is a number of gibibytes on any machine, and what mirrors to what is part of the plan.
+The rules are nnU-Net's in shape (Isensee et al., Nature Methods 2021): median spacing, the largest
+patch that memory allows, as many levels as the patch can be halved. Differences: intensities come
+from the training cases alone, the budget is a number of gibibytes on any machine, and what mirrors
+to what is part of the plan.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from typing import Any
 
 import numpy as np
 
+from contextseg.data.ct_windows import ct_window
 from contextseg.data.topology import largest_patch, topology, training_gb
-from contextseg.data.windows import window
-from contextseg.disk import Problem, read_json, write_json
+from contextseg.disk import read_json, write_json
+from contextseg.errors import ContextsegError
 from contextseg.volume import AXIAL, axis_moves
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One scan, in the orientation "SAR": what planning needs to know of it.
+    """What planning needs to know of one scan, in the orientation "SAR".
 
-    shape and spacing_mm are those of the body's box; `roi` holds, for each channel, a sample of the intensities of
-    labelled foreground voxels (empty without a label); `orientation` is the one on disk.
+    Attributes:
+        name: Name of the case.
+        shape: Number of voxels of the body's box along D, H, W.
+        spacing_mm: Spacing along D, H, W.
+        orientation: The orientation on disk.
+        roi: For each channel, a sample of the intensities of labelled foreground voxels; () without
+            a label.
     """
 
     name: str
@@ -40,12 +47,25 @@ class Facts:
 class Channel:
     """How one channel is normalised.
 
-    kind "ct": clip to [low, high], subtract mean, divide by sd, numbers of the training set; "window": clip to
-    [low, high], in HU, and that to 0..1; "zscore": by mean and sd of each case inside its body; "none": as it is;
-    "rescale": [low, high] to 0..1, or where these are equal the case's own extremes; "place": no intensity, but where
-    along D a slice lies, 0 to 1, which says how far up the body it is (`prepare.slice_places`).
+    The kinds are
 
-    source  which of the scan's channels it is made from; -1 for the one at its own place. So one CT feeds several.
+    - "ct": clip to [low, high], subtract the mean, divide by sd, all of the training set;
+    - "window": clip to [low, high] in HU, then map that to 0..1;
+    - "zscore": subtract the mean and divide by the sd of each case inside its body;
+    - "none": as it is;
+    - "rescale": map [low, high] to 0..1, or the case's own extremes where these are equal;
+    - "place": no intensity, but the position of a slice along D, 0 to 1, which tells how far up the
+      body it lies (`prepare.slice_places`).
+
+    Attributes:
+        name: Name of the channel.
+        kind: One of the kinds above.
+        low: Lower end of the range.
+        high: Upper end of the range.
+        mean: Subtracted by "ct".
+        sd: Divisor of "ct".
+        source: Index of the scan's channel that it is made from, so that one CT can feed several
+            channels. -1 for the one at its own place.
     """
 
     name: str
@@ -57,7 +77,11 @@ class Channel:
     source: int = -1
 
     def made_from(self, place: int) -> int:
-        """The index of the scan's channel that this one, at that place of a plan, is made from."""
+        """The index of the scan's channel that this one is made from.
+
+        Args:
+            place: Index of this channel in its plan.
+        """
         return place if self.source < 0 else self.source
 
 
@@ -69,13 +93,23 @@ PLACE = Channel("slice position", "place", source=0)
 class Plan:
     """Everything that preprocessing, sampling and the network must agree on. Frozen; JSON on disk.
 
-    classes      K names, background first; `values` are theirs in label files; `regions` names what is evaluated, as
-                 unions of class indices.
-    orientation  the axes D, H, W of all arrays; D is the slice axis of 2-D networks.
-    patch_vox    two numbers (H, W) for 2-D networks, three for 3-D.
-    mirror       which of D, H, W may be mirrored; `swaps` are the classes that change places left to right.
-    widths, strides, kernels  the network's levels, full resolution first.
-    batch_dice   whether the Dice loss pools the items of a batch; nnU-Net's word, and its rule: for 2-D networks.
+    Attributes:
+        dataset: Name of the data set.
+        classes: Names of the K classes, background first.
+        values: The value of each class in label files.
+        regions: What is evaluated: the indices of the classes that each name unites.
+        channels: How the network's channels are normalised.
+        orientation: Axes D, H, W of all arrays; D is the slice axis of 2-D networks.
+        spacing_mm: Spacing of all arrays along D, H, W.
+        patch_vox: Size of a patch: two numbers (H, W) for 2-D networks, three for 3-D.
+        batch_size: Number of items in a batch.
+        mirror: Whether each of D, H, W may be mirrored.
+        swaps: Pairs of classes that change places in a left-right mirror.
+        widths: Number of channels of each level of the network, full resolution first.
+        strides: Strides of each level.
+        kernels: Kernels of each level.
+        batch_dice: Whether the Dice loss pools the items of a batch. nnU-Net's word, and its rule:
+            for 2-D networks.
     """
 
     dataset: str
@@ -94,20 +128,24 @@ class Plan:
     kernels: tuple[tuple[int, ...], ...]
     batch_dice: bool = False
 
+    def region_values(self) -> dict[str, list[int]]:
+        """The label values of each region in label files, in the order of `regions`."""
+        return {name: [self.values[k] for k in union] for name, union in self.regions.items()}
+
     @property
     def dims(self) -> int:
-        """2 or 3: what the network sees."""
+        """The dimensions of the network, 2 or 3."""
         return len(self.patch_vox)
 
     @property
     def scanned(self) -> tuple[str, ...]:
-        """The names of a scan's channels: fewer than `channels`, where one feeds several."""
+        """Names of a scan's channels: fewer than `channels` where one feeds several."""
         names = {c.made_from(i): c.name for i, c in enumerate(self.channels[: self.intensities])}
         return tuple(names[i] for i in sorted(names))
 
     @property
     def intensities(self) -> int:
-        """How many of the channels, the first ones, hold intensities; after them may come the slice's place."""
+        """Number of channels with intensities; the slice's place may follow them."""
         return len([channel for channel in self.channels if channel.kind != "place"])
 
     @property
@@ -122,16 +160,30 @@ class Plan:
 
     @property
     def orders(self) -> tuple[int, int, int]:
-        """The splines' orders along D, H, W: cubic, but linear across slices more than three times as thick."""
+        """Orders of the splines along D, H, W: cubic, but linear across slices 3 times as thick."""
         return _three(1 if s > 3 * min(self.spacing_mm) else 3 for s in self.spacing_mm)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
+        """Write the plan as JSON, atomically.
+
+        Args:
+            path: The file.
+        """
         write_json(path, asdict(self))
 
     @staticmethod
     def load(path: str | Path) -> Plan:
-        """Read a plan. Raises `Problem` where the file is missing, is no JSON, lacks a field, or contradicts itself."""
+        """Read a plan.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ContextsegError: The file is missing, is no JSON, lacks a field, or contradicts itself.
+        """
         content = read_json(path)
         try:
             content["channels"] = tuple(Channel(**channel) for channel in content["channels"])
@@ -140,9 +192,11 @@ class Plan:
             wrong = _contradiction(plan)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise Problem(path, f"not a plan ({what})", "make it again with `contextseg plan`") from error
+            remedy = "make it again with `contextseg plan`"
+            raise ContextsegError(path, f"not a plan ({what})", remedy) from error
         if wrong:
-            raise Problem(path, wrong, "correct it in the file, or make it again with `contextseg plan`")
+            remedy = "correct it in the file, or make it again with `contextseg plan`"
+            raise ContextsegError(path, wrong, remedy)
         return plan
 
 
@@ -151,38 +205,60 @@ def _frozen(value: Any) -> Any:
 
 
 def _contradiction(plan: Plan) -> str:
-    """What cannot be in a plan that somebody edited; "" if nothing."""
+    """What cannot be in a plan that a person edited; "" if nothing."""
     axis_moves(AXIAL, plan.orientation)
-    levels, classes = (plan.widths, plan.strides, plan.kernels), range(len(plan.classes))
-    named = {k for group in (*plan.regions.values(), *plan.swaps) for k in group}
+    levels = (plan.widths, plan.strides, plan.kernels)
+    axes = (*plan.strides, *plan.kernels)
+    indices = {k for group in (*plan.regions.values(), *plan.swaps) for k in group}
     sources = {channel.made_from(i) for i, channel in enumerate(plan.channels)}
-    facts = {
-        "spacing_mm has three positive numbers": len(plan.spacing_mm) == 3 and min(plan.spacing_mm) > 0,
-        "patch_vox has two or three positive whole numbers": plan.dims in (2, 3) and _counts(plan.patch_vox),
-        "batch_size is a positive whole number": _counts([plan.batch_size]),
-        "mirror has three entries": len(plan.mirror) == 3,
-        "each class has one value": len(plan.classes) == len(plan.values) > 0,
-        "regions and swaps name classes by their index": named <= set(classes),
-        "there is a channel": len(plan.channels) > 0,
-        "the channels are made from a scan's first, second, and so on": sources == set(range(len(sources))),
-        "a slice's place is the last channel, after one of the scan": all(
-            c.kind != "place" for c in (*plan.channels[:1], *plan.channels[:-1])
+    not_last = (*plan.channels[:1], *plan.channels[:-1])
+    windows = [channel for channel in plan.channels if channel.kind == "window"]
+    facts = (
+        (
+            "spacing_mm has three positive numbers",
+            len(plan.spacing_mm) == 3 and min(plan.spacing_mm) > 0,
         ),
-        "a window's low end is below its high end": all(c.low < c.high for c in plan.channels if c.kind == "window"),
-        "widths, strides and kernels have as many levels": len({len(part) for part in levels}) == 1
-        and _counts(plan.widths),
-        "strides and kernels have as many axes as patch_vox": all(
-            len(axes) == plan.dims and _counts(axes) for axes in (*plan.strides, *plan.kernels)
+        (
+            "patch_vox has two or three positive whole numbers",
+            plan.dims in (2, 3) and _counts(plan.patch_vox),
         ),
-    }
-    return next((f"not so: {fact}" for fact, holds in facts.items() if not holds), "")
+        ("batch_size is a positive whole number", _counts([plan.batch_size])),
+        ("mirror has three entries", len(plan.mirror) == 3),
+        ("each class has one value", len(plan.classes) == len(plan.values) > 0),
+        (
+            "regions and swaps name classes by their index",
+            indices <= set(range(len(plan.classes))),
+        ),
+        ("there is a channel", len(plan.channels) > 0),
+        (
+            "the channels are made from a scan's first, second, and so on",
+            sources == set(range(len(sources))),
+        ),
+        (
+            "a slice's place is the last channel, after one of the scan",
+            all(channel.kind != "place" for channel in not_last),
+        ),
+        (
+            "a window's low end is below its high end",
+            all(channel.low < channel.high for channel in windows),
+        ),
+        (
+            "widths, strides and kernels have as many levels",
+            len({len(part) for part in levels}) == 1 and _counts(plan.widths),
+        ),
+        (
+            "strides and kernels have as many axes as patch_vox",
+            all(len(numbers) == plan.dims and _counts(numbers) for numbers in axes),
+        ),
+    )
+    return next((f"not so: {fact}" for fact, holds in facts if not holds), "")
 
 
 def _counts(numbers: Iterable[Any]) -> bool:
     return all(isinstance(n, int) and n > 0 for n in numbers)
 
 
-# --- rules ----------------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 
 def make_plan(
@@ -205,17 +281,50 @@ def make_plan(
     batch_dice: bool | None = None,
     slice_position: bool = False,
 ) -> Plan:
-    """The plan for a data set, from the facts of its *training* cases.
+    """The plan for a data set, from the facts of its training cases.
 
-    `memory_gb` is what one training step may take (activations, gradients, weights; float16 on a GPU takes about half).
-    What is given (`spacing_mm` in the order D, H, W; `patch_vox`; `batch_size`) is kept; the rest follows from it.
-    `ct_windows` names windows (of `data.windows`; as text with commas between) through which the network sees a CT, one
-    channel each, in place of the training set's intensities. `batch_dice` None: in 2-D.
-    `slice_position` gives the network one channel more, which says how far along D each slice lies.
-    Raises `Problem` if there is no case, an argument makes no sense, or the budget is too small for the smallest patch.
+    What is given (`spacing_mm`, `patch_vox`, `batch_size`) is kept; the rest follows from it.
+
+    Args:
+        dataset: Name of the data set.
+        classes: Names of its classes, background first.
+        values: The value of each class in label files.
+        regions: The indices of the classes that each evaluated region unites.
+        channels: Names of a scan's channels, which say how they are normalised.
+        facts: Facts of the training cases.
+        dims: Dimensions of the network, 2 or 3.
+        memory_gb: Memory of one training step (activations, gradients, weights), in gibibytes of
+            float32; float16 on a GPU takes about half.
+        spacing_mm: Spacing along D, H, W. None takes nnU-Net's rule.
+        patch_vox: Size of a patch. None takes the largest one that fits into memory.
+        batch_size: Number of items in a batch. None takes as many as fit, but at most a twentieth
+            of the data set's voxels.
+        base_width: Number of channels of the first level.
+        max_width: Largest number of channels. None takes nnU-Net's: 320 in 3-D, 512 in 2-D.
+        max_levels: Largest number of levels.
+        ct_windows: Names of `data.ct_windows`, as text with commas between or one by one. The
+            network sees a CT through them, one channel each, in place of the training set's
+            intensities.
+        batch_dice: Whether the Dice loss pools the items of a batch. None does so in 2-D.
+        slice_position: Whether the network gets one more channel, the position of each slice along
+            D.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ContextsegError: There is no case, an argument makes no sense, or the budget is too small
+            for the smallest patch.
     """
-    given = {"spacing_mm": spacing_mm, "patch_vox": patch_vox, "batch_size": batch_size, "memory_gb": memory_gb}
-    _check_given(dataset, dims, {**given, "base_width": base_width, "max_levels": max_levels}, facts)
+    given = {
+        "spacing_mm": spacing_mm,
+        "patch_vox": patch_vox,
+        "batch_size": batch_size,
+        "memory_gb": memory_gb,
+        "base_width": base_width,
+        "max_levels": max_levels,
+    }
+    _check_given(dataset, dims, given, facts)
     orientation, spacing, median_shape = _common_grid(facts, dims, spacing_mm)
     use = slice(3 - dims, 3)
     widest = max_width or (320 if dims == 3 else 512)
@@ -232,23 +341,26 @@ def make_plan(
     patch: Any = tuple(int(n) for n in patch_vox) if patch_vox else None
     patch = patch or largest_patch(median_shape[use], spacing[use], lambda p: fits(p, batch))
     if patch is None:
-        raise Problem(dataset, f"no patch fits into {memory_gb} GB", "raise memory_gb, or lower base_width")
+        what = f"no patch fits into {memory_gb} GB"
+        raise ContextsegError(dataset, what, "raise memory_gb, or lower base_width")
     if batch_size is None:  # nnU-Net's cap: a batch holds at most 5 % of the data set's voxels
         cap = int(0.05 * len(facts) * np.prod(median_shape) / np.prod(patch))
         while batch < min(cap, 64) and fits(patch, batch + 1):
             batch += 1
-    swaps, mirrors = lateral(classes)
+
+    swaps, lateral_mirror = lateral(classes)
+    places = (PLACE,) if slice_position else ()
     return Plan(
         dataset=dataset,
         classes=tuple(classes),
         values=tuple(values),
         regions=dict(regions),
-        channels=_channels(dataset, channels, facts, ct_windows) + (PLACE,) * slice_position,
+        channels=_channels(dataset, channels, facts, ct_windows) + places,
         orientation=orientation,
         spacing_mm=_three(float(s) for s in spacing),
         patch_vox=patch,
         batch_size=batch,
-        mirror=_three(mirrors or letter not in "RL" for letter in orientation),
+        mirror=_three(lateral_mirror or letter not in "RL" for letter in orientation),
         swaps=swaps,
         batch_dice=dims == 2 if batch_dice is None else batch_dice,
         **levels(patch),
@@ -256,17 +368,20 @@ def make_plan(
 
 
 def _check_given(dataset: str, dims: int, given: Mapping[str, Any], facts: Sequence[Facts]) -> None:
-    """Raise `Problem` for an argument of `make_plan` that makes no sense, and where there is no case."""
+    """Raise `ContextsegError` for an argument that makes no sense, and where there is no case."""
     if dims not in (2, 3):
-        raise Problem(dataset, f"dims = {dims}", "choose 2 or 3")
+        raise ContextsegError(dataset, f"dims = {dims}", "choose 2 or 3")
     for name, value in given.items():
         count = {"spacing_mm": 3, "patch_vox": dims}.get(name, 1)
         numbers = [value] if count == 1 else value
         if value is not None and (len(numbers) != count or min(numbers) <= 0):
-            remedy = f"give {count} positive numbers for a {dims}-D network" if count > 1 else "give a positive number"
-            raise Problem(dataset, f"{name} = {value}", remedy)
+            remedy = "give a positive number"
+            if count > 1:
+                remedy = f"give {count} positive numbers for a {dims}-D network"
+            raise ContextsegError(dataset, f"{name} = {value}", remedy)
     if not facts:
-        raise Problem(dataset, "there is no case to plan with", "put scans into the training folder")
+        what = "there is no case to plan with"
+        raise ContextsegError(dataset, what, "put scans into the training folder")
 
 
 def _common_grid(
@@ -277,7 +392,10 @@ def _common_grid(
     order = [AXIAL.index(letter) for letter in orientation]
     spacings = np.array([[f.spacing_mm[i] for i in order] for f in facts])
     shapes = np.array([[f.shape[i] for i in order] for f in facts])
-    spacing = np.array(spacing_mm, float) if spacing_mm is not None else target_spacing(spacings, shapes)
+    if spacing_mm is None:
+        spacing = target_spacing(spacings, shapes)
+    else:
+        spacing = np.array(spacing_mm, float)
     median_shape = np.median(np.rint(shapes * spacings / spacing), axis=0).astype(int).clip(1)
     return orientation, spacing, median_shape
 
@@ -288,7 +406,17 @@ def _three(values: Iterable[Any]) -> tuple[Any, Any, Any]:
 
 
 def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-    """nnU-Net's rule, (N, 3) and (N, 3) to (3,): the median, but the 10th percentile along an axis of thick slices."""
+    """The spacing of all arrays: the median, but finer along an axis of thick slices.
+
+    nnU-Net's rule: along such an axis, the 10th percentile.
+
+    Args:
+        spacings: Spacing of each of N cases in mm, (N, 3).
+        shapes: Number of voxels of each case, (N, 3).
+
+    Returns:
+        The spacing in mm, (3,).
+    """
     target = np.median(spacings, axis=0)
     coarse = int(np.argmax(target))
     others = [i for i in range(3) if i != coarse]
@@ -300,7 +428,7 @@ def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> np.ndarray:
 
 
 def _slices_first(facts: Sequence[Facts]) -> str:
-    """The orientation whose D is the axis of thickest slices, where one is clearly thicker; else axial."""
+    """The orientation whose D is the axis of clearly thicker slices; axial where there is none."""
     spacing = np.median([f.spacing_mm for f in facts], axis=0)
     coarse = int(np.argmax(spacing))
     if spacing[coarse] <= 1.5 * np.median(spacing):
@@ -308,7 +436,7 @@ def _slices_first(facts: Sequence[Facts]) -> str:
     return AXIAL[coarse] + AXIAL.replace(AXIAL[coarse], "")
 
 
-# --- left and right, intensities ------------------------------------------------------------------------------------
+# --- left and right, intensities ------------------------------------------------------------------
 
 _SIDES = [("left", "right"), ("l", "r"), ("lt", "rt"), ("lh", "rh")]
 _OPPOSITE = dict(_SIDES) | {b: a for a, b in _SIDES}
@@ -316,22 +444,33 @@ _NOT_PAIRED = re.compile(r"atri|ventric|heart|lobe", re.IGNORECASE)
 
 
 def lateral(classes: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], bool]:
-    """Which class indices change places in a left-right mirror, and whether such a mirror may be used at all.
+    """The classes that change places in a left-right mirror, and whether such a mirror is allowed.
 
-    It may not where a class has a side but no partner, or where the sides are not mirror images (heart, lung lobes).
-    A name is taken apart at spaces, signs and capitals: "kidney_left", "Left-Kidney", "KidneyL" have a side, "bright"
-    has none, and neither has a lone "L".
+    It is not where a class has a side but no partner, or where the sides are not mirror images
+    (heart, lung lobes). A name is taken apart at spaces, signs and capitals: "kidney_left",
+    "Left-Kidney" and "KidneyL" have a side, "bright" has none, and neither has a lone "L".
 
-    >>> lateral(["background", "right_parotid", "left_parotid", "mandible"])
-    (((1, 2),), True)
-    >>> lateral(["background", "left_kidney"])
-    ((), False)
+    Args:
+        classes: Names of the classes, background first.
+
+    Returns:
+        Pairs of class indices, and whether left and right may be mirrored.
+
+    Example:
+        >>> lateral(["background", "right_parotid", "left_parotid", "mandible"])
+        (((1, 2),), True)
+        >>> lateral(["background", "left_kidney"])
+        ((), False)
     """
     words = [_words(name) for name in classes]
     pairs: set[tuple[int, int]] = set()
     allowed = True
     for i, parts in enumerate(words):
-        partners = [[*parts[:j], _OPPOSITE[w], *parts[j + 1 :]] for j, w in enumerate(parts) if w in _OPPOSITE]
+        partners = [
+            [*parts[:j], _OPPOSITE[w], *parts[j + 1 :]]
+            for j, w in enumerate(parts)
+            if w in _OPPOSITE
+        ]
         known = [words.index(partner) for partner in partners if partner in words]
         if known and not _NOT_PAIRED.search(classes[i]):
             pairs.add((min(i, known[0]), max(i, known[0])))
@@ -346,25 +485,34 @@ def _words(name: str) -> list[str]:
 
 
 def is_ct(channel: str) -> bool:
-    """Whether a channel of that name holds Hounsfield units; nnU-Net's word for them is "CT"."""
+    """Whether a channel holds Hounsfield units; nnU-Net's name for such a channel is "CT".
+
+    Args:
+        channel: Name of the channel.
+    """
     return channel.strip().lower() == "ct"
 
 
 def _channels(
     dataset: str, names: Sequence[str], facts: Sequence[Facts], ct_windows: str | Sequence[str]
 ) -> tuple[Channel, ...]:
-    """How each of the scan's channels is normalised; with windows, the channels that a CT is seen through."""
+    """How each of the scan's channels is normalised; with CT windows, one channel for each."""
     if not ct_windows:
-        return tuple(_channel(name, [f.roi[i] for f in facts if f.roi]) for i, name in enumerate(names))
+        samples = [[f.roi[i] for f in facts if f.roi] for i in range(len(names))]
+        return tuple(_channel(name, sample) for name, sample in zip(names, samples))
     if len(names) != 1 or not is_ct(names[0]):
         what = f"windows are for scans of one channel, CT; these have {', '.join(names)}"
-        raise Problem(dataset, what, "leave ct_windows out, or name the channel CT where it holds Hounsfield units")
+        remedy = "leave ct_windows out, or name the channel CT where it holds Hounsfield units"
+        raise ContextsegError(dataset, what, remedy)
     chosen = ct_windows.split(",") if isinstance(ct_windows, str) else ct_windows
-    return tuple(Channel(names[0], "window", *window(name), source=0) for name in chosen)
+    return tuple(Channel(names[0], "window", *ct_window(name), source=0) for name in chosen)
 
 
 def _channel(name: str, samples: Sequence[Sequence[float] | np.ndarray]) -> Channel:
-    """nnU-Net's rule: the channel's name says how it is normalised; CT by the ROI voxels of the training cases."""
+    """How a channel is normalised, by its name; CT by the ROI voxels of the training cases.
+
+    nnU-Net's rule.
+    """
     lower = name.strip().lower()
     if lower in ("nonorm", "none"):
         return Channel(name, "none")
@@ -377,5 +525,6 @@ def _channel(name: str, samples: Sequence[Sequence[float] | np.ndarray]) -> Chan
         return Channel(name, "zscore")
     low, high = np.percentile(values, (0.5, 99.5))
     inside = np.clip(values, low, high)
+    mean = float(inside.mean())
     sd = float(inside.std())
-    return Channel(name, "ct", float(low), float(high), float(inside.mean()), sd if sd > 1e-6 else 1.0)
+    return Channel(name, "ct", float(low), float(high), mean, sd if sd > 1e-6 else 1.0)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from contextseg.data.plan import Channel, Plan
-from contextseg.disk import Problem
-from contextseg.volume import Volume, axis_moves, resample, resample_labels
+from contextseg.errors import ContextsegError
+from contextseg.resampling import resample, resample_labels
+from contextseg.volume import Volume, axis_moves
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """(start, stop) along D, H and W."""
@@ -19,11 +20,19 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Record:
-    """How a scan was preprocessed; all that `undo` needs.
+    """How a scan was preprocessed: all that `undo` needs.
 
-    orientation, affine, grid  the input's own.        box  ((start, stop), ...) of the body on the oriented grid.
-    shape    of the cropped box before resampling.     mean, sd  of each channel inside the body.
-    low, high  each channel's extremes inside the box (what int16 spans).
+    Attributes:
+        name: Name of the case.
+        orientation: Orientation of the input.
+        affine: Affine of the input.
+        grid: Number of voxels of the input.
+        target: The plan's orientation.
+        box: (start, stop) of the body along each axis of the oriented grid.
+        mean: Mean of each channel inside the body.
+        sd: Standard deviation of each channel inside the body.
+        low: Smallest value of each channel inside the box, where the int16 range starts.
+        high: Largest value of each channel inside the box, where the int16 range ends.
     """
 
     name: str
@@ -39,25 +48,34 @@ class Record:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the body's box, in the plan's orientation, before resampling."""
+        """Shape of the body's box, in the plan's orientation, before resampling."""
         (a, b), (c, d), (e, f) = self.box
         return b - a, d - c, f - e
 
 
 _AIR_HU = -500  # between air and the lungs' walls; lungs are filled as holes
-_BLOCKS = 128  # along each axis, of which a body mask is made
+_BLOCKS = 128  # blocks along each axis that a body mask is made of
 _PART = 0.02  # of the largest part; a second leg is more, ghosts and screws in the air are less
 
 
 def body_mask(scan: Volume, ct: bool) -> np.ndarray:
-    """The patient in an image (C, D, H, W), without air, table and noise: (D, H, W) bool; all if nothing stands out.
+    """The patient in an image, without air, table and noise.
 
-    CT: what is denser than -500 HU and not as thin as a table top (which may touch the patient). MR: what is brighter
-    than a tenth of the 98th percentile (as BET begins; Smith, HBM 2002) or, where a quarter of the image was set to one
-    value (a stripped brain), what differs from it. The first channel decides. Then all large parts, with the holes in
-    their axial slices filled. Some air does no harm; what is cut off is never segmented.
+    In CT, this is what is denser than -500 HU and not as thin as a table top (which may touch the
+    patient). In MR, it is what is brighter than a tenth of the 98th percentile (as BET begins;
+    Smith, HBM 2002) or, where a quarter of the image was set to one value (a stripped brain), what
+    differs from that value. All large parts are kept, and the holes in their axial slices filled.
+    Some air does no harm; what is cut off is never segmented.
 
-    Worked out on about 128 blocks along each axis, which averages noise and takes a fifth of the time.
+    The mask is found on about 128 blocks along each axis, which averages noise and takes a fifth of
+    the time.
+
+    Args:
+        scan: The image (C, D, H, W). The first channel decides.
+        ct: Whether it is in Hounsfield units.
+
+    Returns:
+        (D, H, W) bool; all True where nothing stands out.
     """
     import cc3d
     from scipy import ndimage
@@ -76,7 +94,8 @@ def body_mask(scan: Volume, ct: bool) -> np.ndarray:
     sizes = np.bincount(parts.ravel(), weights=core.ravel())
     large = (sizes >= _PART * sizes.max()) & (sizes > 0)
     body = (ndimage.binary_dilation(core, iterations=4, mask=mask) if ct else mask) & large[parts]
-    body = np.stack([ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, axial, 0)], axial)
+    filled = [ndimage.binary_fill_holes(plane) for plane in np.moveaxis(body, axial, 0)]
+    body = np.stack(filled, axial)
     for axis, n in enumerate(size):
         body = body.repeat(n, axis) if n > 1 else body
     d, h, w = first.shape
@@ -103,12 +122,13 @@ def _block_means(x: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
         if n > 1:
             starts = np.arange(0, out.shape[axis], n)
             counts = np.diff([*starts, out.shape[axis]]).astype(np.float32)
-            out = np.add.reduceat(out, starts, axis) / counts.reshape([-1 if i == axis else 1 for i in range(3)])
+            along = [-1 if i == axis else 1 for i in range(3)]
+            out = np.add.reduceat(out, starts, axis) / counts.reshape(along)
     return out
 
 
 def _eroded(mask: np.ndarray, axial: int) -> np.ndarray:
-    """Without the outermost block of each axial slice, but for where the image ends."""
+    """The mask without its outermost blocks in each axial slice, except where the image ends."""
     from scipy import ndimage
 
     cross = ndimage.generate_binary_structure(3, 1)
@@ -119,10 +139,20 @@ def _eroded(mask: np.ndarray, axial: int) -> np.ndarray:
 def prepare(
     scan: Volume, plan: Plan, name: str = "", label: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, Record]:
-    """Orient, crop to the body, resample: image (C, *S) float32 in own units, label (*S) or None, body (*S), record.
+    """Orient a scan, crop it to the body, and resample it. It is not normalised yet.
 
-    `label` holds class indices on the scan's grid; its box is never cropped away. The image is not normalised yet.
-    Raises `Problem` if the number of channels differs from the plan's, or an intensity is not finite.
+    Args:
+        scan: The image (C, D, H, W).
+        plan: Orientation, spacing and channels.
+        name: Name of the case, for the record and messages.
+        label: Class indices (D, H, W) on the scan's grid; its box is never cropped away.
+
+    Returns:
+        The image (C, *S) float32 in its own units; the label (*S), or None; the body (*S) bool; the
+        record.
+
+    Raises:
+        ContextsegError: The number of channels is not the plan's, or an intensity is not finite.
     """
     turned = scan.oriented(plan.orientation)
     image = np.ascontiguousarray(turned.array, dtype=np.float32)
@@ -130,10 +160,13 @@ def prepare(
     if label is not None:
         label = scan.with_array(label).oriented(plan.orientation).array
     body, box = body_box(turned.with_array(image), plan.ct, label)
+
     inside = tuple(slice(a, b) for a, b in box)
-    image, body = image[(slice(None), *inside)], body[inside]
+    image = image[(slice(None), *inside)]
+    body = body[inside]
     values = [channel[body].astype(np.float64) for channel in image]
-    low, high = ([float(x) for x in end(axis=(1, 2, 3))] for end in (image.min, image.max))
+    low = [float(x) for x in image.min(axis=(1, 2, 3))]
+    high = [float(x) for x in image.max(axis=(1, 2, 3))]
     record = Record(
         name=name,
         orientation=scan.orientation,
@@ -146,6 +179,7 @@ def prepare(
         low=tuple(low),
         high=tuple(high),
     )
+
     spacing = turned.spacing_mm
     shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, plan.spacing_mm))
     if shape != body.shape:
@@ -165,23 +199,42 @@ def _spread(values: np.ndarray, span: float) -> float:
 
 
 def check_channels(image: np.ndarray, names: Sequence[str], files: Sequence[str | Path]) -> None:
-    """Raise `Problem` if an image (C, D, H, W) has other channels than `names`, or NaN or infinity in one.
+    """Check that an image has the right number of channels, and finite intensities.
 
-    `files` are named in it: one for each channel, or one that holds them all.
+    Args:
+        image: (C, D, H, W).
+        names: Names of the channels that it should have.
+        files: The file of each channel, or one that holds them all, for the message.
+
+    Raises:
+        ContextsegError: The number of channels is another, or there is NaN or infinity.
     """
     if len(image) != len(names):
-        what = f"{len(image)} channel{'s' if len(image) != 1 else ''}; this data set has {len(names)}"
-        raise Problem(files[0], what, f"give the channels {', '.join(names)}, in this order")
+        plural = "" if len(image) == 1 else "s"
+        what = f"{len(image)} channel{plural}; this data set has {len(names)}"
+        remedy = f"give the channels {', '.join(names)}, in this order"
+        raise ContextsegError(files[0], what, remedy)
     for i, channel in enumerate(image):
-        bad = 0 if channel.dtype.kind in "iub" else channel.size - int(np.isfinite(channel).sum())
+        if channel.dtype.kind in "iub":
+            continue
+        bad = channel.size - int(np.isfinite(channel).sum())
         if bad:
             where = files[i] if len(files) == len(image) else files[0]
             what = f"{bad} intensit{'ies are' if bad > 1 else 'y is'} NaN or infinite"
-            raise Problem(where, what, "replace them, or leave the case out")
+            raise ContextsegError(where, what, "replace them, or leave the case out")
 
 
 def body_box(turned: Volume, ct: bool, label: np.ndarray | None) -> tuple[np.ndarray, Box]:
-    """The body (D, H, W) bool of an image, and the box that holds it and all that is labelled."""
+    """The body in an image, and the box that holds it and all that is labelled.
+
+    Args:
+        turned: The image (C, D, H, W).
+        ct: Whether it is in Hounsfield units.
+        label: Class indices (D, H, W), or None.
+
+    Returns:
+        The body (D, H, W) bool, and (start, stop) along each axis.
+    """
     body = body_mask(turned, ct)
     keep = body if label is None else body | (label > 0)
     return body, (_extent(keep, 0), _extent(keep, 1), _extent(keep, 2))
@@ -194,12 +247,20 @@ def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
 
 
 def slice_places(slices: int) -> np.ndarray:
-    """(slices,) float32: where the middle of each lies along D, 0 where the first starts and 1 where the last ends.
+    """Position of each slice along D.
 
-    Pham et al. (FLARE 2022) take index / number, which depends on how thick a grid's slices are.
+    Pham et al. (FLARE 2022) take index / number, which depends on the thickness of the slices.
 
-    >>> slice_places(4).tolist()
-    [0.125, 0.375, 0.625, 0.875]
+    Args:
+        slices: Number of slices.
+
+    Returns:
+        (slices,) float32: where the middle of each lies, 0 where the first slice starts and 1 where
+        the last one ends.
+
+    Example:
+        >>> slice_places(4).tolist()
+        [0.125, 0.375, 0.625, 0.875]
     """
     return ((np.arange(slices) + 0.5) / max(slices, 1)).astype(np.float32)
 
@@ -207,9 +268,16 @@ def slice_places(slices: int) -> np.ndarray:
 def normalise(
     image: np.ndarray, channels: Sequence[Channel], record: Record, places: np.ndarray | None = None
 ) -> np.ndarray:
-    """A scan's channels (C, *S), in its units, to what a network sees: (len(channels), *S) float32.
+    """Normalise a scan's channels for a network.
 
-    `places` (D,) is where its slices lie; None: they are all that the scan has.
+    Args:
+        image: The scan's channels (C, *S), in its units.
+        channels: The channels of the network.
+        record: Statistics of the case.
+        places: Position of each slice (D,), as in `slice_places`. None: these are all slices.
+
+    Returns:
+        (len(channels), *S) float32.
     """
     return rescaled(image, [1.0] * len(image), [0.0] * len(image), channels, record, places)
 
@@ -222,7 +290,19 @@ def rescaled(
     record: Record,
     places: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`normalise` of `stored * step + zero` for each of the scan's channels (C, *S), in one pass."""
+    """Normalise stored integers of a scan's channels for a network, in one pass.
+
+    Args:
+        stored: The scan's channels (C, *S), where `stored * step + zero` is in its units.
+        steps: The step of each channel.
+        zeros: The zero of each channel.
+        channels: The channels of the network.
+        record: Statistics of the case.
+        places: Position of each slice (D,), as in `slice_places`. None: these are all slices.
+
+    Returns:
+        (len(channels), *S) float32.
+    """
     out = np.empty((len(channels), *stored.shape[1:]), np.float32)
     for i, channel in enumerate(channels):
         if channel.kind == "place":
@@ -238,7 +318,7 @@ def rescaled(
 
 
 def _mean_sd(channel: Channel, record: Record, i: int) -> tuple[float, float]:
-    """What is subtracted from the scan's channel `i`, and what it is then divided by."""
+    """The number subtracted from the scan's channel `i`, and the one that divides it."""
     if channel.kind == "ct":
         return channel.mean, channel.sd
     if channel.kind == "window":
@@ -246,13 +326,24 @@ def _mean_sd(channel: Channel, record: Record, i: int) -> tuple[float, float]:
     if channel.kind == "zscore":
         return record.mean[i], record.sd[i]
     if channel.kind == "rescale":
-        low, high = (channel.low, channel.high) if channel.high > channel.low else (record.low[i], record.high[i])
+        low, high = channel.low, channel.high
+        if high <= low:
+            low, high = record.low[i], record.high[i]
         return low, (high - low) or 1.0
     return 0.0, 1.0
 
 
 def placed(label: np.ndarray, record: Record, shape: Sequence[int]) -> np.ndarray:
-    """A label map on a scan's own grid, on the grid `shape` that the scan was preprocessed to: the way of its label."""
+    """A label map on a scan's own grid, on the grid that the scan was preprocessed to.
+
+    Args:
+        label: (D, H, W) on the scan's own grid.
+        record: How the scan was preprocessed.
+        shape: Number of voxels of the preprocessed scan.
+
+    Returns:
+        (*shape), treated as the scan's own label was.
+    """
     order, flips = axis_moves(record.orientation, record.target)
     turned = np.flip(label.transpose(order), tuple(axis for axis, flip in enumerate(flips) if flip))
     inside = turned[tuple(slice(a, b) for a, b in record.box)]
@@ -260,11 +351,18 @@ def placed(label: np.ndarray, record: Record, shape: Sequence[int]) -> np.ndarra
 
 
 def undo(label: np.ndarray, record: Record, outside: int = 0) -> Volume:
-    """A label map on the cropped grid before resampling (`record.shape`), back on the exact input grid.
+    """A label map on the cropped grid, back on the exact grid of the input.
 
-    Voxels outside the body's box get `outside`.
+    Args:
+        label: On the cropped grid before resampling, (*record.shape).
+        record: How the scan was preprocessed.
+        outside: The value of voxels outside the body's box.
+
+    Returns:
+        The label map, with the input's affine.
     """
-    order, flips = axis_moves(record.orientation, record.target)  # letters, not affines: at 45 degrees those waver
+    # By letters, not by affines, which are ambiguous at 45 degrees.
+    order, flips = axis_moves(record.orientation, record.target)
     full = np.full([record.grid[i] for i in order], outside, label.dtype)
     full[tuple(slice(a, b) for a, b in record.box)] = label
     full = np.flip(full, tuple(axis for axis, flip in enumerate(flips) if flip))

@@ -1,7 +1,8 @@
-"""Batch n is a function of (seed, n), and item i of it of (seed, n, i).
+"""Batches of augmented patches: batch n is a function of (seed, n), item i of it of (seed, n, i).
 
-So a resumed run sees the batches it would have seen, ranks draw their own items without speaking to each other, and a
-loader has no state. A patch is read from the memory-mapped cache at the size that its rotation and scale need.
+A resumed run therefore sees the batches that it would have seen, ranks draw their own items without
+communication, and a loader has no state. A patch is read from the memory-mapped cache at the size
+that its rotation and scale need.
 """
 
 from __future__ import annotations
@@ -18,23 +19,33 @@ from contextseg.batch import IGNORE, Batch
 from contextseg.data.augment import Augmentation, Draw, apply, draw, source_vox, swap_annotated
 from contextseg.data.cache import Cached, load_array, places_of
 from contextseg.data.plan import Plan
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 
 
 @dataclass(frozen=True)
 class Sampler:
     """Draws batches from preprocessed cases.
 
-    Of the items with a label every second one is centred on a voxel of its case's ROI, each class as often as another
-    however small it is; the others lie anywhere in the body. `labels` replaces the labels of some cases (name to .npy,
-    made by a relabel stage); at least half of the items with a label come from cases that a person labelled, however
-    many others such a stage adds. `maps` gives some cases maps of their voxels (name to .npy, (N, *S)), which move with
-    the image; `annotated` says of some which classes are known, context classes too, in place of their own statement;
-    `unlabelled` is how many items of each batch, the last ones, come from cases without a label. A patch that is
-    larger than its case has 0 in the image and in the maps and `IGNORE` in the label around it.
+    Of the items with a label every second one is centred on a voxel of its case's ROI, each class
+    as often as another however small it is; the others lie anywhere in the body. At least half of
+    the items with a label come from cases that a person labelled, however many others a relabel
+    stage adds. A patch that is larger than its case has 0 in the image and in the maps, and
+    `IGNORE` in the label, around it.
 
-    Raises `Problem` if there is no labelled case, or no unlabelled one, or no room for both, where they are asked for;
-    and for a negative seed.
+    Attributes:
+        cases: The preprocessed cases.
+        plan: Patch, batch and classes.
+        seed: Seed of all batches, 0 or more.
+        augmentation: What may happen to a patch; mirrors that the plan forbids are left out.
+        labels: Labels in place of those of some cases: name to .npy, made by a relabel stage.
+        unlabelled: Number of items of each batch, the last ones, from cases without a label.
+        maps: Maps of the voxels of some cases, which move with the image: name to .npy, (N, *S).
+        annotated: For some cases, whether each class was annotated, context classes too, in place
+            of the case's own statement.
+
+    Raises:
+        ContextsegError: There is no labelled case; unlabelled ones are asked for and there are
+            none, or the batch has no room for both; or the seed is negative.
     """
 
     cases: Sequence[Cached]
@@ -48,18 +59,32 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.seed < 0:
-            raise Problem(f"seed={self.seed}", "a seed is not negative", "give 0 or more")
+            raise ContextsegError(f"seed={self.seed}", "a seed is not negative", "give 0 or more")
         if not self._labelled:
             remedy = "label at least one case, or check the label file names"
-            raise Problem("training cases", "none has a label", remedy)
+            raise ContextsegError("training cases", "none has a label", remedy)
         if self.unlabelled and not self._unlabelled:
-            raise Problem("training cases", "all have labels", "use another method, or --set unlabelled_items=0")
+            remedy = "use another method, or --set unlabelled_items=0"
+            raise ContextsegError("training cases", "all have labels", remedy)
         if self.unlabelled >= self.plan.batch_size:
-            what = f"{self.unlabelled} of the {self.plan.batch_size} items of a batch are unlabelled, none is labelled"
-            raise Problem("batch_size", what, f"raise it to {2 * self.unlabelled}")
+            part = f"{self.unlabelled} of the {self.plan.batch_size} items of a batch"
+            what = f"{part} are unlabelled, none is labelled"
+            raise ContextsegError("batch_size", what, f"raise it to {2 * self.unlabelled}")
 
-    def batch(self, n: int, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> Batch:
-        """The items of batch `n` that belong to `rank` of `world`, augmented, on `device`. May be empty."""
+    def batch(
+        self, n: int, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """The items of a batch that belong to one of several processes, augmented.
+
+        Args:
+            n: Number of the batch.
+            rank: Number of this process.
+            world: Number of processes.
+            device: Where the tensors go.
+
+        Returns:
+            The batch. It is empty where the batch has fewer items than there are processes.
+        """
         plan = self.plan
         items = [self._item(n, i) for i in range(rank, plan.batch_size, world)]
         on_gpu = torch.device(device).type == "cuda"
@@ -70,18 +95,29 @@ class Sampler:
 
         known = [self._known(item.case) for item in items]
         annotated = torch.tensor(known, dtype=torch.bool).reshape(len(items), self._width)
-        if not items:
-            image = torch.zeros(0, len(plan.channels) + self._maps, *plan.patch_vox, device=device)
-            label = torch.zeros(0, *plan.patch_vox, dtype=torch.int64, device=device)
-        else:
-            draws, lateral = [item.draw for item in items], plan.lateral_axis - 3 + plan.dims
-            images, labels = [tensor(item.image) for item in items], [tensor(item.label) for item in items]
+        if items:
+            draws = [item.draw for item in items]
+            images = [tensor(item.image) for item in items]
+            labels = [tensor(item.label) for item in items]
+            lateral = plan.lateral_axis - 3 + plan.dims
             image, label = apply(draws, images, labels, plan.patch_vox, plan.swaps, lateral)
             annotated = swap_annotated(draws, annotated, plan.swaps, lateral)
+        else:
+            channels = len(plan.channels) + self._map_count
+            image = torch.zeros(0, channels, *plan.patch_vox, device=device)
+            label = torch.zeros(0, *plan.patch_vox, dtype=torch.int64, device=device)
+
+        image, maps = image.split([len(plan.channels), self._map_count], 1)
         case = torch.tensor([item.case for item in items], dtype=torch.int64)
-        image, maps = image.split([len(plan.channels), self._maps], 1)
         complete = torch.tensor([item.complete for item in items], dtype=torch.bool, device=device)
-        return Batch(image, label, annotated.to(device), case.to(device), maps if self.maps else None, complete)
+        return Batch(
+            image,
+            label,
+            annotated.to(device),
+            case.to(device),
+            maps if self.maps else None,
+            complete,
+        )
 
     @cached_property
     def _allowed(self) -> Augmentation:
@@ -91,21 +127,24 @@ class Sampler:
 
     @cached_property
     def _labelled(self) -> list[int]:
-        return [i for i, case in enumerate(self.cases) if case.labelled or case.record.name in self.labels]
+        """Indices of the cases with a label, their own or a replaced one."""
+        cases = enumerate(self.cases)
+        return [i for i, case in cases if case.labelled or case.record.name in self.labels]
 
     @cached_property
     def _width(self) -> int:
-        """The columns of `Batch.annotated`: the plan's classes, and the context classes that `annotated` speaks of."""
+        """Number of columns of `Batch.annotated`: the plan's classes, then context classes."""
         return max([len(self.plan.classes), *map(len, self.annotated.values())])
 
     def _known(self, index: int) -> list[bool]:
+        """Whether each class was annotated in a case."""
         case = self.cases[index]
         known = list(self.annotated.get(case.record.name, case.annotated))
         return known + [False] * (self._width - len(known))
 
     @cached_property
-    def _maps(self) -> int:
-        """N of `maps`."""
+    def _map_count(self) -> int:
+        """The N of `maps`."""
         return next((len(load_array(path, _remedy(path))) for path in self.maps.values()), 0)
 
     @cached_property
@@ -114,52 +153,81 @@ class Sampler:
 
     @cached_property
     def _with_roi(self) -> list[int]:
-        """The labelled cases that hold a class; what a replaced label holds is not known before it is read."""
-        cases = self.cases
-        return [i for i in self._labelled if cases[i].record.name in self.labels or cases[i].classes] or self._labelled
+        """Indices of the labelled cases that hold a class; all of them if none does.
+
+        Cases with a replaced label are among them: its classes are not known before it is read.
+        """
+        holding = [
+            i
+            for i in self._labelled
+            if self.cases[i].record.name in self.labels or self.cases[i].classes
+        ]
+        return holding or self._labelled
 
     def _item(self, n: int, i: int) -> _Item:
-        plan, taught = self.plan, self.plan.batch_size - self.unlabelled
-        on_roi = i < taught and (n * taught + i) % 2 == 1
+        plan = self.plan
+        labelled = plan.batch_size - self.unlabelled
+        position = n * labelled + i  # among all items with a label, of all batches
+        on_roi = i < labelled and position % 2 == 1
         rng = np.random.default_rng((self.seed, n, i))
-        pool = self._with_roi if on_roi else self._labelled if i < taught else self._unlabelled
-        if i < taught and (n * taught + i) % 4 < 2:
-            pool = [c for c in pool if self.cases[c].labelled] or pool
-        index = pool[rng.integers(len(pool))]
-        case, label = self.cases[index], self._label(index)
-        change = draw(self._allowed, rng, plan.patch_vox, plan.intensities, plan.spacing_mm[-plan.dims :])
+        index = self._choose_case(rng, i < labelled, on_roi, position % 4 < 2)
+        change = draw(
+            self._allowed, rng, plan.patch_vox, plan.intensities, plan.spacing_mm[-plan.dims :]
+        )
         centre = self._centre(index, rng, on_roi)
-        slice_of = (1,) * (3 - plan.dims)
-        size, patch = slice_of + source_vox(change, plan.patch_vox), slice_of + plan.patch_vox
-        grid = case.image.shape[1:]
-        start = [_start(*place) for place in zip(centre, patch, size, grid)]
+
+        one_slice = (1,) * (3 - plan.dims)
+        size = one_slice + source_vox(change, plan.patch_vox)
+        patch = one_slice + plan.patch_vox
+        grid = self.cases[index].image.shape[1:]
+        start = [_start(*numbers) for numbers in zip(centre, patch, size, grid)]
         box = tuple(slice(max(a, 0), min(a + s, g)) for a, s, g in zip(start, size, grid))
-        before = [s.start - a for s, a in zip(box, start)]
-        image = self._told(index, box)
-        inside = np.full(image.shape[1:], IGNORE, np.int16) if label is None else np.array(label[box])
-        complete = bool((inside != IGNORE).all())
-        image, here = _padded(image, before, size, 0), _padded(inside, before, size, IGNORE)
-        if slice_of:
-            image, here = image[:, 0], here[0]
-        return _Item(index, change, image, here, complete)
+        before = [inside.start - a for inside, a in zip(box, start)]
+
+        image = self._image_and_maps(index, box)
+        whole_label = self._label(index)
+        if whole_label is None:
+            label = np.full(image.shape[1:], IGNORE, np.int16)
+        else:
+            label = np.array(whole_label[box])
+        complete = bool((label != IGNORE).all())
+        image = _padded(image, before, size, 0)
+        label = _padded(label, before, size, IGNORE)
+        if one_slice:
+            image, label = image[:, 0], label[0]
+        return _Item(index, change, image, label, complete)
+
+    def _choose_case(
+        self, rng: np.random.Generator, labelled: bool, on_roi: bool, by_person: bool
+    ) -> int:
+        """The index of a random case; `by_person` prefers one that a person labelled."""
+        if on_roi:
+            pool = self._with_roi
+        else:
+            pool = self._labelled if labelled else self._unlabelled
+        if labelled and by_person:
+            pool = [i for i in pool if self.cases[i].labelled] or pool
+        return pool[rng.integers(len(pool))]
 
     def _label(self, index: int) -> np.ndarray | None:
         case = self.cases[index]
         path = self.labels.get(case.record.name)
         if path is None:
             return case.label
-        label, grid = load_array(path, _remedy(path)), case.image.shape[1:]
+        label = load_array(path, _remedy(path))
+        grid = case.image.shape[1:]
         if label.shape != grid:
-            raise Problem(path, f"a label of {label.shape} voxels for an image of {grid}", _remedy(path))
+            what = f"a label of {label.shape} voxels for an image of {grid}"
+            raise ContextsegError(path, what, _remedy(path))
         return label
 
-    def _told(self, index: int, box: tuple[slice, ...]) -> np.ndarray:
-        """The image and the maps of a case inside `box`, (C + N, *box) float32; 0 where a case has no maps."""
+    def _image_and_maps(self, index: int, box: tuple[slice, ...]) -> np.ndarray:
+        """The image and the maps of a case, (C + N, *box) float32; 0 where a case has no maps."""
         image = self.cases[index].patch(box, self.plan.channels)
         if not self.maps:
             return image
         path = self.maps.get(self.cases[index].record.name)
-        maps = np.zeros((self._maps, *image.shape[1:]), np.float32)
+        maps = np.zeros((self._map_count, *image.shape[1:]), np.float32)
         if path is not None:
             maps[:] = load_array(path, _remedy(path))[(slice(None), *box)]
         return np.concatenate([image, maps])
@@ -167,25 +235,27 @@ class Sampler:
     def _centre(self, index: int, rng: np.random.Generator, on_roi: bool) -> np.ndarray:
         """A voxel of a random class of that case, or of its body."""
         case = self.cases[index]
-        replaced = self._replaced_roi(index) if on_roi and case.record.name in self.labels else None
-        classes = [] if not on_roi else case.classes if replaced is None else list(replaced)
+        replaced = case.record.name in self.labels
+        classes: Sequence[int] = ()
+        if on_roi:
+            classes = list(self._replaced_places(index)) if replaced else case.classes
         if not classes:
-            places = case.voxels("body")
+            voxels = case.voxels("body")
         else:
             k = classes[int(rng.integers(len(classes)))]
-            places = case.voxels(k) if replaced is None else replaced[k]
-        return places[rng.integers(len(places))]
+            voxels = self._replaced_places(index)[k] if replaced else case.voxels(k)
+        return voxels[rng.integers(len(voxels))]
 
-    def _replaced_roi(self, index: int) -> dict[int, np.ndarray]:
-        """Places of each of the plan's classes in a replaced label, which is searched once, when first needed."""
-        if index not in self._found:
+    def _replaced_places(self, index: int) -> dict[int, np.ndarray]:
+        """Voxels of each of the plan's classes in a replaced label, searched once, when needed."""
+        if index not in self._places:
             places = places_of(None, self._label(index), self.cases[index].record.name)
-            ours = range(1, len(self.plan.classes))  # beyond them are context classes
-            self._found[index] = {int(k): found for k, found in places.items() if int(k) in ours}
-        return self._found[index]
+            classes = range(1, len(self.plan.classes))  # beyond them are context classes
+            self._places[index] = {int(k): v for k, v in places.items() if int(k) in classes}
+        return self._places[index]
 
     @cached_property
-    def _found(self) -> dict[int, dict[int, np.ndarray]]:
+    def _places(self) -> dict[int, dict[int, np.ndarray]]:
         return {}
 
 
@@ -213,9 +283,13 @@ class _Item:
 
 
 def _start(centre: int, patch: int, size: int, grid: int) -> int:
-    """Where the box to read starts along one axis: around a patch that is centred, but kept inside the grid.
+    """Where the box to read starts along one axis.
 
-    The box may stick out. A patch larger than the grid has it in its middle, as when predicting.
+    The patch is centred, but kept inside the grid; the box around it may stick out. A patch larger
+    than the grid has it in its middle, as when predicting.
     """
-    inside = min(max(int(centre) - patch // 2, 0), grid - patch) if grid >= patch else -((patch - grid) // 2)
+    if grid >= patch:
+        inside = min(max(int(centre) - patch // 2, 0), grid - patch)
+    else:
+        inside = -((patch - grid) // 2)
     return inside - (size - patch) // 2

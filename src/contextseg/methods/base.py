@@ -1,122 +1,365 @@
-"""What a label-efficient idea must say, and nothing else."""
+"""What a method must define, what a recipe may ask of its run, and the parts that methods share."""
 
 from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from contextseg.batch import Batch
+from contextseg.console import Progress, say
 from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached
+from contextseg.data.layouts import Case, Dataset
 from contextseg.data.plan import Plan
-from contextseg.disk import Problem, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.losses import LOSSES, POOLED, Loss
-from contextseg.nets import NETS
+from contextseg.nets import NETS, Presence
+from contextseg.nets.weights import load_weights
+from contextseg.volume import Volume
 
 OPTIMIZERS = {
-    "sgd": lambda parameters, lr: SGD(parameters, lr, momentum=0.99, nesterov=True, weight_decay=3e-5),
+    "sgd": lambda parameters, lr: SGD(
+        parameters, lr, momentum=0.99, nesterov=True, weight_decay=3e-5
+    ),
     "adamw": lambda parameters, lr: AdamW(parameters, lr, weight_decay=1e-2),
 }
-
+"""Optimisers by name: (parameters, lr) to the optimiser. "sgd" is nnU-Net's."""
 
 Maps = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
-"""(label (*S) with classes and `IGNORE`, spacing_mm) -> (N, *S) float16."""
+"""(label (*S) with classes and `IGNORE`, spacing_mm) to (N, *S) float16."""
+
 Mean = Callable[[list[Tensor]], None]
+"""Replaces means over this process's items by the means over all processes' items, in place."""
+
+
+class BatchSource(Protocol):
+    """Draws the batches of a training; `data.sampling.Sampler` is the usual one."""
+
+    def batch(
+        self, n: int, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """The items of batch `n` that belong to `rank` of `world`, on `device`; may be empty."""
+
+
+# --- the method -----------------------------------------------------------------------------------
 
 
 class Method(nn.Module, abc.ABC):
-    """Networks, and how one batch teaches them. The loop owns optimisers' steps, ranks, precision and checkpoints.
+    """Networks, and how one batch trains them.
 
-    The first argument of a method's constructor is the plan; the others have defaults, so that the command line can set
-    them by name.
+    The loop (`contextseg.training`) owns the optimisers' steps, ranks, precision and checkpoints;
+    it needs of a method what its protocol `Trainable` lists. The first argument of a constructor is
+    the plan; the others have defaults, so that the command line can set each by name.
     """
 
     unlabelled = 0
     """How many items of each batch come from cases without a label."""
 
     guided = False
-    """Whether a scan is segmented from labels of its own: then `predict` is not offered."""
+    """Whether a scan is segmented from labels of its own; then `predict` is not offered."""
 
     maps: Maps | None = None
-    """What `Batch.maps` is to tell of each voxel, worked out once over each whole labelled case; None for nothing."""
+    """What computes `Batch.maps` from the label of a whole case, once a case; None for no maps."""
+
+    optimizer = "sgd"
+    """Name of the optimiser, one of `OPTIMIZERS`."""
+
+    start_weights: Mapping[str, str] = {}
+    """Files of weights to start from, by the network's attribute, such as {"net": PATH}.
+
+    `initialise` loads them; an empty path is no file.
+    """
+
+    weights_report: dict[str, dict[str, Any]] | None = None
+    """What `initialise` loaded, skipped and missed, by network, ready for JSON; None if nothing."""
 
     @abc.abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named loss terms; the loop descends their sum.
+        """The loss terms of a batch, by name; the loop descends their sum.
 
-        Each is a mean over the batch's items, an item without annotation counting 0: so two ranks equal one process.
+        Args:
+            batch: Images, labels and which classes are annotated.
+
+        Returns:
+            Each term is a scalar, the mean over the batch's items, where an item without annotation
+            counts 0. So two ranks equal one process.
         """
 
     @abc.abstractmethod
     def predict(self, image: Tensor) -> Tensor:
-        """(B, C, *S) to logits (B, K, *S): what is deployed. Called in evaluation mode."""
+        """The logits that are deployed; called in evaluation mode.
+
+        Args:
+            image: (B, C, *S) float32, normalised.
+
+        Returns:
+            (B, K, *S) logits.
+        """
+
+    def initialise(self) -> None:
+        """Prepare the weights that a training starts from.
+
+        A run calls this once, before the first step of a training that has no checkpoint; never for
+        a finished or resumed model, whose weights are loaded anyway. Here it loads the files of
+        `start_weights`, prints what was loaded, and notes it in `weights_report`.
+
+        Raises:
+            ContextsegError: A file is missing, damaged, or of another network.
+        """
+        report = {}
+        for name, path in self.start_weights.items():
+            if path:
+                part = self.get_submodule(name)
+                network = part.net if isinstance(part, Presence) else part
+                loaded = load_weights(network, path)
+                say(f"{name}: weights of {path}: {loaded}")
+                report[name] = {"file": str(path), **asdict(loaded)}
+        self.weights_report = report or None
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
-        """Parameters that are clipped and stepped together, and by what. Default: all of them, nnU-Net's SGD."""
-        return {"all": OPTIMIZERS["sgd"](self.parameters(), lr)}
+        """The groups of parameters that are clipped and stepped together, and their optimisers.
+
+        Args:
+            lr: Learning rate of the first step.
+
+        Returns:
+            Optimisers by the name of their group. By default one group, "net", of all parameters.
+        """
+        return {"net": optimizer(self.optimizer, self.parameters(), lr)}
 
     def decay(self, done: float) -> float:
-        """The factor on the learning rates after the fraction `done` of the training; nnU-Net's polynomial."""
+        """The factor on the learning rates; by default nnU-Net's polynomial.
+
+        Args:
+            done: Fraction of the training that is done, in [0, 1).
+
+        Returns:
+            What each optimiser's first learning rate is multiplied by.
+        """
         return (1 - done) ** 0.9
 
-    def sampler(self, cases: Sequence[Cached], plan: Plan, seed: int, augmentation: Augmentation, steps: int) -> Any:
-        """What draws the batches (its `batch` is that of `Sampler`); None, as for most: patches with labels."""
+    def sampler(
+        self, cases: Sequence[Cached], plan: Plan, seed: int, augmentation: Augmentation, steps: int
+    ) -> BatchSource | None:
+        """What draws the batches of the training.
+
+        Args:
+            cases: The training cases, preprocessed.
+            plan: The plan of the run.
+            seed: Seed of everything that is drawn.
+            augmentation: Settings of the augmentation.
+            steps: Number of batches of the whole training.
+
+        Returns:
+            The source of batches; None, the default, for labelled patches (`data.sampling`).
+        """
         return None
 
     def lookahead(self, batch: Batch, lr: float, step: int, mean: Mean) -> dict[str, list[Tensor]]:
-        """Gradients for groups of parameters that no loss term trains (bilevel methods); {} for everyone else.
+        """Gradients for groups of parameters that no loss term trains (bilevel methods).
 
-        Called once a step on every rank, also where the batch is empty, after the backward pass and before any
-        parameter moves: each holds in `.grad` the gradient of the whole batch, all ranks', unclipped. `mean` replaces
-        tensors that are means over this rank's items by the means over all items, in place; what is returned is
-        averaged so by the loop.
+        Called once a step on every rank, also where the batch is empty, after the backward pass and
+        before any parameter moves: each holds in `.grad` the gradient of the whole batch, all
+        ranks', unclipped.
+
+        Args:
+            batch: This rank's items.
+            lr: Learning rate of this step.
+            step: Number of the step, from 0.
+            mean: Replaces means over this rank's items by the means over all items, in place.
+
+        Returns:
+            Gradients by group of `optimizers`, one for each parameter; the loop averages them over
+            the ranks. {}, the default, for methods without a look-ahead.
         """
         return {}
 
 
+# --- what a recipe may ask of its run -------------------------------------------------------------
+
+
+class RecipeSettings(Protocol):
+    """The settings of a run that recipes read; `contextseg.settings.Settings` has them."""
+
+    @property
+    def dataset(self) -> str:
+        """Folder of the data set."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+
+
+class ScanLabel(Protocol):
+    """A segmented scan; `contextseg.predictor.Segmentation` is one."""
+
+    @property
+    def label(self) -> Volume:
+        """The label map on the scan's own grid, in the label files' values."""
+
+
+class ScanPredictor(Protocol):
+    """Segments scans; `contextseg.predictor.Predictor` is one."""
+
+    def predict(self, scan: Any, *, name: str = "") -> ScanLabel:
+        """Segment a scan: its files, or a `Volume`; `name` is for messages."""
+
+
+class RecipeRun(Protocol):
+    """What a recipe may ask of the run that it is called with; `contextseg.runs.Run` has it.
+
+    A recipe is a function `recipe(run, **arguments) -> Method` that trains in several stages. Each
+    stage is done once: a run that is opened again passes over the finished ones.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+
+    @property
+    def settings(self) -> RecipeSettings:
+        """What was asked of the run."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set, opened."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan."""
+
+    @property
+    def split(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        """(training cases, validation cases)."""
+
+    def stage(self, name: str, work: Callable[[Path, Progress], None]) -> Path:
+        """Do `work(folder, progress)` unless it is done; the stage's folder."""
+
+    def train(
+        self,
+        method: Method,
+        labels: Mapping[str, Path] | None = None,
+        annotated: Mapping[str, Sequence[bool]] | None = None,
+        draws: int = 0,
+    ) -> Method:
+        """The stage "train": the trained method, in evaluation mode.
+
+        Args:
+            method: The method to train.
+            labels: Files of labels in place of the cases' own, by case.
+            annotated: Which classes those labels annotate, by case, where that differs from the
+                data set.
+            draws: Which sequence of batches is drawn.
+
+        Returns:
+            `method`, trained.
+        """
+
+    def arrays(
+        self, name: str, cases: Sequence[Case], make: Callable[[Cached], np.ndarray]
+    ) -> dict[str, Path]:
+        """The stage `name`: an array for each case, on the cache's grid; case name to .npy."""
+
+    def cached(self, cases: Sequence[Case]) -> list[Cached]:
+        """Those cases, preprocessed."""
+
+    def image(self, case: Cached) -> np.ndarray:
+        """The whole normalised image of a case, (C, *S) float32."""
+
+    def logits(self, case: Cached, method: Method) -> Iterator[tuple[int, int, Tensor]]:
+        """Logits of a case on the cache's grid: slabs (start, stop, (K, stop - start, H, W))."""
+
+    def predictor(self) -> ScanPredictor:
+        """What segments scans with the method that the finished run ended with."""
+
+    @staticmethod
+    def open(folder: str | Path) -> RecipeRun:
+        """The run in another folder."""
+
+
+# --- what methods share ---------------------------------------------------------------------------
+
+
 def build_net(name: str, plan: Plan, classes: int | None = None) -> nn.Module:
-    """The network `name` of the registry at the plan's size, with `classes` outputs (the plan's own by default).
+    """The network `name` of the registry, at the plan's size.
 
-    Where the plan gives it the slice's position, a network that has a place for it takes it there (TransUNet, as
-    published); any other sees it as one channel more.
+    Where the plan gives it the slice's position, a network that has a place for it takes it there
+    (TransUNet, as published); any other takes it as one more channel.
 
-    Raises `Problem` for an unknown name.
+    Args:
+        name: One of `NETS`.
+        plan: Gives channels, classes and levels.
+        classes: Number of outputs; None for the plan's classes.
+
+    Returns:
+        The network, with new weights drawn from torch's global generator.
+
+    Raises:
+        ContextsegError: The name is unknown, or the network cannot have this plan.
     """
     if name not in NETS:
-        raise Problem(f"net={name}", "there is no such network", did_you_mean(name, NETS))
-    inputs, more = len(plan.channels), {}
+        raise ContextsegError(f"net={name}", "there is no such network", did_you_mean(name, NETS))
+    inputs = len(plan.channels)
+    position = {}
     if plan.intensities < inputs and "position" in inspect.signature(NETS[name]).parameters:
-        inputs, more = plan.intensities, {"position": True}
+        inputs = plan.intensities
+        position = {"position": True}
     return NETS[name](
         inputs=inputs,
         classes=classes or len(plan.classes),
         widths=plan.widths,
         strides=plan.strides,
         kernels=plan.kernels,
-        **more,
+        **position,
     )
 
 
 def loss_of(plan: Plan, name: str = "dice_ce", **settings: Any) -> Loss:
     """The loss `name` of the registry, its Dice pooled over the batch where the plan says so.
 
-    Raises `Problem` for an unknown name.
+    Args:
+        name: One of `LOSSES`.
+        plan: Says whether the Dice is pooled (`batch_dice`).
+        **settings: Other arguments of the loss.
+
+    Returns:
+        A function (logits, target, annotated) to a scalar.
+
+    Raises:
+        ContextsegError: The name is unknown.
     """
     if name not in LOSSES:
-        raise Problem(f"loss={name}", "there is no such loss", did_you_mean(name, LOSSES))
+        raise ContextsegError(f"loss={name}", "there is no such loss", did_you_mean(name, LOSSES))
     pooled = {"pooled": True} if plan.batch_dice and name in POOLED else {}
     return partial(LOSSES[name], **settings, **pooled)
 
 
 def optimizer(name: str, parameters: object, lr: float) -> Optimizer:
-    """One of `OPTIMIZERS` by name. Raises `Problem` for an unknown one."""
+    """An optimiser by name.
+
+    Args:
+        name: One of `OPTIMIZERS`.
+        parameters: The parameters, as torch's optimisers take them.
+        lr: Learning rate.
+
+    Returns:
+        The optimiser.
+
+    Raises:
+        ContextsegError: The name is unknown.
+    """
     if name not in OPTIMIZERS:
-        raise Problem(f"optimizer={name}", "there is no such optimiser", did_you_mean(name, OPTIMIZERS))
+        raise ContextsegError(
+            f"optimizer={name}", "there is no such optimiser", did_you_mean(name, OPTIMIZERS)
+        )
     return OPTIMIZERS[name](parameters, lr)

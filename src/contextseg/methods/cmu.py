@@ -1,36 +1,44 @@
-"""CMU-Net: segmentation with a question beside it, is the organ in this slice? Its three training regimes.
+"""CMU-Net: segmentation with a second question, is the organ in this slice? Its training regimes.
 
-Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation. No public code. The regimes differ in
-training alone: the plain U-Net (`cmu` with `presence_weight=0`), the encoder trained on the question first
-(`cmu_pretrain`), and both at once (`cmu`). docs/cmu-net.md says how to run the paper's table, and what we decided.
+Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation. No public code. The
+regimes differ in training alone: the plain U-Net (`cmu` with `presence_weight=0`), the encoder
+trained on the question first (`cmu_pretrain`), and both at once (`cmu`). docs/cmu-net.md says how
+to run the paper's table, and what we decided.
 """
 
 from __future__ import annotations
 
 from math import cos, pi
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from contextseg.batch import Batch
 from contextseg.data.plan import Plan
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.losses import deep
-from contextseg.methods.base import Method, build_net, loss_of, optimizer
-from contextseg.methods.presence import gate as gate_of
+from contextseg.methods.base import Method, RecipeRun, build_net, loss_of, optimizer
+from contextseg.methods.presence import gate as choose_gate
 from contextseg.methods.presence import presence_loss, with_head
 from contextseg.nets import Presence
 
 
 def warm_restarts(done: float, cycles: int) -> float:
-    """The factor on the learning rate after the fraction `done` of the training: half a cosine, `cycles` times over.
+    """The factor on the learning rate: half a cosine, `cycles` times over (SGDR).
 
-    From 1 to nearly 0, then at once to 1 again (SGDR without growing cycles; Loshchilov and Hutter, ICLR 2017). A step
-    at a time, where the paper's may fall once an epoch.
+    Loshchilov and Hutter, ICLR 2017, without growing cycles. It falls from 1 to nearly 0, then
+    jumps to 1 again, and changes at each step, where the paper's may change once an epoch.
 
-    >>> [round(warm_restarts(done, 2), 3) for done in (0, 0.25, 0.499, 0.5)]
-    [1.0, 0.5, 0.0, 1.0]
+    Args:
+        done: Fraction of the training that is done, in [0, 1).
+        cycles: Number of cycles in the whole training.
+
+    Returns:
+        A factor in [0, 1].
+
+    Example:
+        >>> [round(warm_restarts(done, 2), 3) for done in (0, 0.25, 0.499, 0.5)]
+        [1.0, 0.5, 0.0, 1.0]
     """
     return (1 + cos(pi * ((done * cycles) % 1))) / 2
 
@@ -40,13 +48,22 @@ class CMU(Method):
 
     The loss is (1 - presence_weight) x the segmentation's + presence_weight x `presence_loss`.
 
-    net              any of the registry; the paper's is cmunet.
-    loss             of the segmentation, with deep supervision where the network has it. The paper's is soft_dice; but
-                     of an item in which a class is not, that teaches next to nothing (see docs/cmu-net.md).
-    presence_weight  the paper's 0.5; with 0 there is no head.   gamma, alpha: of `presence_loss`.
-    cycles           warm restarts of the learning rate; the paper has 100 epochs and a restart every 10.
+    Args:
+        plan: The plan.
+        net: Network, a name of `NETS`; the paper's is cmunet.
+        optimizer: "sgd" or "adamw".
+        loss: Loss of the segmentation, a name of `LOSSES`, with deep supervision where the network
+            has it. The paper's is soft_dice; but an item without a class trains next to nothing of
+            it (see docs/cmu-net.md).
+        presence_weight: Share of the loss for the presence term; the paper's 0.5. With 0 there is
+            no head.
+        gamma: Exponent of the focal loss (`presence_loss`).
+        alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
+        cycles: Warm restarts of the learning rate; the paper has 100 epochs and a restart every 10.
+        weights: File of weights to start from; "" for new weights. See `nets.weights`.
 
-    Raises `Problem` for an unknown loss, and for numbers that make no sense.
+    Raises:
+        ContextsegError: A name is unknown, or a number is out of its range.
     """
 
     def __init__(
@@ -59,16 +76,16 @@ class CMU(Method):
         gamma: float = 2.0,
         alpha: float = 0.8,
         cycles: int = 10,
+        weights: str = "",
     ) -> None:
         super().__init__()
         _check(presence_weight, gamma, alpha, cycles)
         self.net = with_head(net, plan, gamma, alpha) if presence_weight else build_net(net, plan)
-        self.optimizer, self.loss, self.cycles = optimizer, loss_of(plan, loss), cycles
+        self.loss = loss_of(plan, loss)
+        self.optimizer = optimizer
+        self.cycles = cycles
         self.weight = presence_weight
-
-    def optimizers(self, lr: float) -> dict[str, Optimizer]:
-        """One group."""
-        return {"net": optimizer(self.optimizer, self.net.parameters(), lr)}
+        self.start_weights = {"net": weights}
 
     def decay(self, done: float) -> float:
         """Cosine annealing with warm restarts."""
@@ -81,18 +98,29 @@ class CMU(Method):
         outputs, present = self.net.both(batch.image)
         return {
             "seg": (1 - self.weight) * deep(self.loss, outputs, batch.label, batch.annotated),
-            "presence": self.weight * presence_loss(present, batch.tags, self.net.gamma, self.net.alpha),
+            "presence": self.weight
+            * presence_loss(present, batch.tags, self.net.gamma, self.net.alpha),
         }
 
     def predict(self, image: Tensor) -> Tensor:
-        """The network's logits, behind the gate where there is one."""
+        """The network's logits, after the gate where there is one."""
         return self.net(image)
 
 
 class Classifier(Method):
-    """The encoder and the presence head alone, trained on the presence of each class: the first stage of pretraining.
+    """The encoder and the presence head, trained on the presence of each class: first stage.
 
-    Arguments as `CMU`'s.
+    Args:
+        plan: The plan.
+        net: Network, a name of `NETS`.
+        optimizer: "sgd" or "adamw".
+        gamma: Exponent of the focal loss (`presence_loss`).
+        alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
+        cycles: Warm restarts of the learning rate.
+        weights: File of weights to start from; "" for new weights. See `nets.weights`.
+
+    Raises:
+        ContextsegError: A name is unknown, or a number is out of its range.
     """
 
     def __init__(
@@ -103,14 +131,17 @@ class Classifier(Method):
         gamma: float = 2.0,
         alpha: float = 0.5,
         cycles: int = 10,
+        weights: str = "",
     ) -> None:
         super().__init__()
         _check(0, gamma, alpha, cycles)
         self.net = with_head(net, plan, gamma, alpha)
-        self.optimizer, self.cycles = optimizer, cycles
+        self.optimizer = optimizer
+        self.cycles = cycles
+        self.start_weights = {"net": weights}
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
-        """One group, without the decoder, which no gradient reaches and weight decay would wear away."""
+        """One group without the decoder: it has no gradient, and weight decay would shrink it."""
         parameters = [*self.net.encoder(), *self.net.linear.parameters()]
         return {"encoder": optimizer(self.optimizer, parameters, lr)}
 
@@ -124,12 +155,12 @@ class Classifier(Method):
         return {"presence": presence_loss(present, batch.tags, self.net.gamma, self.net.alpha)}
 
     def predict(self, image: Tensor) -> Tensor:
-        """The logits of a decoder that has learnt nothing yet."""
+        """The logits of a decoder that is not trained yet."""
         return self.net(image)
 
 
 def cmu(
-    run: Any,
+    run: RecipeRun,
     net: str = "unet",
     optimizer: str = "sgd",
     loss: str = "dice_ce",
@@ -138,48 +169,90 @@ def cmu(
     alpha: float = 0.8,
     cycles: int = 10,
     gate: bool = True,
+    weights: str = "",
 ) -> Method:
-    """CMU-Net: segmentation and the presence of each class trained together, then a gate where it helps.
+    """CMU-Net: segmentation and presence of each class trained together, then a gate if it helps.
 
-    net              any network; the paper's is cmunet, 2-D.   optimizer: sgd or adamw.
-    loss             of the segmentation; the paper's is soft_dice (see `CMU`).
-    presence_weight  the presence term's share of the loss, the segmentation has the rest. 0: the paper's plain U-Net.
-    gamma, alpha     of the focal loss: the weight is alpha where a class is there, 1 - alpha where it is not.
-    cycles           warm restarts of the learning rate over the training.
-    gate             choose thresholds on the validation cases below which a class is shut out of a patch or slice (see
-                     `methods.presence.gate`); none where that does not help, and none without validation cases.
+    Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation. The gate is
+    ours; the paper drops the head after the training.
+
+    Args:
+        run: The run.
+        net: Network, a name of `NETS`; the paper's is cmunet, 2-D.
+        optimizer: "sgd" or "adamw".
+        loss: Loss of the segmentation, a name of `LOSSES`; the paper's is soft_dice (see `CMU`).
+        presence_weight: Share of the loss for the presence term, the segmentation has the rest. 0
+            is the paper's plain U-Net.
+        gamma: Exponent of the focal loss (`presence_loss`).
+        alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
+        cycles: Warm restarts of the learning rate over the training.
+        gate: Whether to choose thresholds on the validation cases below which a class is shut out
+            of a patch or slice (see `methods.presence.gate`); a class has none where that does not
+            help, and without validation cases there is no gate.
+        weights: File of weights to start from; "" for new weights. See `nets.weights`.
+
+    Returns:
+        The trained method, with its gate.
+
+    Raises:
+        ContextsegError: A name is unknown, or a number is out of its range.
     """
-    made = run.train(CMU(run.plan, net, optimizer, loss, presence_weight, gamma, alpha, cycles))
-    return gate_of(run, made) if gate else made
+    method = run.train(
+        CMU(run.plan, net, optimizer, loss, presence_weight, gamma, alpha, cycles, weights)
+    )
+    return choose_gate(run, method) if gate else method
 
 
 def cmu_pretrain(
-    run: Any,
+    run: RecipeRun,
     net: str = "unet",
     optimizer: str = "sgd",
     loss: str = "dice_ce",
     gamma: float = 2.0,
     alpha: float = 0.5,
     cycles: int = 10,
+    weights: str = "",
 ) -> Method:
-    """The encoder trained on the presence of each class, then the whole network on segmentation; the head is dropped.
+    """The encoder trained on the presence of each class, then the whole network on segmentation.
 
-    Arguments as those of `cmu`. Each of the two stages lasts `steps`.
+    CMU-Net's pretraining regime (Moseley, Wang, Imran). Each of the two stages lasts `steps`; the
+    head is dropped after the first.
+
+    Args:
+        run: The run.
+        net: Network, a name of `NETS`; the paper's is cmunet, 2-D.
+        optimizer: "sgd" or "adamw".
+        loss: Loss of the segmentation, a name of `LOSSES`.
+        gamma: Exponent of the focal loss (`presence_loss`).
+        alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
+        cycles: Warm restarts of the learning rate over each training.
+        weights: File of weights that the first stage starts from; "" for new weights. See
+            `nets.weights`.
+
+    Returns:
+        The trained method of the second stage.
+
+    Raises:
+        ContextsegError: A name is unknown, or a number is out of its range.
     """
-    first: Any = run.train(Classifier(run.plan, net, optimizer, gamma, alpha, cycles))
+    first = Classifier(run.plan, net, optimizer, gamma, alpha, cycles, weights)
+    run.train(first)
     second = CMU(run.plan, net, optimizer, loss, 0.0, cycles=cycles)
     second.net.load_state_dict(first.net.net.state_dict())
     return run.train(second)
 
 
 def _check(presence_weight: float, gamma: float, alpha: float, cycles: int) -> None:
-    """Raise `Problem` for the first of them that makes no sense."""
+    """Raise `ContextsegError` for the first of them that is out of its range."""
     allowed = {
-        f"presence_weight={presence_weight}": (0 <= presence_weight < 1, "give a share of the loss, below 1"),
+        f"presence_weight={presence_weight}": (
+            0 <= presence_weight < 1,
+            "give a share of the loss, below 1",
+        ),
         f"gamma={gamma}": (gamma >= 0, "give 0 or more"),
         f"alpha={alpha}": (0 < alpha < 1, "give a weight between 0 and 1"),
         f"cycles={cycles}": (cycles >= 1, "give 1 or more"),
     }
     for name, (good, remedy) in allowed.items():
         if not good:
-            raise Problem(name, "out of range", remedy)
+            raise ContextsegError(name, "out of range", remedy)

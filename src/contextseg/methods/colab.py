@@ -1,8 +1,9 @@
-"""CoLab: context labels learnt by a meta-gradient (Li, Kamnitsas, Ouyang, Chen, Glocker; IEEE TMI 2023).
+"""CoLab: context labels learnt by a meta-gradient (Li et al., IEEE TMI 2023).
 
-A task generator g splits the background into t classes, so that the segmentation network f, after one step of training
-with them, segments the ROI better. The functions here are of tensors, for anyone's loop: between `loss.backward()` and
-`optimizer.step()`, `meta_gradient(...)` is what g descends.
+Li, Kamnitsas, Ouyang, Chen, Glocker. A task generator g splits the background into t classes, so
+that the segmentation network f, after one training step on them, segments the ROI better. The
+functions here are of tensors, for any loop: between `loss.backward()` and `optimizer.step()`,
+`meta_gradient(...)` is what g descends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.optim import Adam, Optimizer
 
 from contextseg.batch import IGNORE, Batch
 from contextseg.data.plan import Plan
-from contextseg.disk import Problem, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.losses import Loss, deep, deep_weights, dice_ce, shrunk
 from contextseg.methods.base import Mean, Method, build_net, loss_of, optimizer
 from contextseg.methods.context import (
@@ -36,10 +37,11 @@ from contextseg.nets import UNet
 from contextseg.ranks import ranks
 
 Weights = dict[str, Tensor]
+"""Weights by their names in the network."""
 SegLoss = Callable[[list[Tensor], Tensor], Tensor]
-"""(logits of f, full resolution first; q (B, t, *S)) -> the training loss of f as a scalar."""
+"""(logits of f, full resolution first; q (B, t, *S)) to the training loss of f, a scalar."""
 
-# --- losses -----------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def context_loss(
@@ -50,16 +52,26 @@ def context_loss(
     annotated: Tensor,
     loss: Loss = dice_ce,
 ) -> Tensor:
-    """The loss that trains f, L_seg: cross-entropy and Dice against the extended soft label, at every depth.
+    """The loss that trains f, L_seg: cross-entropy and Dice against the extended soft label.
 
-    outputs    logits (B, K+t-1, *S), or a list of them, full resolution first.   q  (B, t, *S), g's probabilities.
-    label      (B, *S) int64, 0..K-1 or `IGNORE`.   near (B, 1, *S), M.   annotated (B, K) bool.
+    With deep supervision it is computed at every resolution: there q is averaged, M is the smallest
+    of its voxels, and the label is the nearest. A look-ahead has a part of the batch alone, and
+    pools no Dice.
 
-    At lower resolutions q is averaged, M is the smallest of its voxels, the label the nearest. A look-ahead, which sees
-    a part of the batch, pools no Dice.
+    Args:
+        outputs: Logits (B, K+t-1, *S), or a list of them, full resolution first.
+        q: (B, t, *S), probabilities of the context classes, from g.
+        label: (B, *S) int64, 0..K-1 or `IGNORE`.
+        near: (B, 1, *S), M.
+        annotated: (B, K) bool, which classes are annotated.
+        loss: A loss of soft targets, (logits, target, annotated) to a scalar.
+
+    Returns:
+        A scalar.
     """
     outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-    classes, known = annotated.shape[1], known_classes(annotated, q.shape[1])
+    classes = annotated.shape[1]
+    known = known_classes(annotated, q.shape[1])
     total = []
     for weight, z in zip(deep_weights(len(outputs)), outputs):
         size = z.shape[2:]
@@ -80,76 +92,140 @@ def _smallest(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def roi_loss(z: Tensor, label: Tensor, annotated: Tensor) -> Tensor:
-    """What g is judged by, L_ROI: binary cross-entropy of each ROI class against all other channels, summed.
+    """The loss that judges g, L_ROI: binary cross-entropy of each ROI class against the rest.
 
-    z (B, K+t-1, *S), label (B, *S), annotated (B, K), which says K. In each item the mean over annotated voxels, of the
-    classes looked for; then the mean over items, 0 of none. The logit of class k against the rest is exact:
-    z_k - logsumexp of the others.
+    The logit of class k against the rest is exact: z_k - logsumexp of the others.
+
+    Args:
+        z: (B, K+t-1, *S) logits.
+        label: (B, *S) int64, 0..K-1 or `IGNORE`.
+        annotated: (B, K) bool, which classes are annotated; its width says K.
+
+    Returns:
+        A scalar: in each item the mean over annotated voxels, summed over annotated classes; then
+        the mean over items, 0 of none.
     """
-    z, said = z.float() if z.dtype != torch.float64 else z, label != IGNORE
+    z = z.float() if z.dtype != torch.float64 else z
+    known = label != IGNORE
     total = z.new_zeros(len(z))
     for k in range(1, annotated.shape[1]):
         others = torch.cat([z[:, :k], z[:, k + 1 :]], 1).logsumexp(1)
-        loss = F.binary_cross_entropy_with_logits(z[:, k] - others, (label == k).to(z.dtype), reduction="none")
-        mean = (loss * said).flatten(1).sum(1) / said.flatten(1).sum(1).clamp(min=1)
+        loss = F.binary_cross_entropy_with_logits(
+            z[:, k] - others, (label == k).to(z.dtype), reduction="none"
+        )
+        mean = (loss * known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
         total = total + mean * annotated[:, k]
     return total.sum() / max(len(z), 1)
 
 
-# --- the meta-gradient ------------------------------------------------------------------------------------------------
+# --- the meta-gradient ----------------------------------------------------------------------------
 
 
 def stepped(net: nn.Module, lr: float) -> Weights:
-    """theta*: the weights after one plain gradient step, from the gradients that the parameters hold."""
-    moved = {n: p.detach() if p.grad is None else p.detach() - lr * p.grad for n, p in net.named_parameters()}
+    """The weights theta* after one plain gradient step along the gradients of the parameters.
+
+    Args:
+        net: A network whose parameters hold `.grad`, or None for no gradient.
+        lr: Length of the step.
+
+    Returns:
+        The weights by name, leaves that require a gradient.
+    """
+    moved = {
+        n: p.detach() if p.grad is None else p.detach() - lr * p.grad
+        for n, p in net.named_parameters()
+    }
     return {name: weight.requires_grad_() for name, weight in moved.items()}
 
 
-def roi_gradient(net: nn.Module, weights: Weights, image: Tensor, loss: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """v: the gradient of `loss(full-resolution logits)` in `weights`, one tensor for each of the net's parameters.
+def roi_gradient(
+    net: nn.Module, weights: Weights, image: Tensor, loss: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """The gradient v of a loss in given weights.
 
-    In half precision the backward pass runs on the loss times 1024, so that small gradients are not lost.
+    In half precision the backward pass runs on the loss times 1024, so that small gradients are not
+    lost.
+
+    Args:
+        net: The network f.
+        weights: Its weights, by name.
+        image: (B, C, *S).
+        loss: Full-resolution logits to a scalar.
+
+    Returns:
+        One tensor for each of the weights; zeros where the loss does not depend on one.
     """
     outputs = functional_call(net, weights, (image,))
     value = loss(outputs if isinstance(outputs, Tensor) else outputs[0])
     scale = 1024.0 if torch.is_autocast_enabled(image.device.type) else 1.0
-    found = torch.autograd.grad(value * scale, list(weights.values()), allow_unused=True)
-    return [torch.zeros_like(w) if v is None else v / scale for v, w in zip(found, weights.values())]
+    scaled = torch.autograd.grad(value * scale, list(weights.values()), allow_unused=True)
+    return [
+        torch.zeros_like(w) if v is None else v / scale for v, w in zip(scaled, weights.values())
+    ]
 
 
-def exact_product(net: nn.Module, v: Sequence[Tensor], image: Tensor, q: Tensor, loss: SegLoss) -> Tensor:
-    """< v, grad_theta L_seg(theta, q) >, a scalar that can be differentiated in `q`, without a second-order graph of f.
+def exact_product(
+    net: nn.Module, v: Sequence[Tensor], image: Tensor, q: Tensor, loss: SegLoss
+) -> Tensor:
+    """< v, grad_theta L_seg(theta, q) >, without a second-order graph of f.
 
-    It equals < grad_z L, J_f v >: one forward-mode product through f, then the derivative of the loss alone.
+    It equals < grad_z L, J_f v >: one forward-mode product through f, then the derivative of the
+    loss alone.
+
+    Args:
+        net: The network f, at theta.
+        v: One tensor for each of its parameters.
+        image: (B, C, *S).
+        q: (B, t, *S), probabilities of the context classes.
+        loss: (logits of f, q) to L_seg.
+
+    Returns:
+        A scalar that can be differentiated in `q`.
     """
     theta = {name: p.detach() for name, p in net.named_parameters()}
     tangent = dict(zip(theta, v))
 
     def outputs(weights: Weights) -> list[Tensor]:
-        found = functional_call(net, weights, (image,))
-        return [found] if isinstance(found, Tensor) else found
+        z = functional_call(net, weights, (image,))
+        return [z] if isinstance(z, Tensor) else z
 
     product: tuple[list[Tensor], list[Tensor]] = jvp(outputs, (theta,), (tangent,))  # type: ignore[assignment]
-    levels, moved = product
+    levels, levels_dot = product
     levels = [z.detach().requires_grad_() for z in levels]
     slopes = torch.autograd.grad(loss(levels, q), levels, create_graph=True)
-    return torch.stack([(slope * z_dot.detach()).sum() for slope, z_dot in zip(slopes, moved)]).sum()
+    terms = [(slope * z_dot.detach()).sum() for slope, z_dot in zip(slopes, levels_dot)]
+    return torch.stack(terms).sum()
 
 
-def finite_product(net: nn.Module, v: Sequence[Tensor], image: Tensor, q: Tensor, loss: SegLoss) -> Tensor:
-    """As `exact_product`, by the authors' central difference of step 0.01 / |v|: near the truth, for comparison."""
+def finite_product(
+    net: nn.Module, v: Sequence[Tensor], image: Tensor, q: Tensor, loss: SegLoss
+) -> Tensor:
+    """As `exact_product`, by the authors' central difference of step 0.01 / |v|; for comparison.
+
+    Args:
+        net: The network f, at theta.
+        v: One tensor for each of its parameters.
+        image: (B, C, *S).
+        q: (B, t, *S), probabilities of the context classes.
+        loss: (logits of f, q) to L_seg.
+
+    Returns:
+        A scalar near the exact one, that can be differentiated in `q`.
+    """
     r = 0.01 / torch.stack([part.square().sum() for part in v]).sum().sqrt().clamp(min=1e-30)
     values = []
     for sign in (1, -1):
-        weights = {name: p.detach() + sign * r * part for (name, p), part in zip(net.named_parameters(), v)}
+        weights = {
+            name: p.detach() + sign * r * part for (name, p), part in zip(net.named_parameters(), v)
+        }
         with torch.no_grad():
-            found = functional_call(net, weights, (image,))
-        values.append(loss([found] if isinstance(found, Tensor) else found, q))
+            z = functional_call(net, weights, (image,))
+        values.append(loss([z] if isinstance(z, Tensor) else z, q))
     return (values[0] - values[1]) / (2 * r)
 
 
 PRODUCTS = {"exact": exact_product, "finite": finite_product}
-"""Ways to the meta-gradient."""
+"""Ways to the meta-gradient, by name."""
 
 
 def meta_gradient(
@@ -161,18 +237,29 @@ def meta_gradient(
     mean: Mean = lambda values: None,
     product: str = "exact",
 ) -> list[Tensor]:
-    """The gradient of L_ROI(theta*) in the generator's parameters over lr (Eq. 12 to 15), one tensor for each.
+    """The gradient of L_ROI(theta*) in the generator's parameters, over lr (CoLab, Eq. 12 to 15).
 
-    net        f, whose parameters hold in `.grad` the gradient of L_seg at theta.   near  (B, 1, *S), M.
-    batch      what both losses are of; it may be a part of the batch that the gradient is of, or be empty.
-    mean       makes means over this process's items means over all processes' items, in place.
+    The derivative of Eq. 13 is taken at theta, where the paper prints theta*. The factor lr is left
+    out: g is trained by Adam, for which it would only change the weight of epsilon.
 
-    The derivative of Eq. 13 is at theta, where the paper prints theta*. The factor lr is left out: g is trained by
-    Adam, to which it means nothing but an unfair epsilon.
+    Args:
+        net: f, whose parameters hold in `.grad` the gradient of L_seg at theta.
+        generator: g.
+        batch: The items of both losses; it may be a part of the batch that the gradient is of, or
+            be empty.
+        near: (B, 1, *S), M.
+        lr: Length of the step from theta to theta*.
+        mean: Replaces means over this process's items by means over all processes' items, in place.
+        product: "exact" or "finite".
+
+    Returns:
+        One tensor for each parameter of `generator`; zeros where the batch is empty.
     """
     star = stepped(net, lr)
     if len(batch):
-        v = roi_gradient(net, star, batch.image, lambda z: roi_loss(z, batch.label, batch.annotated))
+        v = roi_gradient(
+            net, star, batch.image, lambda z: roi_loss(z, batch.label, batch.annotated)
+        )
     else:
         v = [torch.zeros_like(weight) for weight in star.values()]
     mean(v)
@@ -180,36 +267,55 @@ def meta_gradient(
     if not len(batch):
         return [torch.zeros_like(p) for p in parameters]
     loss = partial(context_loss, label=batch.label, near=near, annotated=batch.annotated)
-    with torch.autocast(batch.image.device.type, enabled=False):  # forward mode has no mixed precision
+    # Forward mode has no mixed precision.
+    with torch.autocast(batch.image.device.type, enabled=False):
         value = PRODUCTS[product](net, v, batch.image, generator(batch.image).softmax(1), loss)
     return [-g for g in torch.autograd.grad(value, parameters)]
 
 
-# --- the generator and the method -------------------------------------------------------------------------------------
+# --- the generator and the method -----------------------------------------------------------------
+
+
+SIZES = ("small", "full")
+"""Sizes of the generator."""
+
+_LEAST_VOX = 16
 
 
 class Generator(nn.Module):
-    """g: logits (B, t, *S) of the context classes.
+    """The task generator g: an image to logits of the context classes.
 
-    "small": f's plain U-Net without its first level and `narrow` times narrower, on the image at the resolution of f's
-    second level; its logits are interpolated. "full": a U-Net of f's size, as the paper, which says that g may be any.
+    Args:
+        plan: The plan.
+        contexts: t.
+        size: "small" for f's plain U-Net without its first level and `narrow` times narrower, on
+            the image at the resolution of f's second level, its logits interpolated; "full" for a
+            U-Net of f's size. The paper says that g may be any network.
+        narrow: Divides the widths of "small".
+
+    Raises:
+        ContextsegError: The size is unknown.
     """
 
     def __init__(self, plan: Plan, contexts: int, size: str = "small", narrow: int = 2) -> None:
         super().__init__()
         if size not in SIZES:
-            raise Problem(f"generator={size}", "there is no such generator", did_you_mean(size, SIZES))
-        dims, inputs = plan.dims, len(plan.channels)
-        self.step = plan.strides[1] if size == "small" and len(plan.strides) > 1 else (1,) * dims
-        skip = 1 if size == "small" and len(plan.widths) > 2 else 0
-        widths = (
-            [max(w // narrow, 4) for w in plan.widths[: len(plan.widths) - skip]] if size == "small" else plan.widths
-        )
-        strides = [(1,) * dims, *plan.strides[1 + skip :]]
-        self.net = UNet(inputs, contexts, widths, strides, plan.kernels[skip:], deep=False)
+            raise ContextsegError(
+                f"generator={size}", "there is no such generator", did_you_mean(size, SIZES)
+            )
+        ones = (1,) * plan.dims
+        small = size == "small"
+        skip = 1 if small and len(plan.widths) > 2 else 0
+        widths = list(plan.widths[: len(plan.widths) - skip])
+        if small:
+            widths = [max(w // narrow, 4) for w in widths]
+        self.step = plan.strides[1] if small and len(plan.strides) > 1 else ones
+        strides = [ones, *plan.strides[1 + skip :]]
+        kernels = plan.kernels[skip:]
+        self.net = UNet(len(plan.channels), contexts, widths, strides, kernels, deep=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, *S) -> (B, t, *S) logits."""
+        """(B, C, *S) to (B, t, *S) logits."""
         size = image.shape[2:]
         small = _averaged(image, [-(-n // s) for n, s in zip(size, self.step)])
         z = self.net(small)
@@ -219,9 +325,18 @@ class Generator(nn.Module):
 
 
 def piece(batch: Batch, n: int, parts: int) -> Batch:
-    """The `n`th of the pieces of a batch's patches, each axis cut into `parts`; the last axis is gone through first.
+    """One of the pieces of a batch's patches, each axis cut into `parts`.
 
-    Pieces of an axis of L voxels hold ceil(L / parts), and at least 16, or all; they overlap where that does not fit.
+    Pieces of an axis of L voxels hold ceil(L / parts), and at least 16, or all; they overlap where
+    that does not fit.
+
+    Args:
+        batch: The batch.
+        n: Number of the piece; the last axis is gone through first.
+        parts: Pieces of each axis.
+
+    Returns:
+        The batch of that piece.
     """
     inside: list[slice] = []
     for length in reversed(batch.image.shape[2:]):
@@ -235,32 +350,50 @@ def piece(batch: Batch, n: int, parts: int) -> Batch:
     return replace(batch, image=batch.image[here], label=batch.label[here], maps=maps)
 
 
-_LEAST_VOX = 16
-SIZES = ("small", "full")
 WATCHED = {0: 0, **{10**n: n + 1 for n in range(7)}}
-"""Steps at which the contexts of one patch are kept, so that it can be seen how they are learnt: step -> place."""
+"""Steps at which the contexts of one patch are kept, to show how they are learnt: step to index."""
 
 
 class CoLab(Method):
     """Context classes learnt together with the segmentation (Li et al., IEEE TMI 2023).
 
-    context_classes      t. The paper: 2 where false positives lie far from the ROI, 4 where they lie beside it. 1 is
-                         `Supervised`, bit for bit.
-    generator            "small" or "full" (see `Generator`); generator_lr its rate, Adam's; the paper's is 3e-4.
-    generator_every      steps from one look-ahead to the next; the paper has 1, the authors' code 5.
-    lookahead_items      of how many items of a batch one is looked ahead with, in turn; 1 is all.
-    lookahead_parts      into how many parts each axis of the patch is cut, so that one is looked ahead with, in turn;
-                         1 is the whole patch. No part is smaller than 16 voxels along an axis.
-    meta                 "exact", or "finite", the authors' difference quotient.
-    margin, tau          of M (see `nearness`), in `distance_unit`: "vox", as the paper, or "mm".
-    absent               M where a case has no ROI.
-    background           how the context classes become background again: "max" or "sum" (see `folded`).
+    Unlike in the paper, g is small and looks ahead in every second step with a part of the batch,
+    and its gradient needs no second-order graph; `generator="full"`, `generator_every=1`,
+    `lookahead_items=1`, `lookahead_parts=1` and `background="max"` are the paper's. docs/colab.md
+    says what we decided.
+
+    Args:
+        plan: The plan.
+        net: Network f, a name of `NETS`.
+        optimizer: Optimiser of f, "sgd" or "adamw"; that of g is Adam.
+        context_classes: t. The paper has 2 where false positives lie far from the ROI, and 4 where
+            they lie beside it. 1 is `Supervised`, bit for bit.
+        generator: Size of g, "small" or "full" (see `Generator`).
+        generator_lr: Learning rate of g; the paper's is 3e-4.
+        generator_every: Steps from one look-ahead to the next; the paper has 1, the authors' code
+            5.
+        lookahead_items: A look-ahead has one in this many items of a batch, in turn; 1 for all.
+        lookahead_parts: Into how many parts each axis of the patch is cut, of which a look-ahead
+            has one, in turn; 1 for the whole patch. No part is smaller than 16 voxels along an
+            axis.
+        meta: "exact", or "finite", the authors' difference quotient.
+        margin: Distance to the ROI up to which M is 1, in `distance_unit` (see `nearness`).
+        tau: Decay length of M beyond the margin, in `distance_unit`.
+        distance_unit: "vox", as in the paper, or "mm".
+        absent: M where a case has no ROI.
+        background: How context classes become background again: "sum" or "max" (see `folded`).
+        weights: File of weights that f starts from; "" for new weights. See `nets.weights`.
+
+    Raises:
+        ContextsegError: A name is unknown, or a number is out of its range.
     """
 
     watched: Tensor
-    """The patch whose contexts are kept, (1, C, *patch) float16: the first of the first batch."""
+    """The patch whose contexts are kept, (1, C, *patch) float16: the first item of the first batch.
+    """
     snapshots: Tensor
-    """q of its middle slice at the steps of `WATCHED`, (n, t, H, W) float16; 0 where training has not come."""
+    """q of its middle slice at the steps of `WATCHED`, (n, t, H, W) float16; 0 for steps to come.
+    """
 
     def __init__(
         self,
@@ -279,38 +412,63 @@ class CoLab(Method):
         distance_unit: str = "vox",
         absent: float = 0.0,
         background: str = "sum",
+        weights: str = "",
     ) -> None:
         super().__init__()
         check_contexts(context_classes, background, margin, tau)
         if min(generator_every, lookahead_items, lookahead_parts) < 1:
             what = f"generator_every={generator_every}, {lookahead_items=}, {lookahead_parts=}"
-            raise Problem("method colab", what, "give 1 or more of each")
+            raise ContextsegError("method colab", what, "give 1 or more of each")
         if not generator_lr > 0:
-            raise Problem(f"generator_lr={generator_lr}", "not a positive number", "give a rate above 0")
+            raise ContextsegError(
+                f"generator_lr={generator_lr}", "not a positive number", "give a rate above 0"
+            )
         if meta not in PRODUCTS:
-            raise Problem(f"meta={meta}", "there is no such way to the meta-gradient", did_you_mean(meta, PRODUCTS))
-        self.classes, self.contexts, self.background = len(plan.classes), context_classes, background
-        self.optimizer, self.loss, self.meta = optimizer, loss_of(plan), meta
-        self.every, self.turns, self.parts = generator_every, lookahead_items, lookahead_parts
+            raise ContextsegError(
+                f"meta={meta}",
+                "there is no such way to the meta-gradient",
+                did_you_mean(meta, PRODUCTS),
+            )
+        self.classes = len(plan.classes)
+        self.contexts = context_classes
+        self.background = background
+        self.optimizer = optimizer
+        self.loss = loss_of(plan)
+        self.meta = meta
+        self.every = generator_every
+        self.turns = lookahead_items
+        self.parts = lookahead_parts
         self.generator_lr = generator_lr
+        self.start_weights = {"net": weights}
         self.net = build_net(net, plan, self.classes + context_classes - 1)
-        self.generator = Generator(plan, context_classes, generator) if context_classes > 1 else None
+        self.generator = (
+            Generator(plan, context_classes, generator) if context_classes > 1 else None
+        )
         self.near = partial(nearness, margin=margin, tau=tau, absent=absent)
         if context_classes > 1:
             self.maps = partial(roi_distance, unit=distance_unit)
-            self.register_buffer("watched", torch.zeros(1, len(plan.channels), *plan.patch_vox, dtype=torch.float16))
+            self.register_buffer(
+                "watched", torch.zeros(1, len(plan.channels), *plan.patch_vox, dtype=torch.float16)
+            )
             kept = (len(WATCHED), context_classes, *plan.patch_vox[-2:])
             self.register_buffer("snapshots", torch.zeros(kept, dtype=torch.float16))
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
-        """f by the optimiser that was asked for, g by Adam."""
+        """The optimiser that was asked for, for f; Adam for g."""
         groups: dict[str, Optimizer] = {"net": optimizer(self.optimizer, self.net.parameters(), lr)}
         if self.generator is not None:
             groups["generator"] = Adam(self.generator.parameters(), self.generator_lr)
         return groups
 
     def contexts_of(self, image: Tensor) -> Tensor:
-        """q (B, t, *S): the probability of each context class, without a gradient."""
+        """The probability of each context class, without a gradient.
+
+        Args:
+            image: (B, C, *S).
+
+        Returns:
+            q, (B, t, *S) float32.
+        """
         assert self.generator is not None
         with torch.no_grad():
             return self.generator(image).float().softmax(1)
@@ -320,11 +478,12 @@ class CoLab(Method):
         outputs = self.net(batch.image)
         if self.generator is None:
             return {"seg": deep(self.loss, outputs, batch.label, batch.annotated)}
-        q, near = self.contexts_of(batch.image), self.near(distances(batch))
+        q = self.contexts_of(batch.image)
+        near = self.near(distances(batch))
         return {"seg": context_loss(outputs, q, batch.label, near, batch.annotated, self.loss)}
 
     def lookahead(self, batch: Batch, lr: float, step: int, mean: Mean) -> dict[str, list[Tensor]]:
-        """The meta-gradient for "generator", in every `generator_every`th step."""
+        """The meta-gradient for "generator", in every `generator_every`-th step."""
         if self.generator is not None and len(batch) and step in WATCHED:
             self._watch(batch.image[:1], step)
         if self.generator is None or step % self.every:
@@ -339,11 +498,11 @@ class CoLab(Method):
             mean(values)
 
         near = self.near(distances(part))
-        found = meta_gradient(self.net, self.generator, part, near, lr, over_all, self.meta)
-        return {"generator": [g * share for g in found]}
+        gradient = meta_gradient(self.net, self.generator, part, near, lr, over_all, self.meta)
+        return {"generator": [g * share for g in gradient]}
 
     def _watch(self, image: Tensor, step: int) -> None:
-        """Keep q of the middle slice of the first item of the first batch, whatever the batch is now."""
+        """Keep q of the middle slice of the first item of the first batch."""
         if step == 0:
             self.watched.copy_(image)
         q = self.contexts_of(self.watched.to(image.dtype))[0]

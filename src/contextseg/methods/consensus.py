@@ -1,8 +1,8 @@
-"""What several models agree on: their majority, how sure it is, and what of it a case may learn from.
+"""What several models agree on: their majority, its certainty, and what a case may be trained on.
 
-Functions of arrays, for anyone's loop. Pham, Nguyen-Ho, Tran: Semi-supervised organ segmentation with mask propagation
-refinement and uncertainty estimation for data generation, LNCS 13816, whose certainty is that of a case; that of a
-class and of a voxel is ours.
+Functions of arrays, for any loop. Pham, Nguyen-Ho, Tran: Semi-supervised organ segmentation with
+mask propagation refinement and uncertainty estimation for data generation, LNCS 13816, whose
+certainty is that of a case; that of a class and of a voxel is ours.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from contextseg.batch import IGNORE
 from contextseg.methods.cps import left_open
 
 KEEPS = ("cases", "voxels")
-"""What joins the training set: certain cases as a whole, or the certain classes and voxels of each."""
+"""What joins the training set: certain cases as a whole, or certain classes and voxels of each."""
 NOBODY, HUMAN = 0, 1
-"""Who said what a voxel is; the consensus of round r is HUMAN + r."""
+"""Where a voxel's label comes from; the consensus of round r is HUMAN + r."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a case, and who said it.
+    """What is known of a case, and where it comes from.
 
-    label       (*S) int16, class or `IGNORE`.   annotated (K,) bool, which classes it tells from the background.
-    provenance  (*S) uint8: NOBODY, HUMAN, HUMAN + round.
-    certainty   (*S) uint8, 0 to 255: the share of the models that agree, 255 where a human said it, 0 before any voted.
+    Attributes:
+        label: (*S) int16, class or `IGNORE`.
+        annotated: (K,) bool, which classes the label tells from the background.
+        provenance: (*S) uint8: NOBODY, HUMAN, or HUMAN + round.
+        certainty: (*S) uint8, 0 to 255: the share of the models that agree, 255 where a human
+            annotated, 0 before any vote.
     """
 
     label: np.ndarray
@@ -38,49 +41,78 @@ class Known:
     certainty: np.ndarray
 
     @staticmethod
-    def said(label: np.ndarray, annotated: Sequence[bool]) -> Known:
-        """What people said of a case."""
-        by = np.where(label == IGNORE, NOBODY, HUMAN).astype(np.uint8)
-        return Known(label, np.array(annotated, bool), by, by * np.uint8(255))
+    def from_annotation(label: np.ndarray, annotated: Sequence[bool]) -> Known:
+        """What people annotated in a case.
+
+        Args:
+            label: (*S) int16, class or `IGNORE`.
+            annotated: K of them, which classes are annotated.
+        """
+        provenance = np.where(label == IGNORE, NOBODY, HUMAN).astype(np.uint8)
+        certainty = provenance * np.uint8(255)
+        return Known(label, np.array(annotated, bool), provenance, certainty)
 
     @property
     def left(self) -> np.ndarray:
         """(*S) bool: where the class is not known yet."""
-        label, annotated = torch.from_numpy(np.array(self.label))[None], torch.from_numpy(self.annotated)[None]
+        label = torch.from_numpy(np.array(self.label))[None]
+        annotated = torch.from_numpy(self.annotated)[None]
         return left_open(label, annotated)[0].numpy()
 
 
 def majority(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The class that each model finds (M, *S), and the one that most of them find (*S), int16; logits (M, K, *S).
+    """The class that each model predicts, and the one that most of them predict.
 
-    Of classes with as many votes the one with the largest mean probability.
+    Of classes with as many votes it is the one with the largest mean probability.
 
-    >>> z = torch.tensor([[2.0, 0.0], [0.0, 3.0]])[..., None]  # two models, two classes, one voxel
-    >>> [x.tolist() for x in majority(z)]
-    [[[0], [1]], [1]]
+    Args:
+        logits: (M, K, *S), of M models.
+
+    Returns:
+        Votes (M, *S) and consensus (*S), int16.
+
+    Example:
+        Two models, two classes, one voxel.
+
+        >>> z = torch.tensor([[2.0, 0.0], [0.0, 3.0]])[..., None]
+        >>> [x.tolist() for x in majority(z)]
+        [[[0], [1]], [1]]
     """
     p = logits.float().softmax(1)
-    found = p.argmax(1)
+    votes = p.argmax(1)
     score = p.mean(0)  # never as much as a vote
-    for votes in found:
-        score.scatter_add_(0, votes[None], torch.ones_like(score[:1]))
-    return found.short(), score.argmax(0).short()
+    for vote in votes:
+        score.scatter_add_(0, vote[None], torch.ones_like(score[:1]))
+    return votes.short(), score.argmax(0).short()
 
 
-def agreement(found: np.ndarray, consensus: np.ndarray, classes: int) -> np.ndarray:
-    """For each class but the background the mean Dice of the models against the consensus: (K - 1,) float64.
+def agreement(votes: np.ndarray, consensus: np.ndarray, classes: int) -> np.ndarray:
+    """The mean Dice of the models against the consensus, for each class but the background.
 
-    found (M, N) and consensus (N,), integers. A model without a class that the consensus lacks too has 1, where another
-    model sees it; a class that nobody sees has NaN, for a class that all models miss looks the same. Identical models
-    have 1.
+    A model without a class that the consensus lacks too has 1, where another model predicts it.
+    Identical models have 1.
 
-    >>> agreement(np.array([[0, 1, 1], [0, 0, 1]]), np.array([0, 1, 1]), 3).round(3).tolist()
-    [0.833, nan]
+    Args:
+        votes: (M, N) integers, the class that each model predicts at each voxel.
+        consensus: (N,) integers.
+        classes: K.
+
+    Returns:
+        (K - 1,) float64. A class that no model predicts has NaN: whether it is not there or all
+        models miss it cannot be told.
+
+    Example:
+        >>> agreement(np.array([[0, 1, 1], [0, 0, 1]]), np.array([0, 1, 1]), 3).round(3).tolist()
+        [0.833, nan]
     """
-    if not len(found):
+    if not len(votes):
         return np.full(classes - 1, np.nan)
-    pairs = [np.bincount(row.astype(np.int64) * classes + consensus, minlength=classes**2) for row in found]
-    counts = np.stack(pairs).reshape(-1, classes, classes)  # of each model: voxels by its class and the consensus's
+    pairs = [
+        np.bincount(row.astype(np.int64) * classes + consensus, minlength=classes**2)
+        for row in votes
+    ]
+    # Of each model: voxels by its class and the consensus's.
+    counts = np.stack(pairs).reshape(-1, classes, classes)
     sizes = (counts.sum(1) + counts.sum(2))[:, 1:]
     both = counts.diagonal(axis1=1, axis2=2)[:, 1:]
     dice = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1.0)
@@ -88,41 +120,69 @@ def agreement(found: np.ndarray, consensus: np.ndarray, classes: int) -> np.ndar
 
 
 def over_classes(dice: np.ndarray) -> float:
-    """The mean over the classes that somebody sees: the certainty of a case; NaN where there are none.
+    """The certainty of a case: the mean over the classes that some model predicts.
 
-    >>> over_classes(np.array([0.5, np.nan, 1.0])), over_classes(np.array([np.nan]))
-    (0.75, nan)
+    Args:
+        dice: (K - 1,), `agreement`.
+
+    Returns:
+        The mean; NaN where there are no such classes.
+
+    Example:
+        >>> over_classes(np.array([0.5, np.nan, 1.0])), over_classes(np.array([np.nan]))
+        (0.75, nan)
     """
     seen = dice[~np.isnan(dice)]
     return float(seen.mean()) if len(seen) else float("nan")
 
 
 def learnt(
-    known: Known, found: np.ndarray, consensus: np.ndarray, dice: np.ndarray, threshold: float, keep: str, number: int
+    known: Known,
+    votes: np.ndarray,
+    consensus: np.ndarray,
+    dice: np.ndarray,
+    threshold: float,
+    keep: str,
+    number: int,
 ) -> Known:
-    """What is known of a case after the vote of round `number`: `known`, and what of the consensus is certain.
+    """What is known of a case after a vote: what was known, and the certain part of the consensus.
 
-    found (M, *S), consensus (*S), integers that contradict nothing known; dice (K - 1,), `agreement` where something
-    was left. A threshold is reached by what equals it.
+    With "cases", all that was left is taken, if the mean over the classes reaches the threshold.
+    With "voxels", voxels are taken on which that share of the models agree and whose class is
+    certain (or the background), if any class is; what else was left there is `IGNORE`. What equals
+    a threshold reaches it.
 
-    keep "cases": all that was left, if the mean over the classes reaches the threshold. "voxels": the voxels on which
-    that share of the models agree and whose class is certain (or the background), if any class is. What else was left
-    there is `IGNORE`.
+    The classes that were taken count as annotated from then on: all that were predicted, or the
+    certain ones. A class that no model predicts stays unknown, so that its absence is not trained
+    on.
 
-    The classes that were learnt count as annotated from then on: all that were seen, or the certain ones. A class that
-    nobody saw stays unknown, so that its absence is not taught.
+    Args:
+        known: What was known.
+        votes: (M, *S) integers that contradict nothing known.
+        consensus: (*S) integers that contradict nothing known.
+        dice: (K - 1,), `agreement` where something was left.
+        threshold: Certainty, in (0, 1].
+        keep: "cases" or "voxels".
+        number: Number of the round, from 1.
+
+    Returns:
+        What is known now.
     """
-    left, models = known.left, len(found)
-    agree = (found == consensus).sum(0)
+    left = known.left
+    models = len(votes)
+    agree = (votes == consensus).sum(0)
     certainty = np.where(left, np.rint(agree * (255 / models)).astype(np.uint8), known.certainty)
     if keep == "cases":
-        sure = ~np.isnan(dice) & (over_classes(dice) >= threshold)
-        take = left & sure.any()
+        certain = ~np.isnan(dice) & (over_classes(dice) >= threshold)
+        take = left & certain.any()
     else:
-        sure = dice >= threshold  # not so for NaN
-        take = left & sure.any() & np.array([True, *sure])[consensus] & (agree >= threshold * models - 1e-6)
+        certain = dice >= threshold  # not so for NaN
+        agreed = agree >= threshold * models - 1e-6
+        take = left & certain.any() & np.array([True, *certain])[consensus] & agreed
     if not take.any():
         return replace(known, certainty=certainty)
-    label = np.where(take, consensus, np.where(left, IGNORE, known.label)).astype(np.int16)
-    provenance = np.where(take, HUMAN + number, np.where(left, NOBODY, known.provenance)).astype(np.uint8)
-    return Known(label, known.annotated | np.array([True, *sure]), provenance, certainty)
+    before = np.where(left, IGNORE, known.label)
+    label = np.where(take, consensus, before).astype(np.int16)
+    by = np.where(left, NOBODY, known.provenance)
+    provenance = np.where(take, HUMAN + number, by).astype(np.uint8)
+    return Known(label, known.annotated | np.array([True, *certain]), provenance, certainty)

@@ -1,17 +1,14 @@
-"""Pseudo labels with uncertainty estimation: several models agree on a case, it joins the training set, and again.
+"""Pseudo labels with uncertainty estimation: cases that several models agree on join the training.
 
-Pham, Nguyen-Ho, Tran: Semi-supervised organ segmentation with mask propagation refinement and uncertainty estimation
-for data generation, LNCS 13816. Who said what of each voxel is kept, and a list says what a person should look at.
-docs/semi-supervised.md says what we decided.
+Pham, Nguyen-Ho, Tran: Semi-supervised organ segmentation with mask propagation refinement and
+uncertainty estimation for data generation, LNCS 13816. Where each voxel's label comes from is kept,
+and a list says what a person should look at first. docs/semi-supervised.md says what we decided.
 """
 
 from __future__ import annotations
 
-import csv
 import inspect
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -20,23 +17,34 @@ import numpy as np
 import torch
 
 from contextseg.batch import IGNORE
+from contextseg.console import Progress
 from contextseg.data.cache import Cached, load_array
 from contextseg.data.plan import Plan
 from contextseg.data.prepare import undo
-from contextseg.disk import Problem, did_you_mean, read_json, replacing, write_json, write_text
-from contextseg.methods.base import Method
-from contextseg.methods.consensus import HUMAN, KEEPS, Known, agreement, learnt, majority, over_classes
+from contextseg.disk import csv_text, read_json, replacing, write_json, write_text
+from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.methods.base import Method, RecipeRun
+from contextseg.methods.consensus import (
+    HUMAN,
+    KEEPS,
+    Known,
+    agreement,
+    learnt,
+    majority,
+    over_classes,
+)
 from contextseg.methods.cps import admissible
-from contextseg.volume import resample_labels, write
+from contextseg.resampling import resample_labels
+from contextseg.volume import write
 
 QC = "qc.csv"
-"""The list in a run's folder of what its models were how sure of: what a person should look at comes first."""
+"""The list in a run's folder of how certain its models were, what a person should look at first."""
 _COLUMNS = ["case", "round", "class", "certainty", "kept", "voxels", "mm3"]
 _PARTS = ("label", "provenance", "certainty")
 
 
 def pseudo(
-    run: Any,
+    run: RecipeRun,
     base: str = "cps",
     models: int = 2,
     rounds: int = 1,
@@ -51,22 +59,50 @@ def pseudo(
     unsupervised: str = "dice",
     certain: float = 0.0,
     cutmix: bool = False,
+    weights: str = "",
+    second_weights: str = "",
 ) -> Method:
-    """Train several models, let them predict what nobody labelled, learn from what they agree on, and again.
+    """Train several models, let them label the rest, train on what they agree on, and again.
 
-    base       the method of every model: "cps", "supervised", or any other that is trained once.
-    models     how many are trained, from other initial weights on other batches. The last round trains one, which is
-               deployed; so a run is models * rounds + 1 trainings of `steps` steps, fewer where it ends before.
-    rounds     at most; it ends before where nothing is left, where nothing new is certain, and, with validation cases,
-               where the mean Dice of these does not rise: then what was there before is deployed.
-    threshold  of the certainty (see `consensus.agreement`): a mean Dice, and with "voxels" also a share of the models.
-    keep       "cases": a certain case joins as a whole. "voxels": its certain classes and voxels.
-    The others are those of the base; one that it does not know may not be set.
+    Pham, Nguyen-Ho, Tran, LNCS 13816; that single classes and voxels may join is ours. In the run's
+    folder there is `qc.csv`, worst first; in each stage "pseudo", for every case that was voted on,
+    `label`, `provenance` and `certainty` (`consensus.Known`) on the cache's grid, and in `scans`
+    the consensus as a label file.
 
-    In the run's folder: `qc.csv`, worst first; in each stage "pseudo" for every case that was voted on `label`,
-    `provenance` and `certainty` (`consensus.Known`) on the cache's grid, and in `scans` the consensus as a label file.
+    Args:
+        run: The run.
+        base: Method of every model: "cps", "supervised", or any other that is trained once. The
+            settings below that it does not have must keep their defaults.
+        models: Number of models, from other initial weights on other batches. The last round trains
+            one, which is deployed; so a run is models * rounds + 1 trainings of `steps` steps,
+            fewer where it ends before.
+        rounds: Most rounds. The run ends before where nothing is left, where nothing new is
+            certain, and, with validation cases, where their mean Dice does not rise; then the model
+            before is deployed.
+        threshold: Certainty (see `consensus.agreement`) from which a case or class joins, a mean
+            Dice; with "voxels" also the share of the models that must agree on a voxel.
+        keep: "cases": a certain case joins as a whole. "voxels": its certain classes and voxels
+            join.
+        net: Network of the base.
+        second: Second network of the base (`CPS`).
+        optimizer: "sgd" or "adamw".
+        unlabelled_items: Items of each batch without a label (`CPS`); 0 is taken where none are
+            left.
+        weight: Weight of the unsupervised term (`CPS`).
+        smoothing: Label smoothing (`CPS`).
+        unsupervised: Loss between the networks, "dice" or "ce" (`CPS`).
+        certain: Probability below which an output is not trained on (`CPS`).
+        cutmix: Whether unlabelled patches are mixed in pairs (`CPS`).
+        weights: File of weights that every model starts from; "" for new weights. See
+            `nets.weights`.
+        second_weights: The same for the second network (`CPS`).
 
-    Raises `Problem` for an unknown base, for numbers that make no sense, and where all is labelled already.
+    Returns:
+        The trained method.
+
+    Raises:
+        ContextsegError: The base is unknown, a number is out of its range, or all is labelled
+            already.
     """
     _check(models, rounds, threshold, keep)
     own = {
@@ -79,17 +115,22 @@ def pseudo(
         "unsupervised": unsupervised,
         "certain": certain,
         "cutmix": cutmix,
+        "weights": weights,
+        "second_weights": second_weights,
     }
     make = _maker(run.plan, base, own)
     survey = _survey(run)
-    cases: dict[str, dict[str, Any]] = {name: {"labelled": said} for name, said in survey["left"].items()}
-    taught = [run.train(make(_unlabelled(cases)), draws=i) for i in range(models)]
-    best = _validated(run, taught[0]) if survey["validated"] else -1.0
+    cases: dict[str, dict[str, Any]] = {
+        name: {"labelled": labelled} for name, labelled in survey["left"].items()
+    }
+    trained = [run.train(make(_unlabelled(cases)), draws=i) for i in range(models)]
+    best = _validated(run, trained[0]) if survey["validated"] else -1.0
     for number in range(1, rounds + 1):
-        voted = _vote(run, taught, cases, number, threshold, keep)
+        voted = _vote(run, trained, cases, number, threshold, keep)
         cases |= voted
         if not any(case["new_vox"] for case in voted.values()):
             break
+
         again = number < rounds and any(case["left_vox"] for case in cases.values())
         joined = {name: case for name, case in cases.items() if case.get("joined")}
         labels = {name: case["folder"] / "label" / f"{name}.npy" for name, case in joined.items()}
@@ -103,15 +144,15 @@ def pseudo(
             if dice <= best:
                 break
             best = dice
-        taught = students
-    return taught[0]
+        trained = students
+    return trained[0]
 
 
-# --- what is trained --------------------------------------------------------------------------------------------------
+# --- what is trained ------------------------------------------------------------------------------
 
 
 def _check(models: int, rounds: int, threshold: float, keep: str) -> None:
-    """Raise `Problem` for the first of them that makes no sense."""
+    """Raise `ContextsegError` for the first of them that is out of its range."""
     allowed = {
         f"models={models}": (models >= 2, "give 2 or more: one model agrees with itself"),
         f"rounds={rounds}": (rounds >= 1, "give 1 or more"),
@@ -120,20 +161,25 @@ def _check(models: int, rounds: int, threshold: float, keep: str) -> None:
     }
     for name, (good, remedy) in allowed.items():
         if not good:
-            raise Problem(name, "out of range", remedy)
+            raise ContextsegError(name, "out of range", remedy)
 
 
 def _maker(plan: Plan, base: str, own: Mapping[str, Any]) -> Callable[[bool], Method]:
-    """What makes a model of the method `base`; called with whether there are unlabelled cases for it."""
+    """Constructs a model of the method `base`, given whether there are unlabelled cases."""
     from contextseg.methods import METHODS
 
-    single: dict[str, Any] = {name: entry for name, entry in METHODS.items() if inspect.isclass(entry)}
+    single: dict[str, Any] = {
+        name: entry for name, entry in METHODS.items() if inspect.isclass(entry)
+    }
     if base not in single:
-        raise Problem(f"base={base}", "there is no such method of one training", did_you_mean(base, single))
-    known, defaults = inspect.signature(single[base]).parameters, inspect.signature(pseudo).parameters
-    strange = [name for name, value in own.items() if name not in known and value != defaults[name].default]
-    if strange:
-        raise Problem(f"{strange[0]}={own[strange[0]]}", f"{base} has no such setting", "leave it out")
+        raise ContextsegError(
+            f"base={base}", "there is no such method of one training", did_you_mean(base, single)
+        )
+    known = inspect.signature(single[base]).parameters
+    defaults = inspect.signature(pseudo).parameters
+    for name, value in own.items():
+        if name not in known and value != defaults[name].default:
+            raise ContextsegError(f"{name}={value}", f"{base} has no such setting", "leave it out")
     arguments = {name: value for name, value in own.items() if name in known}
 
     def make(unlabelled: bool) -> Method:
@@ -148,167 +194,232 @@ def _unlabelled(cases: Mapping[str, Mapping[str, Any]]) -> bool:
     return any(not case["labelled"] and not case.get("joined") for case in cases.values())
 
 
-def _validated(run: Any, method: Method) -> float:
-    """The stage "validate": the mean Dice of the validation cases, whole, over their annotated classes; -1 for none."""
+def _validated(run: RecipeRun, method: Method) -> float:
+    """The stage "validate": the mean Dice of the validation cases, whole; -1 for none."""
 
-    def work(folder: Path, tell: Callable[..., None]) -> None:
+    def work(folder: Path, progress: Progress) -> None:
+        cached = run.cached([case for case in run.split[1] if case.label])
         dice = []
-        for i, case in enumerate(found := run.cached([case for case in run.split[1] if case.label])):
-            label = np.array(case.label)
-            best = np.concatenate([z.argmax(0).cpu().numpy() for *_, z in run.logits(case, method)])
-            each = agreement(best[None, label != IGNORE], label[label != IGNORE], len(run.plan.classes))
-            dice.append(over_classes(each[np.array(case.annotated[1:])]))
-            tell(i + 1, len(found))
+        for i, case in enumerate(cached):
+            dice.append(_case_dice(run, case, method))
+            progress(i + 1, len(cached))
         mean = over_classes(np.array(dice))
-        write_json(folder / "dice.json", {"dice": -1.0 if isnan(mean) else mean, "cases": len(dice)})
+        content = {"dice": -1.0 if isnan(mean) else mean, "cases": len(dice)}
+        write_json(folder / "dice.json", content)
 
     return read_json(run.stage("validate", work) / "dice.json")["dice"]
 
 
-# --- what nobody labelled ---------------------------------------------------------------------------------------------
+def _case_dice(run: RecipeRun, case: Cached, method: Method) -> float:
+    """The mean Dice of a case over its annotated classes; NaN where there are none."""
+    label = np.array(case.label)
+    prediction = np.concatenate([z.argmax(0).cpu().numpy() for *_, z in run.logits(case, method)])
+    known = label != IGNORE
+    dice = agreement(prediction[None, known], label[known], len(run.plan.classes))
+    return over_classes(dice[np.array(case.annotated[1:])])
 
 
-def _said(case: Cached, classes: int) -> Known:
-    """What people said of a case; of one without a label nothing, of any class."""
+# --- what nobody labelled -------------------------------------------------------------------------
+
+
+def _annotation(case: Cached, classes: int) -> Known:
+    """What people annotated in a case; in one without a label nothing, of any class."""
     if case.label is None:
-        return Known.said(np.full(case.image.shape[1:], IGNORE, np.int16), [k == 0 for k in range(classes)])
-    return Known.said(np.array(case.label), case.annotated)
+        nothing = np.full(case.image.shape[1:], IGNORE, np.int16)
+        return Known.from_annotation(nothing, [k == 0 for k in range(classes)])
+    return Known.from_annotation(np.array(case.label), case.annotated)
 
 
-def _survey(run: Any) -> dict[str, Any]:
-    """The stage "survey": the training cases of which something is not labelled, by name, and whether any of it is."""
+def _survey(run: RecipeRun) -> dict[str, Any]:
+    """The stage "survey": the training cases that are not labelled in full.
 
-    def work(folder: Path, tell: Callable[..., None]) -> None:
+    Returns:
+        "left", whether a case has any label, by name; "validated", whether there are validation
+        cases with labels.
+    """
+
+    def work(folder: Path, progress: Progress) -> None:
+        cached = run.cached(run.split[0])
         left = {}
-        for i, case in enumerate(found := run.cached(run.split[0])):
-            if _said(case, len(run.plan.classes)).left.any():
+        for i, case in enumerate(cached):
+            if _annotation(case, len(run.plan.classes)).left.any():
                 left[case.record.name] = case.labelled
-            tell(i + 1, len(found))
+            progress(i + 1, len(cached))
         if not left:
-            raise Problem(run.settings.dataset, "all is labelled in every training case", "use --method supervised")
-        write_json(folder / "survey.json", {"left": left, "validated": any(case.label for case in run.split[1])})
+            raise ContextsegError(
+                run.settings.dataset,
+                "all is labelled in every training case",
+                "use --method supervised",
+            )
+        validated = any(case.label for case in run.split[1])
+        write_json(folder / "survey.json", {"left": left, "validated": validated})
 
     return read_json(run.stage("survey", work) / "survey.json")
 
 
 def _vote(
-    run: Any, models: Sequence[Method], cases: dict[str, dict[str, Any]], number: int, threshold: float, keep: str
+    run: RecipeRun,
+    models: Sequence[Method],
+    cases: dict[str, dict[str, Any]],
+    number: int,
+    threshold: float,
+    keep: str,
 ) -> dict[str, dict[str, Any]]:
-    """The stage "pseudo" of round `number`: the models vote on each case of which something is left.
+    """The stage "pseudo" of round `number`: the models vote on each case that is not complete.
 
-    `cases` by name, as this gives them: {"labelled", "joined", "annotated", "left_vox", "new_vox", "rows", "folder"}.
+    `cases` by name, as this returns them: {"labelled", "joined", "annotated", "left_vox",
+    "new_vox", "rows", "folder"}.
     """
-    plan = run.plan
 
     def one(folder: Path, case: Cached) -> None:
-        name, before = case.record.name, cases[case.record.name]
-        said = _said(case, len(plan.classes))
-        known = _load(before["folder"], name, before["annotated"]) if before.get("joined") else said
-        found, consensus = _votes(run, models, case, said, known)
+        name = case.record.name
+        before = cases[name]
+        annotation = _annotation(case, len(run.plan.classes))
+        known = annotation
+        if before.get("joined"):
+            known = _load(before["folder"], name, before["annotated"])
+        votes, consensus = _votes(run, models, case, annotation, known)
         left = known.left
-        dice = agreement(found[:, left], consensus[left], len(plan.classes))
-        after = learnt(known, found, consensus, dice, threshold, keep, number)
+        dice = agreement(votes[:, left], consensus[left], len(run.plan.classes))
+        after = learnt(known, votes, consensus, dice, threshold, keep, number)
+        _write_vote(run, folder, case, after, consensus)
+
         new = after.provenance == HUMAN + number
-        rows = _rows(plan, name, number, dice, np.where(left, consensus, IGNORE), new, known)
-        for part in _PARTS:
-            with replacing(folder / part / f"{name}.npy") as path, open(path, "wb") as file:
-                np.save(file, asdict(after)[part])
-        on_scan = np.array(plan.values, np.int32)[resample_labels(consensus, case.record.shape)]
-        write(folder / "scans" / f"{name}{run.dataset.ending}", undo(on_scan, case.record, plan.values[0]))
+        rows = _rows(run.plan, name, number, dice, np.where(left, consensus, IGNORE), new, known)
+        classes = {row["class"] for row in rows}
+        kept = [row for row in before.get("rows", ()) if row["class"] not in classes]
         state = {
             "labelled": before["labelled"],
             "joined": bool(new.any()) or before.get("joined", False),
             "annotated": after.annotated.tolist(),
             "left_vox": int(after.left.sum()),
             "new_vox": int(new.sum()),
-            "rows": [*(row for row in before.get("rows", ()) if row["class"] not in {r["class"] for r in rows}), *rows],
+            "rows": [*kept, *rows],
         }
         write_json(folder / "cases" / f"{name}.json", state)  # last: the case is done
 
-    def work(folder: Path, tell: Callable[..., None]) -> None:
-        left = [case for case in run.split[0] if case.name in cases and cases[case.name].get("left_vox", 1)]
-        found = run.cached(left)
-        for i, case in enumerate(found):
+    def work(folder: Path, progress: Progress) -> None:
+        incomplete = [
+            case
+            for case in run.split[0]
+            if case.name in cases and cases[case.name].get("left_vox", 1)
+        ]
+        cached = run.cached(incomplete)
+        for i, case in enumerate(cached):
             if not (folder / "cases" / f"{case.record.name}.json").exists():
                 one(folder, case)
-            tell(i + 1, len(found))
+            progress(i + 1, len(cached))
         rows = [row for case in (cases | _states(folder)).values() for row in case.get("rows", ())]
         write_text(run.folder / QC, _table(rows))
 
     return _states(run.stage("pseudo", work))
 
 
+def _write_vote(
+    run: RecipeRun, folder: Path, case: Cached, known: Known, consensus: np.ndarray
+) -> None:
+    """Write what is known of a case after a vote, and the consensus as a label file."""
+    name = case.record.name
+    for part in _PARTS:
+        with replacing(folder / part / f"{name}.npy") as path, open(path, "wb") as file:
+            np.save(file, getattr(known, part))
+    values = np.array(run.plan.values, np.int32)
+    label = values[resample_labels(consensus, case.record.shape)]
+    path = folder / "scans" / f"{name}{run.dataset.ending}"
+    write(path, undo(label, case.record, run.plan.values[0]))
+
+
 def _states(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.stem: {**read_json(path), "folder": folder} for path in sorted(folder.glob("cases/*.json"))}
+    return {
+        path.stem: {**read_json(path), "folder": folder}
+        for path in sorted(folder.glob("cases/*.json"))
+    }
 
 
 def _load(folder: Path, name: str, annotated: Sequence[bool]) -> Known:
     """What a round left of a case."""
     remedy = f"delete the folder {folder}; its stage is then done again"
-    label, provenance, certainty = (np.array(load_array(folder / part / f"{name}.npy", remedy)) for part in _PARTS)
+    label, provenance, certainty = (
+        np.array(load_array(folder / part / f"{name}.npy", remedy)) for part in _PARTS
+    )
     return Known(label, np.array(annotated, bool), provenance, certainty)
 
 
 def _votes(
-    run: Any, models: Sequence[Method], case: Cached, said: Known, known: Known
+    run: RecipeRun, models: Sequence[Method], case: Cached, annotation: Known, known: Known
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What each model finds in a case (M, *S), and their consensus (*S), int16: nothing that contradicts what is known.
+    """The models' votes on a case, which contradict nothing that is known of it.
 
-    `said` is what people said of it, `known` that and what earlier rounds agreed on.
+    Args:
+        run: The run.
+        models: M models.
+        case: The case.
+        annotation: What people annotated.
+        known: That, and what earlier rounds agreed on.
+
+    Returns:
+        The class that each model predicts (M, *S), and their consensus (*S), int16.
     """
-    found, consensus = [], []
+    votes = []
+    consensus = []
     for slabs in zip(*(run.logits(case, model) for model in models)):
         start, stop, _ = slabs[0]
         z = torch.stack([logits for *_, logits in slabs])
-        for told in (said, known):
-            label = torch.from_numpy(told.label[start:stop]).to(z.device)
-            z = admissible(
-                z, label.expand(len(z), *label.shape), torch.from_numpy(told.annotated).expand(len(z), -1).to(z.device)
-            )
+        for part in (annotation, known):
+            label = torch.from_numpy(part.label[start:stop]).to(z.device)
+            annotated = torch.from_numpy(part.annotated).to(z.device)
+            z = admissible(z, label.expand(len(z), *label.shape), annotated.expand(len(z), -1))
         each, most = majority(z)
-        found.append(each.cpu().numpy())
+        votes.append(each.cpu().numpy())
         consensus.append(most.cpu().numpy())
     left = known.left
-    return np.where(left, np.concatenate(found, 1), known.label), np.where(left, np.concatenate(consensus), known.label)
+    return (
+        np.where(left, np.concatenate(votes, 1), known.label),
+        np.where(left, np.concatenate(consensus), known.label),
+    )
 
 
-# --- the list for a person --------------------------------------------------------------------------------------------
+# --- the list for a person ------------------------------------------------------------------------
 
 
 def _rows(
-    plan: Plan, name: str, number: int, dice: np.ndarray, consensus: np.ndarray, new: np.ndarray, known: Known
+    plan: Plan,
+    name: str,
+    number: int,
+    dice: np.ndarray,
+    consensus: np.ndarray,
+    new: np.ndarray,
+    known: Known,
 ) -> list[dict[str, Any]]:
     """The rows of one case: one for "all" classes, and one for each class that was open in it.
 
-    consensus (*S), `IGNORE` where nothing was left; new (*S) bool, what was learnt of it.
+    consensus is (*S), `IGNORE` where nothing was left; new (*S) bool is what was kept of it.
     """
     anything = bool((known.label == IGNORE).any())
-    there = {"all": (consensus > 0, over_classes(dice))}
+    open_classes = {"all": (consensus > 0, over_classes(dice))}
     for k, label in enumerate(plan.classes[1:], 1):
         if anything or not known.annotated[k]:
-            there[label] = consensus == k, float(dice[k - 1])
+            open_classes[label] = consensus == k, float(dice[k - 1])
     rows = []
-    for label, (mask, certainty) in there.items():
+    for label, (mask, certainty) in open_classes.items():
         voxels = int(mask.sum())
         row = {
             "case": name,
             "round": number,
             "class": label,
             "certainty": None if isnan(certainty) else round(certainty, 4),
+            "kept": round(int((mask & new).sum()) / voxels, 3) if voxels else 0.0,
+            "voxels": voxels,
+            "mm3": round(voxels * float(np.prod(plan.spacing_mm)), 1),
         }
-        kept = round(int((mask & new).sum()) / voxels, 3) if voxels else 0.0
-        rows.append({**row, "kept": kept, "voxels": voxels, "mm3": round(voxels * float(np.prod(plan.spacing_mm)), 1)})
+        rows.append(row)
     return rows
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as CSV, the least certain first; what no model sees, which has no certainty, before all."""
+    """The rows as CSV, the least certain first; before all, classes that no model sees."""
 
     def worst(row: Mapping[str, Any]) -> tuple[float, str]:
         return (-1.0 if row["certainty"] is None else row["certainty"], row["case"])
 
-    text = io.StringIO()
-    table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(sorted(rows, key=worst))
-    return text.getvalue()
+    return csv_text(_COLUMNS, sorted(rows, key=worst))

@@ -1,4 +1,4 @@
-"""The background split before training: by intensity, by distance, by organs that people or another network outlined.
+"""The background split before the training: by intensity, by distance, or by organs.
 
 One recipe, with CoLab and its baselines behind one switch (Li et al., IEEE TMI 2023).
 """
@@ -11,27 +11,29 @@ from typing import Any
 
 import numpy as np
 
+from contextseg.console import Progress
 from contextseg.data.cache import Cached
 from contextseg.data.layouts import Case, open_dataset, to_classes
 from contextseg.data.masks import check_masks, read_masks, structures
 from contextseg.data.plan import lateral
 from contextseg.data.prepare import placed
-from contextseg.disk import Problem, did_you_mean, read_json, write_json
-from contextseg.methods.base import Method
+from contextseg.disk import read_json, write_json
+from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.methods.base import Method, RecipeRun, ScanPredictor
 from contextseg.methods.colab import CoLab
 from contextseg.methods.context import Contexts, Dilated, kmeans, nearest_centre, with_contexts
 from contextseg.methods.supervised import Supervised
 from contextseg.volume import read, read_labels
 
 CONTEXTS = ("none", "kmeans", "dilated", "anatomy", "predicted", "colab")
-"""What the background can be split by."""
+"""Ways to split the background."""
 
 Organs = Callable[[Case], np.ndarray]
-"""A case -> (D, H, W) on its scan's grid: 0 nowhere, i in the i-th structure."""
+"""A case to (D, H, W) on its scan's grid: 0 for no structure, i for the i-th one."""
 
 
 def context(
-    run: Any,
+    run: RecipeRun,
     context: str = "kmeans",
     context_classes: int = 2,
     masks: str = "",
@@ -41,25 +43,55 @@ def context(
     tau: float = 20.0,
     distance_unit: str = "vox",
     background: str = "sum",
+    weights: str = "",
 ) -> Method:
-    """Plain training on a background that was split beforehand, or any other way to split it.
+    """Plain training on a background that is split beforehand, or with CoLab's learnt split.
 
-    context          "kmeans": by intensity, k-means++ inside the body, pooled over the training cases, so that a class
-                     means the same in each (the paper's clusters are of a case alone). "dilated": near the ROI or not.
-                     "anatomy": organs that people outlined: the data set's own other classes, or the folder `masks`.
-                     "predicted": those of a folder, such as TotalSegmentator's, or of a finished run, which is applied.
-                     "none", "colab": plain training, and `CoLab` with its defaults.
-    context_classes  t, of kmeans and colab; organs are as many as there are, left and right of one counted once.
-    masks            CASE.nii.gz, CASE/STRUCTURE.nii.gz (see `data.masks`), or a run's folder.
-    margin, tau, distance_unit   of M, as in `CoLab`.   background   see `folded`.
+    CoLab and its baselines (Li et al., IEEE TMI 2023) behind one switch:
 
-    Raises `Problem` for an unknown context, and for organs that are not there.
+    - "kmeans" splits by intensity, by k-means++ inside the body, pooled over the training cases, so
+      that a class means the same in each; the paper clusters each case alone.
+    - "dilated" splits by distance: near the ROI or not (`Dilated`).
+    - "anatomy" splits by organs that people outlined: the data set's own other classes, or the
+      folder `masks`.
+    - "predicted" splits by the organs in a folder, such as TotalSegmentator's, or by those that a
+      finished run predicts.
+    - "none" is plain training (`Supervised`), and "colab" is `CoLab` with its defaults.
+
+    Args:
+        run: The run.
+        context: One of the ways above.
+        context_classes: Number t of background classes for "kmeans" and "colab"; of organs there
+            are as many as there are structures, left and right of one counted once.
+        masks: Folder with CASE.nii.gz or CASE/STRUCTURE.nii.gz (see `data.masks`), or folder of a
+            run.
+        net: Network, a name of `NETS`.
+        optimizer: "sgd" or "adamw".
+        margin: Distance to the ROI up to which M is 1, in `distance_unit` ("dilated" and "colab").
+        tau: Decay length of M beyond the margin, in `distance_unit`.
+        distance_unit: "vox", as in the paper, or "mm".
+        background: How context classes become background again: "sum" or "max" (see
+            `methods.context.folded`).
+        weights: File of weights to start from; "" for new weights. See `nets.weights`.
+
+    Returns:
+        The trained method.
+
+    Raises:
+        ContextsegError: A name is unknown, or there are no such organs.
     """
     plan = run.plan
-    common: dict[str, Any] = {"net": net, "optimizer": optimizer}
-    decay: dict[str, Any] = {"margin": margin, "tau": tau, "distance_unit": distance_unit, "background": background}
+    common: dict[str, Any] = {"net": net, "optimizer": optimizer, "weights": weights}
+    decay: dict[str, Any] = {
+        "margin": margin,
+        "tau": tau,
+        "distance_unit": distance_unit,
+        "background": background,
+    }
     if context not in CONTEXTS:
-        raise Problem(f"context={context}", "there is no such context", did_you_mean(context, CONTEXTS))
+        raise ContextsegError(
+            f"context={context}", "there is no such context", did_you_mean(context, CONTEXTS)
+        )
     if context == "none":
         return run.train(Supervised(plan, **common))
     if context == "dilated":
@@ -67,28 +99,33 @@ def context(
     if context == "colab":
         return run.train(CoLab(plan, **common, **decay, context_classes=context_classes))
     cases = [case for part in run.split for case in part if case.label]
+    known = {}
     if context == "kmeans":
-        labels, known = _by_intensity(run, cases, context_classes), {}
+        labels = _by_intensity(run, cases, context_classes)
     else:
         names, organs, annotated = _anatomy(run, context, masks, cases)
         groups = _grouped(names)
         context_classes = 1 + max(groups, default=0)
         labels = _by_organ(run, cases, np.array([0, *groups]), organs)
-        known = {case.name: _known(plan.classes, case, names, groups, annotated(case)) for case in cases}
-    made = Contexts(plan, **common, context_classes=context_classes, background=background)
-    return run.train(made, labels=labels, annotated=known)
+        known = {
+            case.name: _known(plan.classes, case, names, groups, annotated(case)) for case in cases
+        }
+    method = Contexts(plan, **common, context_classes=context_classes, background=background)
+    return run.train(method, labels=labels, annotated=known)
 
 
-def _by_intensity(run: Any, cases: Sequence[Case], clusters: int) -> dict[str, Path]:
-    """The stages "clusters" and "context": labels whose background is told apart by the nearest centre."""
+def _by_intensity(run: RecipeRun, cases: Sequence[Case], clusters: int) -> dict[str, Path]:
+    """The stages "clusters" and "context": the background split by the nearest centre."""
 
-    def work(folder: Path, tell: Callable[..., None]) -> None:
+    def work(folder: Path, progress: Progress) -> None:
+        training = run.cached([case for case in run.split[0] if case.label])
         sample = []
-        for i, case in enumerate(found := run.cached([case for case in run.split[0] if case.label])):
+        for i, case in enumerate(training):
             d, h, w = case.voxels("body").T
             sample.append(_intensities(run, case)[:, d, h, w].T)
-            tell(i + 1, len(found))
-        write_json(folder / "centres.json", kmeans(np.concatenate(sample), clusters, run.settings.seed).tolist())
+            progress(i + 1, len(training))
+        centres = kmeans(np.concatenate(sample), clusters, run.settings.seed)
+        write_json(folder / "centres.json", centres.tolist())
 
     centres = np.array(read_json(run.stage("clusters", work) / "centres.json"), np.float32)
 
@@ -99,13 +136,15 @@ def _by_intensity(run: Any, cases: Sequence[Case], clusters: int) -> dict[str, P
     return run.arrays("context", cases, one)
 
 
-def _intensities(run: Any, case: Cached) -> np.ndarray:
-    """(C, *S): the case's normalised image, without a slice's place."""
+def _intensities(run: RecipeRun, case: Cached) -> np.ndarray:
+    """(C, *S): the normalised image of a case, without the slice's position."""
     return run.image(case)[: run.plan.intensities]
 
 
-def _by_organ(run: Any, cases: Sequence[Case], groups: np.ndarray, organs: Organs) -> dict[str, Path]:
-    """The stage "context": labels whose background is told apart by organs; `groups` says which context each is."""
+def _by_organ(
+    run: RecipeRun, cases: Sequence[Case], groups: np.ndarray, organs: Organs
+) -> dict[str, Path]:
+    """The stage "context": the background split by organs; `groups` is the context of each."""
     by_name = {case.name: case for case in cases}
 
     def one(case: Cached) -> np.ndarray:
@@ -117,62 +156,82 @@ def _by_organ(run: Any, cases: Sequence[Case], groups: np.ndarray, organs: Organ
 
 
 def _anatomy(
-    run: Any, context: str, masks: str, cases: Sequence[Case]
+    run: RecipeRun, context: str, masks: str, cases: Sequence[Case]
 ) -> tuple[list[str], Organs, Callable[[Case], Sequence[str] | None]]:
-    """(the structures' names, where they are in a case, which of them were looked for in it; None: all)."""
+    """Organs that are context.
+
+    Returns:
+        The structures' names, where they are in a case, and which of them are annotated in it
+        (None for all).
+    """
     roi = set(run.plan.classes[1:])
-    full = open_dataset(run.settings.dataset)
     if not masks and context == "anatomy":
-        names = [name for name in full.classes[1:] if name not in roi]
-        if not names:
-            remedy = "choose the ROI with --roi, so that the other classes are context, or give --set masks=FOLDER"
-            raise Problem(run.settings.dataset, "no labelled organs beside the ROI", remedy)
-        number = np.array([names.index(name) + 1 if name in names else 0 for name in full.classes])
-        whole = {case.name: case for case in (*full.train, *full.test)}
-
-        def own(case: Case) -> np.ndarray:
-            path = whole[case.name].label or ""
-            found = to_classes(full, read_labels(path).array, path)
-            return number[np.maximum(found, 0)]
-
-        return names, own, lambda case: whole[case.name].annotated
+        return _own_organs(run, roi)
     if not masks:
-        raise Problem("context=predicted", "nothing to take the organs from", "give --set masks=FOLDER, or a run's")
+        raise ContextsegError(
+            "context=predicted",
+            "nothing to take the organs from",
+            "give --set masks=FOLDER, or a run's",
+        )
     if (Path(masks) / "run.json").exists():
-        return *_applied(run, masks, roi), lambda case: None
+        return *_predicted_organs(run, masks, roi), lambda case: None
 
-    def survey(folder: Path, tell: Callable[..., None]) -> None:
-        for wrong in check_masks(masks, cases, progress=tell):
-            raise wrong
-        found = structures(masks, [case.name for case in cases])
-        write_json(folder / "structures.json", [name for name in found if name not in roi])
+    def survey(folder: Path, progress: Progress) -> None:
+        for problem in check_masks(masks, cases, progress=progress):
+            raise problem
+        every = structures(masks, [case.name for case in cases])
+        write_json(folder / "structures.json", [name for name in every if name not in roi])
 
     names = read_json(run.stage("structures", survey) / "structures.json")
-    return names, lambda case: read_masks(masks, case.name, read(*case.images), names)[0], lambda case: None
-
-
-def _applied(run: Any, folder: str, roi: set[str]) -> tuple[list[str], Organs]:
-    """The organs of another run: its classes, but those that are ours, as it predicts them."""
-
-    def survey(stage: Path, tell: Callable[..., None]) -> None:
-        write_json(stage / "structures.json", list(type(run).open(folder).plan.classes[1:]))
-
-    known = read_json(run.stage("structures", survey) / "structures.json")
-    names = [name for name in known if name not in roi]
-    opened: list[Any] = []
 
     def organs(case: Case) -> np.ndarray:
-        if not opened:
-            other = type(run).open(folder)
-            opened.extend([other, other.finished()])
-        other, method = opened
-        values = {value: k for k, value in enumerate(other.plan.values)}
-        number = [0, *(names.index(name) + 1 if name in names else 0 for name in known)]
-        found = other.predict(read(*case.images), method, case.name).array
-        to = np.zeros(int(max(values)) + 1, np.int64)
-        for value, k in values.items():
-            to[value] = number[k]
-        return to[found]
+        return read_masks(masks, case.name, read(*case.images), names)[0]
+
+    return names, organs, lambda case: None
+
+
+def _own_organs(
+    run: RecipeRun, roi: set[str]
+) -> tuple[list[str], Organs, Callable[[Case], Sequence[str] | None]]:
+    """The data set's own classes beside the ROI, as `_anatomy` gives them."""
+    full = open_dataset(run.settings.dataset)
+    names = [name for name in full.classes[1:] if name not in roi]
+    if not names:
+        remedy = (
+            "choose the ROI with --roi, so that the other classes are context, "
+            "or give --set masks=FOLDER"
+        )
+        raise ContextsegError(run.settings.dataset, "no labelled organs beside the ROI", remedy)
+    number = np.array([names.index(name) + 1 if name in names else 0 for name in full.classes])
+    whole = {case.name: case for case in (*full.train, *full.test)}
+
+    def organs(case: Case) -> np.ndarray:
+        path = whole[case.name].label or ""
+        label = to_classes(full, read_labels(path).array, path)
+        return number[np.maximum(label, 0)]
+
+    return names, organs, lambda case: whole[case.name].annotated
+
+
+def _predicted_organs(run: RecipeRun, folder: str, roi: set[str]) -> tuple[list[str], Organs]:
+    """The classes of another run that are not in the ROI, as that run predicts them."""
+
+    def survey(stage: Path, progress: Progress) -> None:
+        write_json(stage / "structures.json", list(run.open(folder).plan.classes[1:]))
+
+    classes = read_json(run.stage("structures", survey) / "structures.json")
+    names = [name for name in classes if name not in roi]
+    number = [0, *(names.index(name) + 1 if name in names else 0 for name in classes)]
+    opened: list[tuple[Sequence[int], ScanPredictor]] = []
+
+    def organs(case: Case) -> np.ndarray:
+        if not opened:  # only where the stage "context" has cases left
+            other = run.open(folder)
+            opened.append((other.plan.values, other.predictor()))
+        values, predictor = opened[0]
+        to = np.zeros(max(values) + 1, np.int64)
+        to[list(values)] = number
+        return to[predictor.predict(read(*case.images), name=case.name).label.array]
 
     return names, organs
 
@@ -193,11 +252,17 @@ def _grouped(names: Sequence[str]) -> list[int]:
 
 
 def _known(
-    classes: Sequence[str], case: Case, names: Sequence[str], groups: Sequence[int], looked_for: Sequence[str] | None
+    classes: Sequence[str],
+    case: Case,
+    names: Sequence[str],
+    groups: Sequence[int],
+    annotated: Sequence[str] | None,
 ) -> tuple[bool, ...]:
-    """Which of the K classes and the context classes beyond the first were looked for in a case."""
-    own = [case.annotated is None or i == 0 or name in case.annotated for i, name in enumerate(classes)]
-    there = [True] * max(groups, default=0)
+    """Which of the K classes and the context classes beyond the first are annotated in a case."""
+    own = [
+        case.annotated is None or i == 0 or name in case.annotated for i, name in enumerate(classes)
+    ]
+    complete = [True] * max(groups, default=0)
     for name, group in zip(names, groups):
-        there[group - 1] &= looked_for is None or name in looked_for
-    return (*own, *(known and all(own) for known in there))
+        complete[group - 1] &= annotated is None or name in annotated
+    return (*own, *(group and all(own) for group in complete))

@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from contextseg.batch import Batch
 from contextseg.data.plan import Plan
 from contextseg.losses import deep
-from contextseg.methods.base import Method, build_net, loss_of, optimizer
+from contextseg.methods.base import Method, build_net, loss_of
 from contextseg.methods.presence import presence_loss, with_head
 from contextseg.nets import Presence
 
 
 class Supervised(Method):
-    """Dice and cross-entropy on annotated voxels, with deep supervision (nnU-Net; Isensee et al., 2021).
+    """Dice and cross-entropy on annotated voxels, with deep supervision (nnU-Net).
 
-    Unlike nnU-Net, a voxel labelled `IGNORE` never counts, and in a partly annotated case "background" means
-    "background or one of the classes that were not looked for".
+    Isensee et al., Nature Methods 2021. Unlike in nnU-Net, a voxel labelled `IGNORE` never counts,
+    and in a partly annotated case "background" means "background or a class that is not annotated".
 
-    presence_weight  above 0: the network also learns which classes are in a patch at all (`presence_loss`), with this
-                     weight beside the other term.
+    Args:
+        plan: The plan.
+        net: Network, a name of `NETS`.
+        optimizer: "sgd" or "adamw".
+        presence_weight: Weight of a second term, which trains a head on which classes are in a
+            patch at all (`presence_loss`); 0 for no head.
+        weights: File of weights to start from; "" for new weights. See `nets.weights`.
+
+    Raises:
+        ContextsegError: A name is unknown, or the network cannot have this plan.
     """
 
-    def __init__(self, plan: Plan, net: str = "unet", optimizer: str = "sgd", presence_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        net: str = "unet",
+        optimizer: str = "sgd",
+        presence_weight: float = 0.0,
+        weights: str = "",
+    ) -> None:
         super().__init__()
         self.net = with_head(net, plan) if presence_weight else build_net(net, plan)
-        self.optimizer, self.loss, self.presence_weight = optimizer, loss_of(plan), presence_weight
-
-    def optimizers(self, lr: float) -> dict[str, Optimizer]:
-        """One group."""
-        return {"net": optimizer(self.optimizer, self.net.parameters(), lr)}
+        self.loss = loss_of(plan)
+        self.optimizer = optimizer
+        self.presence_weight = presence_weight
+        self.start_weights = {"net": weights}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """One term, "seg"; with `presence_weight` another, "presence"."""
+        """One term, "seg"; with `presence_weight` also "presence"."""
         if not isinstance(self.net, Presence):
             return {"seg": deep(self.loss, self.net(batch.image), batch.label, batch.annotated)}
         outputs, present = self.net.both(batch.image)

@@ -1,29 +1,50 @@
-"""Measuring a segmentation: one row per case and class, in mm and ml, with failures counted and never dropped.
+"""Metrics of a segmentation: one row per case and class, in mm and ml, with failures counted.
 
-`evaluate_case` compares two label maps; `summarise` makes the table of means; `lesion_table` looks at lesions one by
-one; `reliability` asks whether a prediction is right as often as it says. The definitions, the policy for empty masks
-and the named conventions of other tools are in docs/measuring.md.
+- `catalogue`: every metric with its heading, digits, unit and direction.
+- `case`: `evaluate_case` compares two label maps.
+- `table`: `summarise` makes the table of means, `nnunet_summary` nnU-Net's file.
+- `surface`: surface distances, and the conventions of other tools.
+- `lesions`: `lesion_table` looks at lesions one by one.
+- `calibration`: `reliability` compares confidence with accuracy.
+
+docs/measuring.md has the definitions and the policy for empty masks.
 """
 
 from contextseg.metrics.calibration import BINS, calibration_error, pooled, reliability
 from contextseg.metrics.case import (
     ABSENT,
     BOTH,
+    CONVENTION_METRICS,
+    MISSED,
+    SPURIOUS,
+    class_status,
+    evaluate_case,
+)
+from contextseg.metrics.catalogue import (
+    DEFAULT_METRICS,
     DSC,
     FP_FAR,
     FP_NEAR,
     IOU,
     METRICS,
-    MISSED,
     PRC,
+    QUANTITIES,
     RVD,
     SEN,
-    SPURIOUS,
     VOLUME_DIFF,
-    evaluate_case,
+    Column,
+    Metric,
 )
 from contextseg.metrics.lesions import lesion_table
-from contextseg.metrics.surface import ASSD, CONVENTIONS, FLARE22_TOLERANCE_MM, HD, HD95, NSD, Convention
+from contextseg.metrics.surface import (
+    ASSD,
+    CONVENTIONS,
+    FLARE22_TOLERANCE_MM,
+    HD,
+    HD95,
+    NSD,
+    Convention,
+)
 from contextseg.metrics.table import OVERALL, nnunet_summary, summarise
 
 __all__ = [
@@ -32,6 +53,8 @@ __all__ = [
     "BINS",
     "BOTH",
     "CONVENTIONS",
+    "CONVENTION_METRICS",
+    "DEFAULT_METRICS",
     "DSC",
     "FLARE22_TOLERANCE_MM",
     "FP_FAR",
@@ -44,12 +67,16 @@ __all__ = [
     "NSD",
     "OVERALL",
     "PRC",
+    "QUANTITIES",
     "RVD",
     "SEN",
     "SPURIOUS",
     "VOLUME_DIFF",
+    "Column",
     "Convention",
+    "Metric",
     "calibration_error",
+    "class_status",
     "evaluate_case",
     "lesion_table",
     "nnunet_summary",

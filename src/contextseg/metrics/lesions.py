@@ -1,4 +1,4 @@
-"""Lesions, one by one: which were found, which were invented, and how far from the reference the false alarms lie."""
+"""Lesions one by one: which are detected, which are false positives, and how far off these lie."""
 
 from __future__ import annotations
 
@@ -10,51 +10,85 @@ import numpy as np
 from contextseg.metrics.surface import distances_mm
 
 
-def lesion_table(pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float]) -> list[dict[str, Any]]:
-    """One row for each lesion of the reference, then of the prediction, of two bool masks (D, H, W) or (H, W).
+def lesion_table(
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float]
+) -> list[dict[str, Any]]:
+    """One row for each lesion of the reference, then of the prediction.
 
-    A lesion is a set of voxels connected by faces, edges or corners (26 neighbours, 8 in 2-D). A row holds `of` ("ref"
-    or "pred"), volume_ml, overlap_ml with the other mask, and `hit`: whether they share at least one voxel. A lesion of
-    the reference that is hit is detected; one of the prediction that is not is a false positive. Empty masks give no
-    rows.
+    A lesion is a set of voxels connected by faces, edges or corners (26 neighbours, 8 in 2-D).
 
-    >>> ref = np.array([[1, 0, 0, 0, 1]], bool); pred = np.array([[1, 0, 1, 0, 0]], bool)
-    >>> [(row["of"], row["hit"]) for row in lesion_table(pred, ref, (1.0, 1.0))]
-    [('ref', True), ('ref', False), ('pred', True), ('pred', False)]
+    Args:
+        pred: Predicted mask, bool, (D, H, W) or (H, W).
+        ref: Reference mask, bool, the same shape.
+        spacing_mm: Distance between voxel centres along each axis, in mm.
+
+    Returns:
+        Rows with `of` ("ref" or "pred"), volume_ml, overlap_ml with the other mask, and `hit`:
+        whether they share at least one voxel. A lesion of the reference that is hit is detected;
+        one of the prediction that is not is a false positive. Empty masks give no rows.
+
+    Example:
+        >>> ref = np.array([[1, 0, 0, 0, 1]], bool); pred = np.array([[1, 0, 1, 0, 0]], bool)
+        >>> [(row["of"], row["hit"]) for row in lesion_table(pred, ref, (1.0, 1.0))]
+        [('ref', True), ('ref', False), ('pred', True), ('pred', False)]
     """
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     return [
-        {"of": of, "volume_ml": int(size) * voxel_ml, "overlap_ml": int(shared) * voxel_ml, "hit": bool(shared)}
+        {
+            "of": of,
+            "volume_ml": int(size) * voxel_ml,
+            "overlap_ml": int(shared) * voxel_ml,
+            "hit": bool(shared),
+        }
         for of, mask, other in (("ref", ref, pred), ("pred", pred, ref))
         for size, shared in zip(*_lesions(mask, other))
     ]
 
 
 def lesion_counts(pred: np.ndarray, ref: np.ndarray) -> dict[str, int]:
-    """n_ref_lesions, n_detected and n_fp_lesions of two bool masks, as `lesion_table` defines them."""
-    _, found = _lesions(ref, pred)
-    _, true = _lesions(pred, ref)
+    """Counts of lesions, as `lesion_table` defines them.
+
+    Args:
+        pred: Predicted mask, bool, (D, H, W) or (H, W).
+        ref: Reference mask, bool, the same shape.
+
+    Returns:
+        n_ref_lesions, n_detected (of these) and n_fp_lesions (in the prediction alone).
+    """
+    _, overlap_of_ref = _lesions(ref, pred)
+    _, overlap_of_pred = _lesions(pred, ref)
     return {
-        "n_ref_lesions": len(found),
-        "n_detected": int(np.count_nonzero(found)),
-        "n_fp_lesions": int(np.count_nonzero(true == 0)),
+        "n_ref_lesions": len(overlap_of_ref),
+        "n_detected": int(np.count_nonzero(overlap_of_ref)),
+        "n_fp_lesions": int(np.count_nonzero(overlap_of_pred == 0)),
     }
 
 
 def _lesions(mask: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels of each connected part of `mask`, and how many of them `other` shares; (N,) each."""
+    """Voxels of each connected part of `mask`, and how many of them `other` has, (N,) each."""
     if not mask.any():
         return np.zeros(0, int), np.zeros(0, int)
     from cc3d import connected_components
 
     parts, n = connected_components(mask, connectivity=26 if mask.ndim == 3 else 8, return_N=True)
-    return np.bincount(parts[mask], minlength=n + 1)[1:], np.bincount(parts[mask & other], minlength=n + 1)[1:]
+    sizes = np.bincount(parts[mask], minlength=n + 1)[1:]
+    overlaps = np.bincount(parts[mask & other], minlength=n + 1)[1:]
+    return sizes, overlaps
 
 
-def false_positives(pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float], near_mm: float) -> dict[str, int]:
-    """fp_near and fp_far: false-positive voxels whose centre is within `near_mm` of a reference voxel's, and the rest.
+def false_positives(
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float], near_mm: float
+) -> dict[str, int]:
+    """Count the false-positive voxels near the reference, and the others.
 
-    All are far where the reference is empty.
+    Args:
+        pred: Predicted mask, bool, (D, H, W) or (H, W).
+        ref: Reference mask, bool, the same shape.
+        spacing_mm: Distance between voxel centres along each axis, in mm.
+        near_mm: Distance from a reference voxel's centre up to which a voxel is near.
+
+    Returns:
+        fp_near and fp_far, in voxels. All are far where the reference is empty.
     """
     distance = distances_mm(pred & ~ref, ref, spacing_mm, np.inf)
     near = int(np.count_nonzero(distance <= near_mm * (1 + 1e-6)))

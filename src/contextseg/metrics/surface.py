@@ -1,9 +1,9 @@
-"""Surfaces of masks, distances between them, and the conventions by which tools disagree about both.
+"""The surface of masks, distances between surfaces, and the conventions of other tools.
 
-The surface of a mask is made of elements. Between every 2 x 2 x 2 (2 x 2 in 2-D) neighbouring voxel centres lies one
-cell; where its corners are partly inside, marching cubes cuts a patch through it, and that patch, with its area in mm2
-(length in mm), is an element. The older way counts voxels that share a face with the background, each the same whatever
-its shape.
+The surface of a mask is made of elements. Between every 2 x 2 x 2 (2 x 2 in 2-D) neighbouring voxel
+centres lies one cell. Where its corners are partly inside, marching cubes cuts a patch through it,
+and that patch, with its area in mm2 (length in mm), is an element. The older way counts voxels that
+share a face with the background, each the same whatever its shape.
 """
 
 from __future__ import annotations
@@ -23,15 +23,20 @@ HD95, HD, ASSD, NSD = "hd95_mm", "hd_mm", "assd_mm", "nsd"
 class Convention:
     """How one tool, challenge or paper measures; every field is a difference that changes numbers.
 
-    elements         True: surface elements weighted by area; the 95th percentile is the distance within which at least
-                     95 % of the area lies. False: surface voxels, unweighted; percentiles interpolate between voxels.
-    pooled_hd95      True: one percentile over the distances of both surfaces; False: the larger of the two percentiles.
-    absent_score     DSC and NSD of a class that is in neither mask.
-    reference_only   True: a case without the class in the reference has no scores, even with false positives.
-    nsd_needs_dsc    Below this DSC, NSD is 0.
-    on_reference     Classes that are scored only on the slices (axis 0) that the reference reaches.
-    last_slice       False: the last one of those slices is left out as well.
-    by_slice         True: scores are means over the slices (axis 0) where either mask has the class.
+    Attributes:
+        elements: True: surface elements weighted by area; the 95th percentile is the distance
+            within which at least 95 % of the area lies. False: surface voxels, unweighted;
+            percentiles interpolate between voxels.
+        pooled_hd95: True: one percentile over the distances of both surfaces. False: the larger of
+            the two percentiles.
+        absent_score: DSC and NSD of a class that is in neither mask.
+        reference_only: True: a case without the class in the reference has no scores, even with
+            false positives.
+        nsd_needs_dsc: Below this DSC, NSD is 0.
+        on_reference: Classes that are scored only on the slices (axis 0) that the reference
+            reaches.
+        last_slice: False: the last one of those slices is left out as well.
+        by_slice: True: scores are means over the slices (axis 0) where either mask has the class.
     """
 
     elements: bool = True
@@ -53,12 +58,14 @@ CONVENTIONS: dict[str, Convention] = {
     "deepmind": Convention(),
     "monai": Convention(elements=False),
     "medpy": Convention(elements=False, pooled_hd95=True),
-    "flare22": Convention(absent_score=1.0, nsd_needs_dsc=0.2, on_reference=_TUBES, last_slice=False),
+    "flare22": Convention(
+        absent_score=1.0, nsd_needs_dsc=0.2, on_reference=_TUBES, last_slice=False
+    ),
     "flare22-corrected": Convention(on_reference=_TUBES),
     "colab": Convention(elements=False, reference_only=True),
     "cmu-net": Convention(elements=False, by_slice=True),
 }
-"""Named conventions. See docs/measuring.md for where each comes from and what is our reading of it."""
+"""Named conventions; docs/measuring.md says where each comes from and how we read it."""
 
 FLARE22_TOLERANCE_MM: dict[str, float] = {
     "liver": 5,
@@ -78,20 +85,27 @@ FLARE22_TOLERANCE_MM: dict[str, float] = {
 """The challenge's NSD tolerances, in the order of its labels 1 to 13."""
 
 
-# --- the area of a surface element ------------------------------------------------------------------------------------
+# --- the area of a surface element ----------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)
 def element_areas(spacing_mm: tuple[float, ...]) -> np.ndarray:
-    """The area in mm2 of the surface element in a cell, for each of its 256 patterns of corners (16, in mm, in 2-D).
+    """The area of the surface element in a cell, for each pattern of its corners.
 
-    Bit w + 2h + 4d of a pattern says that corner (d, h, w) is inside. Corners connected along edges share a patch,
-    through the midpoints of the edges that leave them; of inside and outside, the side with fewer corners is the one
-    that is cut off. These are the areas of the marching-cubes table in DeepMind's surface-distance (Nikolov et al.,
-    2018), derived here from their geometry.
+    Bit w + 2h + 4d of a pattern says that corner (d, h, w) is inside. Corners connected along edges
+    share a patch, through the midpoints of the edges that leave them; of inside and outside, the
+    side with fewer corners is the one that is cut off. These are the areas of the marching-cubes
+    table in DeepMind's surface-distance (Nikolov et al., 2018), derived here from their geometry.
 
-    >>> float(element_areas((1.0, 1.0, 1.0))[0b00001111])  # a flat wall
-    1.0
+    Args:
+        spacing_mm: Distance between voxel centres along each axis, in mm.
+
+    Returns:
+        (256,) areas in mm2; in 2-D (16,) lengths in mm.
+
+    Example:
+        >>> float(element_areas((1.0, 1.0, 1.0))[0b00001111])  # a flat wall
+        1.0
     """
     if len(spacing_mm) == 2:  # a contour is a wall of unit height
         tall = element_areas((1.0, *spacing_mm))
@@ -101,7 +115,9 @@ def element_areas(spacing_mm: tuple[float, ...]) -> np.ndarray:
     for pattern in range(1, 255):
         inside = {b for b in range(8) if pattern >> b & 1}
         fewer = inside if len(inside) <= 4 else set(range(8)) - inside
-        areas[pattern] = sum(_patch_area(corners[part], np.array(spacing_mm)) for part in _parts(fewer))
+        areas[pattern] = sum(
+            _patch_area(corners[part], np.array(spacing_mm)) for part in _parts(fewer)
+        )
     areas.flags.writeable = False
     return areas
 
@@ -135,13 +151,15 @@ def _patch_area(corners: np.ndarray, spacing_mm: np.ndarray) -> float:
     steps = np.abs(corners[:, None] - corners[None]).sum(2) == 1
     if steps.sum(1).max() == 3:  # a corner and its three neighbours: a hexagon
         return 6 / 8 * whole
-    ends = steps.sum(1) == 1  # a chain along each axis once; its middle step joins the two that are not ends
+    ends = (
+        steps.sum(1) == 1
+    )  # a chain along each axis once; its middle step joins the two that are not ends
     middle = np.ptp(corners[~ends], axis=0) > 0
     slants = [np.hypot(face[middle][0], other) for other in face[~middle]]
     return float(whole / 2 + sum(slants) / 4)
 
 
-# --- surfaces and distances -------------------------------------------------------------------------------------------
+# --- surfaces and distances -----------------------------------------------------------------------
 
 
 def surface_scores(
@@ -153,28 +171,45 @@ def surface_scores(
     convention: Convention = CONVENTIONS["default"],
     known: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """HD95, HD, ASSD in mm and NSD of two non-empty bool masks of one shape, 2-D or 3-D.
+    """HD95, HD and ASSD in mm, and NSD, of two non-empty masks.
 
-    What lies outside the array is background, so a mask that touches the border has a surface there. Where `known` is
-    False nothing counts: both masks are carried one voxel on into the unknown, so that its edge makes no surface, and
-    only elements that touch a known voxel are kept. If that leaves one mask without a surface, its distances are
-    `far_mm` and NSD is 0; if both, 0 and 1.
+    What lies outside the array is background, so a mask that touches the border has a surface
+    there. Voxels that are not annotated do not count: both masks are extended by one voxel beyond
+    the annotated part, so that its edge makes no surface, and only elements that touch an annotated
+    voxel are kept. If that leaves one mask without a surface, its distances are `far_mm` and NSD is
+    0; if both, 0 and 1.
 
-    A distance equal to the tolerance is within it, whatever the rounding.
+    Args:
+        pred: Predicted mask, bool, (D, H, W) or (H, W).
+        ref: Reference mask, bool, the same shape.
+        spacing_mm: Distance between voxel centres along each axis, in mm.
+        tolerance_mm: Tolerance of the NSD. A distance equal to it is within it, whatever the
+            rounding.
+        far_mm: Distance to a mask without a surface.
+        convention: How to measure.
+        known: The annotated voxels, bool, the same shape. None: all.
+
+    Returns:
+        hd95_mm, hd_mm, assd_mm and nsd.
     """
     if known is not None:
-        pred, ref = _carried_on(pred, ref, known)
+        pred, ref = _extended(pred, ref, known)
     spacing = tuple(float(s) for s in spacing_mm)
     on_pred, weight_pred = _surface(pred, known, spacing, convention.elements)
     on_ref, weight_ref = _surface(ref, known, spacing, convention.elements)
     from_pred = distances_mm(on_pred, on_ref, spacing, far_mm)
     from_ref = distances_mm(on_ref, on_pred, spacing, far_mm)
-    both, weight = np.concatenate([from_pred, from_ref]), np.concatenate([weight_pred, weight_ref])
+    both = np.concatenate([from_pred, from_ref])
+    weight = np.concatenate([weight_pred, weight_ref])
     total = weight.sum()
     if total == 0:
         return {HD95: 0.0, HD: 0.0, ASSD: 0.0, NSD: 1.0}
     percentile = _area_percentile if convention.elements else _percentile
-    sides = [(both, weight)] if convention.pooled_hd95 else [(from_pred, weight_pred), (from_ref, weight_ref)]
+    sides = (
+        [(both, weight)]
+        if convention.pooled_hd95
+        else [(from_pred, weight_pred), (from_ref, weight_ref)]
+    )
     within = both <= tolerance_mm * (1 + 1e-6) + 1e-6
     return {
         HD95: max(percentile(d, w) for d, w in sides if len(d)),
@@ -187,7 +222,10 @@ def surface_scores(
 def _surface(
     mask: np.ndarray, known: np.ndarray | None, spacing_mm: tuple[float, ...], elements: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the surface is, on a bool grid one voxel larger all round (half, for elements), and each one's weight."""
+    """Where the surface is, and the weight of each voxel or element of it.
+
+    The bool grid is one voxel larger all round; half a voxel for elements.
+    """
     mask = np.pad(mask, 1)
     known = None if known is None else np.pad(known, 1)
     if not elements:
@@ -227,9 +265,13 @@ def _halves(ndim: int, axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]
     return (*lead, slice(None, -1)), (*lead, slice(1, None))
 
 
-def _carried_on(pred: np.ndarray, ref: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks, with every unknown voxel next to a known one (corners too) taking a known neighbour's value."""
-    pred, ref, reached = pred & known, ref & known, known.copy()
+def _extended(
+    pred: np.ndarray, ref: np.ndarray, known: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks, each unknown voxel beside a known one (corners too) taking that one's value."""
+    pred = pred & known
+    ref = ref & known
+    reached = known.copy()
     for axis in range(known.ndim):
         low, high = _halves(known.ndim, axis)
         source = reached.copy()
@@ -241,13 +283,25 @@ def _carried_on(pred: np.ndarray, ref: np.ndarray, known: np.ndarray) -> tuple[n
     return pred, ref
 
 
-def distances_mm(source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], far_mm: float) -> np.ndarray:
-    """From each set voxel of the bool grid `source`, in C order, to the nearest set voxel of `target`; (N,) float64.
+def distances_mm(
+    source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], far_mm: float
+) -> np.ndarray:
+    """Distance from each set voxel of `source` to the nearest set voxel of `target`.
 
-    `far_mm` for all where `target` is empty. A search tree over the few points is several times faster than a distance
-    map of the whole box, and exact; the map is used only where the points fill a good part of the box (noise).
+    A search tree over the few points is several times faster than a distance map of the whole box,
+    and exact; the map is used only where the points fill a good part of the box (noise).
+
+    Args:
+        source: Bool grid.
+        target: Bool grid of the same shape.
+        spacing_mm: Distance between voxel centres along each axis, in mm.
+        far_mm: The distance where `target` is empty.
+
+    Returns:
+        (N,) float64, in mm, for the N set voxels of `source` in C order.
     """
-    at, goals = np.flatnonzero(source), np.flatnonzero(target)
+    at = np.flatnonzero(source)
+    goals = np.flatnonzero(target)
     if not len(goals):
         return np.full(len(at), float(far_mm))
     out = np.zeros(len(at))
@@ -256,7 +310,9 @@ def distances_mm(source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[fl
     if len(at) < max(5000, source.size / 30):
         from scipy.spatial import cKDTree
 
-        tree = cKDTree(_points(goals, source.shape, spacing_mm), balanced_tree=False, compact_nodes=False)
+        tree = cKDTree(
+            _points(goals, source.shape, spacing_mm), balanced_tree=False, compact_nodes=False
+        )
         out[apart] = tree.query(_points(at, source.shape, spacing_mm))[0]
     else:
         from edt import edt

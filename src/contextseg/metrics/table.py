@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
-from contextseg.metrics.case import ABSENT, METRICS, MISSED, SPURIOUS
+from contextseg.metrics.case import ABSENT, MISSED, SPURIOUS
+from contextseg.metrics.catalogue import METRICS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -15,18 +16,28 @@ OVERALL = "overall"
 
 
 def summarise(table: DataFrame, by: Sequence[str] = ()) -> DataFrame:
-    """One line for each class and metric, and for all classes together: mean, sd, median, n, and counts of failures.
+    """Means of every class and metric, and of all classes together, with counts of failures.
 
-    `table` holds the rows of `evaluate_case` and, with more than one case, a column `case`. Columns of the result:
-    those named in `by` (method, seed, ...; each group apart), class, metric, mean, sd (n - 1; NaN for one case),
-    median, n (the cases that count), n_missed, n_spurious, n_absent. Missed and spurious rows are in the mean with the
-    values that `evaluate_case` gives them; absent rows have none. Class "overall" is taken over cases, of each case's
-    mean over its classes; its counts are sums. A metric that no row has is left out.
+    Missed and spurious rows are in the mean with the values that `evaluate_case` gives them; absent
+    rows have none.
 
-    >>> import pandas as pd
-    >>> table = pd.DataFrame({"case": ["a", "b"], "class": "liver", "status": ["both", "missed"], "dsc": [0.9, 0.0]})
-    >>> summarise(table).loc[0, ["mean", "n", "n_missed"]].astype(float).tolist()  # of the liver
-    [0.45, 2.0, 1.0]
+    Args:
+        table: Rows of `evaluate_case` and, with more than one case, a column `case`.
+        by: Columns whose values are summarised apart, such as method and seed.
+
+    Returns:
+        One line for each group, class and metric, in the columns of `by`, class, metric, mean, sd
+        (n - 1; NaN for one case), median, n (the cases with a value), n_missed, n_spurious and
+        n_absent. Class "overall" is taken over cases, of each case's mean over its classes; its
+        counts are sums. A metric that no row has is left out.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"case": ["a", "b"], "class": "liver", "status": ["both", "missed"]}
+        >>> table = pd.DataFrame(rows | {"dsc": [0.9, 0.0]})
+        >>> line = summarise(table).loc[0]  # of the liver
+        >>> line[["mean", "n", "n_missed"]].astype(float).tolist()
+        [0.45, 2.0, 1.0]
     """
     import pandas as pd
 
@@ -36,30 +47,47 @@ def summarise(table: DataFrame, by: Sequence[str] = ()) -> DataFrame:
         head = dict(zip(by, key))
         parts = [(str(name), rows) for name, rows in group.groupby("class", sort=False)]
         for name, rows in [*parts, (OVERALL, group)]:
-            counts = {f"n_{status}": int((rows["status"] == status).sum()) for status in (MISSED, SPURIOUS, ABSENT)}
+            counts = {
+                f"n_{status}": int((rows["status"] == status).sum())
+                for status in (MISSED, SPURIOUS, ABSENT)
+            }
             for metric in METRICS:
                 if metric not in rows:
                     continue
                 values = rows.groupby("case")[metric].mean() if name == OVERALL else rows[metric]
                 values = values.dropna()
-                spread = {"mean": values.mean(), "sd": values.std(), "median": values.median(), "n": len(values)}
+                spread = {
+                    "mean": values.mean(),
+                    "sd": values.std(),
+                    "median": values.median(),
+                    "n": len(values),
+                }
                 lines.append(head | {"class": name, "metric": metric} | spread | counts)
     return pd.DataFrame(lines)
 
 
 def nnunet_summary(table: DataFrame) -> dict[str, Any]:
-    """The content of nnU-Net v2's `summary.json`: foreground_mean, mean by label, metric_per_case.
+    """The content of nnU-Net v2's `summary.json`.
 
-    `table` holds the rows of `evaluate_case` and the columns `case`, `reference_file` and `prediction_file`. Label keys
-    are nnU-Net's own: "1", or "(1, 2)" for a region. A label in neither mask has Dice and IoU NaN, which the means
-    leave out; nnU-Net does so too, but its foreground mean is NaN if a label is in no case at all. A class that was not
-    annotated in a case is not among that case's labels.
+    A label in neither mask has Dice and IoU NaN, which the means leave out. nnU-Net does so too,
+    but its foreground mean is NaN if a label is in no case at all. A class that was not annotated
+    in a case is not among that case's labels.
+
+    Args:
+        table: Rows of `evaluate_case` with the columns `case`, `reference_file` and
+            `prediction_file`.
+
+    Returns:
+        foreground_mean, mean (by label) and metric_per_case, with nnU-Net's label keys: "1", or
+        "(1, 2)" for a region.
     """
     cases: list[dict[str, Any]] = []
     for _, rows in table.groupby("case", sort=False):
         records = rows.to_dict("records")
         files = {key: str(records[0][key]) for key in ("prediction_file", "reference_file")}
-        cases.append({"metrics": {str(row["label"]): _nnunet_metrics(row) for row in records}, **files})
+        cases.append(
+            {"metrics": {str(row["label"]): _nnunet_metrics(row) for row in records}, **files}
+        )
     scores: list[dict[str, Any]] = [case["metrics"] for case in cases]
     labels = dict.fromkeys(label for score in scores for label in score)
     mean = {label: _means([score[label] for score in scores if label in score]) for label in labels}
@@ -68,7 +96,7 @@ def nnunet_summary(table: DataFrame) -> dict[str, Any]:
 
 
 def _nnunet_metrics(row: Any) -> dict[str, float]:
-    """nnU-Net's names, in its order; Dice and IoU from the counts, whatever the row's convention."""
+    """nnU-Net's names in its order; Dice and IoU from the counts, whatever the convention."""
     tp, fp, fn, tn = (int(row[key]) for key in ("tp", "fp", "fn", "tn"))
     return {
         "Dice": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else nan,

@@ -1,17 +1,22 @@
-"""The U-Net of CMU-Net (Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation), 2-D.
+"""The U-Net of CMU-Net (Moseley, Wang, Imran), 2-D.
 
-Five levels of 16 to 256 channels, each two times (convolution 3x3, instance norm, LeakyReLU 0.2), max pooling down; up
-by interpolation, joined with the skip, two more blocks; a 1x1 head. About 1.96 million parameters, as published, if
-what is interpolated meets the skip as it is: a transposed convolution makes it 1.94, a 3x3 convolution that halves the
-channels first 2.16, a 1x1 one 1.81 (tests/test_cmu.py counts them by hand). What the paper leaves open, or we change:
+Context-aware multitasking for medical image segmentation. Five levels of 16 to 256 channels, each
+two times (convolution 3x3, instance norm, LeakyReLU 0.2), max pooling down; up by interpolation,
+joined with the skip, two more blocks; a 1x1 head. It has about 1.96 million parameters, as
+published, if what is interpolated meets the skip as it is: a transposed convolution makes it 1.94,
+a 3x3 convolution that halves the channels first 2.16, a 1x1 one 1.81 (tests/test_cmu.py counts them
+by hand). What the paper leaves open, or we change:
 
-- The interpolation is bilinear, and holds the image's edges, not the outermost centres (`align_corners=False`).
-- Convolution, norm, activation, in this order. The paper names the activation before the norm; but the mean over
-  space of a map that was just normed is the norm's shift, whatever the image: its classification head would be blind.
-- Norms have a scale and a shift, and no convolution before one has a bias, which the norm would take away again.
-- Any input size: the far ends are padded by repeating the edge, and the logits are cropped.
-- Levels, widths and steps are the plan's; `--set dims=2 --set patch_vox=256,256 --set base_width=16 --set max_levels=5`
-  makes them the paper's.
+- The interpolation is bilinear, and holds the image's edges, not the outermost centres
+  (`align_corners=False`).
+- The order is convolution, norm, activation. The paper names the activation before the norm; but
+  the mean over space of a map that was just normalised is the norm's shift, whatever the image, and
+  its classification head would see nothing.
+- Norms have a scale and a shift, and no convolution before one has a bias, which the norm would
+  take away again.
+- Images have any size: the far ends are padded by repeating the edge, and the logits are cropped.
+- Levels, widths and strides are the plan's; `--set dims=2 --set patch_vox=256,256 --set
+  base_width=16 --set max_levels=5` makes them the paper's.
 """
 
 from __future__ import annotations
@@ -26,25 +31,32 @@ from torch.nn import functional as F
 from contextseg.nets.unet import Axes, padded, two_dimensional
 
 SLOPE = 0.2
-"""Of the LeakyReLU below 0."""
+"""Slope of the LeakyReLU below 0."""
 
 
 class CMUNet(nn.Module):
-    """The U-Net of CMU-Net, 2-D: max pooling, bilinear interpolation, LeakyReLU of slope 0.2; 2.0 million parameters.
+    """The U-Net of CMU-Net, 2-D: max pooling, bilinear interpolation, LeakyReLU of slope 0.2.
 
-    inputs   channels C of the image.   classes: K, background included.
-    widths   channels at each level, highest resolution first.
-    strides  for each level, the window of the pooling before it; the first level's is 1 on each axis.
-    kernels  for each level, the size of its convolutions, odd.
+    Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation; 2.0 million
+    parameters at the paper's size. The order of norm and activation is ours. The classification
+    head is `nets.Presence`, which any network can carry. In training it gives a list of one tensor
+    of logits (B, K, H, W), in evaluation the tensor.
 
-    In training it gives a list of one tensor of logits (B, K, H, W), in evaluation the tensor. The classification head
-    is `nets.Presence`, which any network can carry.
+    Args:
+        inputs: Channels C of the image.
+        classes: K, background included.
+        widths: Channels at each level, highest resolution first.
+        strides: For each level, the window of the pooling before it; 1 on each axis for the first
+            level.
+        kernels: For each level, the size of its convolutions, odd.
 
-    Raises `Problem` for strides of three axes.
+    Raises:
+        ContextsegError: The strides have three axes.
 
-    >>> net = CMUNet(1, 2, widths=[4, 8], strides=[[1, 1], [2, 2]], kernels=[[3, 3]] * 2)
-    >>> net.eval()(torch.zeros(2, 1, 13, 9)).shape
-    torch.Size([2, 2, 13, 9])
+    Example:
+        >>> net = CMUNet(1, 2, widths=[4, 8], strides=[[1, 1], [2, 2]], kernels=[[3, 3]] * 2)
+        >>> net.eval()(torch.zeros(2, 1, 13, 9)).shape
+        torch.Size([2, 2, 13, 9])
     """
 
     dims = (2,)
@@ -61,7 +73,9 @@ class CMUNet(nn.Module):
         super().__init__()
         self.reach = [prod(axes) for axes in zip(*strides)]
         levels = zip([inputs, *widths], widths, kernels, strides, strict=False)
-        self.stages = nn.ModuleList(nn.Sequential(_pool(stride), *_two(a, b, k)) for a, b, k, stride in levels)
+        self.stages = nn.ModuleList(
+            nn.Sequential(_pool(stride), *_two(a, b, k)) for a, b, k, stride in levels
+        )
         lower = range(len(widths) - 1)[::-1]
         self.merges = nn.ModuleList(
             nn.Sequential(*_two(widths[i] + widths[i + 1], widths[i], kernels[i])) for i in lower
@@ -70,7 +84,7 @@ class CMUNet(nn.Module):
         self.apply(_he)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(B, C, H, W) -> logits (B, K, H, W); in training a list of one, as networks with deep supervision give."""
+        """(B, C, H, W) to logits (B, K, H, W); in training a list of one."""
         h, w = x.shape[2:]
         x = padded(x, self.reach)
         skips = []
@@ -91,12 +105,12 @@ def _pool(stride: Axes) -> nn.Module:
 
 def _two(inputs: int, outputs: int, kernel: Axes) -> list[nn.Module]:
     """Two blocks, of which the first changes the width."""
-    made: list[nn.Module] = []
+    layers: list[nn.Module] = []
     h, w = kernel
     for before in (inputs, outputs):
         conv = nn.Conv2d(before, outputs, (h, w), padding=(h // 2, w // 2), bias=False)
-        made += [conv, nn.InstanceNorm2d(outputs, affine=True), nn.LeakyReLU(SLOPE)]
-    return made
+        layers += [conv, nn.InstanceNorm2d(outputs, affine=True), nn.LeakyReLU(SLOPE)]
+    return layers
 
 
 def _he(module: nn.Module) -> None:

@@ -1,12 +1,13 @@
-"""DeepLabV3+ on EfficientNet-B3 (Chen et al., ECCV 2018), 2-D: the reference module's second network.
+"""DeepLabV3+ on EfficientNet-B3 (Chen et al., ECCV 2018), 2-D.
 
-The shape is that of segmentation-models-pytorch, which the published counts belong to: output stride 16, 256 channels,
-atrous rates 12, 24, 36, separable convolutions, 48 channels of the stride-4 map, a 1x1 head. Where we differ, beside
-what `nets.efficientnet` says of norms and of the encoder:
+The reference module's second network (Pham et al., LNCS 13816). Its shape is that of
+segmentation_models.pytorch, whose parameter count is the published one: output stride 16, 256
+channels, atrous rates 12, 24, 36, separable convolutions, 48 channels of the stride-4 map, a 1x1
+head. Where we differ, beside what `nets.efficientnet` says of norms and of the encoder:
 
-- Bilinear interpolation holds the image's edges, not the outermost centres (`align_corners=False`): what a voxel gets
-  does not depend on how large the image is.
-- Any input size: the far ends are padded by repeating the edge, and the logits are cropped.
+- Bilinear interpolation holds the image's edges, not the outermost centres (`align_corners=False`):
+  what a voxel gets does not depend on how large the image is.
+- Images have any size: the far ends are padded by repeating the edge, and the logits are cropped.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class _DeepLab(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(B, C, H, W) -> logits (B, K, H, W); in training a list of one, as networks with deep supervision give."""
+        """(B, C, H, W) to logits (B, K, H, W); in training a list of one."""
         h, w = x.shape[2:]
         x = padded(x, self.reach)
         maps = self.encoder(x)
@@ -66,18 +67,24 @@ class _DeepLab(nn.Module):
 
 
 class DeepLab(_DeepLab):
-    """DeepLabV3+ with an EfficientNet-B3 encoder, 11 million parameters; 2-D.
+    """DeepLabV3+ with an EfficientNet-B3 encoder, 2-D; 11 million parameters.
 
-    inputs     channels C of the image.
-    classes    K, background included.
-    strides    of the plan: only whether they are for two axes is looked at; `widths` and `kernels` are ignored too.
-    norm       "group" or "batch" (see `nets.efficientnet`). With "batch" items see each other, so that training on two
-               ranks is not training on one.
-    drop_path  see `EfficientNet`. dropout: of the pyramid's output. Both in training alone.
+    Chen et al., ECCV 2018; Tan and Le, ICML 2019. Unlike the published network it has group norm,
+    so that items do not see each other; `BatchNormDeepLab` has batch norm. In training it gives a
+    list of one tensor of logits (B, K, H, W), in evaluation the tensor.
 
-    In training it gives a list of one tensor of logits (B, K, H, W), in evaluation the tensor.
+    Args:
+        inputs: Channels C of the image.
+        classes: K, background included.
+        widths: Of the plan; ignored.
+        strides: Of the plan; only their number of axes matters.
+        kernels: Of the plan; ignored.
+        norm: "group" or "batch" (see `nets.efficientnet`).
+        drop_path: Probability that an item skips a block, in training (see `EfficientNet`).
+        dropout: Dropout of the pyramid's output, in training.
 
-    Raises `Problem` for strides of three axes.
+    Raises:
+        ContextsegError: The strides have three axes, or the norm is unknown.
     """
 
     def __init__(
@@ -92,7 +99,42 @@ class DeepLab(_DeepLab):
         dropout: float = 0.5,
     ) -> None:
         two_dimensional("deeplab", strides)
-        super().__init__(inputs, classes, 40, B3, 16, 256, (12, 24, 36), 48, norm, drop_path, dropout)
+        super().__init__(
+            inputs, classes, 40, B3, 16, 256, (12, 24, 36), 48, norm, drop_path, dropout
+        )
+
+
+class BatchNormDeepLab(DeepLab):
+    """`DeepLab` with batch norm, for published weights of its encoder or all of it.
+
+    Weights of timm, torchvision and segmentation_models.pytorch go with batch norm; give their file
+    with `--set weights=PATH`. Items of a batch then see each other, so that training on two ranks
+    is not training on one.
+
+    Args:
+        inputs: Channels C of the image.
+        classes: K, background included.
+        widths: Of the plan; ignored.
+        strides: Of the plan; only their number of axes matters.
+        kernels: Of the plan; ignored.
+        drop_path: Probability that an item skips a block, in training (see `EfficientNet`).
+        dropout: Dropout of the pyramid's output, in training.
+
+    Raises:
+        ContextsegError: The strides have three axes.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        widths: Sequence[int] = (),
+        strides: Sequence[Axes] = (),
+        kernels: Sequence[Axes] = (),
+        drop_path: float = 0.2,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(inputs, classes, widths, strides, kernels, "batch", drop_path, dropout)
 
 
 SMALL: tuple[Stage, ...] = ((3, 1, 1, 16, 1), (3, 2, 4, 24, 1), (5, 2, 4, 32, 2), (3, 2, 4, 48, 1))
@@ -100,12 +142,26 @@ SMALL: tuple[Stage, ...] = ((3, 1, 1, 16, 1), (3, 2, 4, 24, 1), (5, 2, 4, 32, 2)
 
 
 class SmallDeepLab(_DeepLab):
-    """DeepLabV3+ for small images and CPUs: output stride 8, 64 channels, rates 2, 4, 6; 0.1 million parameters.
+    """DeepLabV3+ for small images and CPUs: output stride 8, 64 channels, atrous rates 2, 4, 6.
 
-    Arguments as `DeepLab`'s; nothing is dropped by default.
+    It has 0.1 million parameters, and gives what `DeepLab` gives.
 
-    >>> SmallDeepLab(1, 3).eval()(torch.zeros(2, 1, 13, 9)).shape
-    torch.Size([2, 3, 13, 9])
+    Args:
+        inputs: Channels C of the image.
+        classes: K, background included.
+        widths: Of the plan; ignored.
+        strides: Of the plan; only their number of axes matters.
+        kernels: Of the plan; ignored.
+        norm: "group" or "batch" (see `nets.efficientnet`).
+        drop_path: Probability that an item skips a block, in training (see `EfficientNet`).
+        dropout: Dropout of the pyramid's output, in training.
+
+    Raises:
+        ContextsegError: The strides have three axes, or the norm is unknown.
+
+    Example:
+        >>> SmallDeepLab(1, 3).eval()(torch.zeros(2, 1, 13, 9)).shape
+        torch.Size([2, 3, 13, 9])
     """
 
     def __init__(
@@ -124,9 +180,11 @@ class SmallDeepLab(_DeepLab):
 
 
 class _Pyramid(nn.Module):
-    """Atrous spatial pyramid pooling: a 1x1 branch, one for each rate, and one that pools the whole map; joined."""
+    """Atrous spatial pyramid pooling: branches of 1x1, of each rate and of the whole map."""
 
-    def __init__(self, inputs: int, width: int, rates: Sequence[int], norm: str, dropout: float) -> None:
+    def __init__(
+        self, inputs: int, width: int, rates: Sequence[int], norm: str, dropout: float
+    ) -> None:
         super().__init__()
         dilated = [_separable(inputs, width, norm, rate) for rate in rates]
         self.branches = nn.ModuleList([_conv(inputs, width, norm), *dilated])
@@ -141,7 +199,9 @@ class _Pyramid(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, norm: str) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), norm2d(norm, outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, bias=False), norm2d(norm, outputs), nn.ReLU()
+    )
 
 
 def _separable(inputs: int, outputs: int, norm: str, rate: int = 1) -> nn.Sequential:

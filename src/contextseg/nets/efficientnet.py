@@ -2,9 +2,10 @@
 
 Where we differ from the published network, and from how DeepLabV3+ is usually built on it:
 
-- Group norm, with 8 channels a group, which all of its widths are multiples of, in place of batch norm. The parameters
-  are as many. An item then does not see the others, so that a batch of one trains and two ranks equal one process;
-  `norm="batch"` builds the published network, whose pretrained weights need it.
+- Group norm, with 8 channels a group, which all of its widths are multiples of, in place of batch
+  norm. The number of parameters is the same. An item then does not see the others, so that a batch
+  of one trains and two ranks equal one process; `norm="batch"` builds the published network, whose
+  pretrained weights need it.
 - The last 1x1 convolution (to 1536 channels in B3), which only the classifier reads, is not built.
 - Convolutions are padded alike on both sides. (TensorFlow's pad an even size at its far end alone.)
 """
@@ -16,10 +17,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextseg.disk import Problem, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean
 
 Stage = tuple[int, int, int, int, int]
-"""(kernel, stride, expansion, channels, blocks) of equal blocks; the first takes the stride and changes the width."""
+"""(kernel, stride, expansion, channels, blocks); the first block has the stride and new width.
+"""
 
 B3: tuple[Stage, ...] = (
     (3, 1, 1, 24, 2),
@@ -30,26 +32,39 @@ B3: tuple[Stage, ...] = (
     (5, 2, 6, 232, 6),
     (3, 1, 6, 384, 2),
 )
-"""EfficientNet-B3: B0's depths times 1.4, rounded up; its widths times 1.2, to multiples of 8 (not below 90 %)."""
+"""EfficientNet-B3: B0's depths times 1.4, rounded up, and its widths times 1.2.
+
+Widths are rounded to multiples of 8, not below 90 %.
+"""
 
 NORMS = ("group", "batch")
-"""What `norm2d` makes."""
+"""Kinds of `norm2d`."""
 
 
 def norm2d(kind: str, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
     """A norm of (B, C, H, W) with a weight and a bias for each channel.
 
-    kind  "group": over groups of 8 channels of one item (all channels, where they are no multiple of 8); "batch": over
-          the batch and, in evaluation, by running statistics of that `momentum`. One item of one place has nothing to
-          compare: there batch norm goes by the running statistics in training, too.
+    Args:
+        kind: "group": over groups of 8 channels of one item (all channels, where they are no
+            multiple of 8). "batch": over the batch and, in evaluation, by running statistics. One
+            item of one place has nothing to compare; there batch norm uses the running statistics
+            in training, too.
+        channels: Number of channels.
+        eps: Added to the variance.
+        momentum: Momentum of the running statistics.
 
-    Raises `Problem` for another kind.
+    Returns:
+        The norm.
 
-    >>> norm2d("group", 24).num_groups
-    3
+    Raises:
+        ContextsegError: The kind is unknown.
+
+    Example:
+        >>> norm2d("group", 24).num_groups
+        3
     """
     if kind not in NORMS:
-        raise Problem(f"norm={kind}", "there is no such norm", did_you_mean(kind, NORMS))
+        raise ContextsegError(f"norm={kind}", "there is no such norm", did_you_mean(kind, NORMS))
     if kind == "batch":
         return _BatchNorm(channels, eps, momentum)
     return nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels, eps)
@@ -58,26 +73,35 @@ def norm2d(kind: str, channels: int, eps: float = 1e-5, momentum: float = 0.1) -
 class _BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
         return super().forward(x)
 
 
 class EfficientNet(nn.Module):
-    """(B, C, H, W) to a map for each stride 2, 4, ..., `output_stride`: the last one of each.
+    """An image to a map for each stride 2, 4, ..., `output_stride`: the last one of each.
 
-    stem           channels of the first convolution, which has stride 2.
-    stages         what follows, such as `B3`.
-    output_stride  from there on strides become dilations (Chen et al., 2017).
-    drop_path      the probability that an item skips a block in training; that of block i of n is i / n of it, from 0
-                   for the first (Huang et al., ECCV 2016).
-    norm           "group" or "batch".
+    The image's size must be a multiple of `output_stride`.
 
-    The image's size must be a multiple of `output_stride`. `widths` are the channels of the maps.
+    Args:
+        inputs: Channels C of the image.
+        stem: Channels of the first convolution, which has stride 2.
+        stages: What follows, such as `B3`.
+        output_stride: From there on strides become dilations (Chen et al., 2017).
+        drop_path: Probability that an item skips a block in training; that of block i of n is i / n
+            of it, from 0 for the first (Huang et al., ECCV 2016).
+        norm: "group" or "batch".
 
-    >>> import torch
-    >>> net = EfficientNet(3, 16, [(3, 1, 1, 8, 1), (3, 2, 4, 16, 1), (5, 2, 4, 24, 1)], output_stride=4)
-    >>> [tuple(x.shape) for x in net(torch.zeros(1, 3, 16, 24))]
-    [(1, 8, 8, 12), (1, 24, 4, 6)]
+    Attributes:
+        widths: Channels of the maps.
+
+    Example:
+        >>> import torch
+        >>> stages = [(3, 1, 1, 8, 1), (3, 2, 4, 16, 1), (5, 2, 4, 24, 1)]
+        >>> net = EfficientNet(3, 16, stages, output_stride=4)
+        >>> [tuple(x.shape) for x in net(torch.zeros(1, 3, 16, 24))]
+        [(1, 8, 8, 12), (1, 24, 4, 6)]
     """
 
     def __init__(
@@ -95,18 +119,24 @@ class EfficientNet(nn.Module):
         self.widths = [stages[i][3] for i in self.kept]
         self.stem = _conv(inputs, stem, 3, norm, stride=2)
         self.stages = nn.ModuleList()
-        total, done, before = sum(stage[-1] for stage in stages), 0, stem
-        for (kernel, _, expansion, width, blocks), stride, dilation in zip(stages, strides, dilations):
-            made = []
+        total = sum(stage[-1] for stage in stages)
+        done = 0
+        before = stem
+        for (kernel, _, expansion, width, blocks), stride, dilation in zip(
+            stages, strides, dilations
+        ):
+            blocks_of_stage = []
             for step in [stride] + [1] * (blocks - 1):
                 drop = drop_path * done / total
-                made.append(_Block(before, width, kernel, step, expansion, dilation, drop, norm))
-                before, done = width, done + 1
-            self.stages.append(nn.Sequential(*made))
+                block = _Block(before, width, kernel, step, expansion, dilation, drop, norm)
+                blocks_of_stage.append(block)
+                before = width
+                done += 1
+            self.stages.append(nn.Sequential(*blocks_of_stage))
         self.apply(_he_fan_out)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps, highest resolution first."""
+        """(B, C, H, W) to the maps, highest resolution first."""
         x = self.stem(x)
         maps = []
         for i, stage in enumerate(self.stages):
@@ -117,12 +147,15 @@ class EfficientNet(nn.Module):
 
 
 def _dilated(strides: Sequence[int], output_stride: int) -> tuple[list[int], list[int]]:
-    """The stages' strides, after a stem of stride 2, where none goes beyond `output_stride`, and their dilations."""
-    kept, dilations = [], []
-    reach, dilation = 2, 1
+    """The strides after a stem of stride 2, none beyond `output_stride`, and the dilations."""
+    kept = []
+    dilations = []
+    reach = 2
+    dilation = 1
     for stride in strides:
         if reach * stride > output_stride:
-            dilation, stride = dilation * stride, 1
+            dilation *= stride
+            stride = 1
         reach *= stride
         kept.append(stride)
         dilations.append(dilation)
@@ -148,11 +181,21 @@ class _Block(nn.Module):
     """An inverted bottleneck with squeeze and excitation (MBConv)."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, dilation: int, drop: float, norm: str
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        dilation: int,
+        drop: float,
+        norm: str,
     ) -> None:
         super().__init__()
-        inner, squeezed = inputs * expansion, max(1, inputs // 4)
-        self.drop, self.skips = drop, stride == 1 and inputs == outputs
+        inner = inputs * expansion
+        squeezed = max(1, inputs // 4)
+        self.drop = drop
+        self.skips = stride == 1 and inputs == outputs
         self.expand = _conv(inputs, inner, 1, norm) if expansion > 1 else nn.Identity()
         self.depthwise = _conv(inner, inner, kernel, norm, stride, dilation, groups=inner)
         self.squeeze = nn.Conv2d(inner, squeezed, 1)
@@ -167,14 +210,17 @@ class _Block(nn.Module):
 
 
 def _dropped(x: Tensor, rate: float) -> Tensor:
-    """`x` (B, ...) with each item zero by that probability, the others scaled up, so that the mean stays."""
+    """`x` (B, ...), each item zero by that probability, the others scaled up to keep the mean."""
     if not rate:
         return x
     return x * (x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - rate) / (1 - rate))
 
 
 def _he_fan_out(module: nn.Module) -> None:
-    """EfficientNet's initialisation: normal, of variance 2 / (kernel area x outputs of a group); biases zero."""
+    """EfficientNet's initialisation: normal, of variance 2 / (kernel area x outputs of a group).
+
+    Biases are zero.
+    """
     if isinstance(module, nn.Conv2d):
         fan = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
         nn.init.normal_(module.weight, 0, (2 / fan) ** 0.5)

@@ -1,9 +1,10 @@
-"""Residual networks as feature extractors: ResNet-18 and ResNet-50 without the classifier (He et al., CVPR 2016).
+"""Residual networks as feature extractors: ResNet-18 and ResNet-50 without the classifier.
 
-The stride of a bottleneck is in its 3 x 3 convolution, as in all of today's weights (the paper's is in the first
-1 x 1). Where we differ: the normalisation is chosen. Group norm (Wu and He, ECCV 2018) has batch norm's parameters, one
-for one, but treats an image the same whatever else is in the batch: so a slice encoded alone equals a slice encoded
-among others, and two ranks equal one.
+He et al., CVPR 2016. The stride of a bottleneck is in its 3 x 3 convolution, as in all of today's
+weights (the paper's is in the first 1 x 1). Where we differ: the normalisation is chosen. Group
+norm (Wu and He, ECCV 2018) has batch norm's parameters, one for one, but treats an image the same
+whatever else is in the batch: so a slice encoded alone equals a slice encoded among others, and two
+ranks equal one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from math import gcd
 
 from torch import Tensor, nn
 
-from contextseg.disk import Problem, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean
 
 RESNET18 = (2, 2, 2, 2)
 """Basic blocks at each stage of ResNet-18."""
@@ -23,7 +24,10 @@ RESNET50 = (3, 4, 6, 3)
 
 
 def _group_norm(channels: int) -> nn.Module:
-    """At most 32 groups, of eight channels or more: a group of one channel would undo its convolution's bias."""
+    """At most 32 groups, of eight channels or more.
+
+    A group of one channel would undo its convolution's bias.
+    """
     return nn.GroupNorm(gcd(channels, min(32, max(1, channels // 8))), channels)
 
 
@@ -32,23 +36,33 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "group"
 
 
 class ResNet(nn.Module):
-    """An image (B, C, H, W) to one feature map for each stage, finest first; the stages' strides double.
+    """An image (B, C, H, W) to one feature map for each stage, finest first; strides double.
 
-    inputs      channels C of the image.
-    blocks      blocks at each stage; `RESNET18`, `RESNET50`, or the beginning of one.
-    width       channels of the first stage's 3 x 3 convolutions; they double from stage to stage. `channels` says what
-                comes out: these, or four times as many after bottlenecks.
-    bottleneck  blocks of 1 x 1, 3 x 3, 1 x 1 convolutions (ResNet-50) instead of two 3 x 3 (ResNet-18).
-    stride      of the first stage: 4 as published; 2 leaves out the max-pooling; 1 also the first convolution's
-                stride, for images of a hundred pixels.
-    norm        one of `NORMS`. bias: whether the convolutions have biases; published networks have none.
+    Modules are named as torchvision's are: with norm "batch", no bias and three inputs its state
+    dict fits.
 
-    Modules are named as torchvision's are: with norm "batch", no bias and three inputs its state dict fits.
-    Raises `Problem` for an unknown norm or another stride.
+    Args:
+        inputs: Channels C of the image.
+        blocks: Blocks at each stage; `RESNET18`, `RESNET50`, or the beginning of one.
+        width: Channels of the first stage's 3 x 3 convolutions; they double from stage to stage.
+        bottleneck: Whether blocks are convolutions of 1 x 1, 3 x 3, 1 x 1 (ResNet-50) instead of
+            two of 3 x 3 (ResNet-18).
+        stride: Stride of the first stage: 4 as published; 2 leaves out the max pooling; 1 also the
+            first convolution's stride, for images of a hundred pixels.
+        norm: One of `NORMS`.
+        bias: Whether the convolutions have biases; published networks have none.
 
-    >>> import torch
-    >>> [tuple(f.shape) for f in ResNet(1, (1, 1, 1), width=8)(torch.zeros(1, 1, 32, 48))]
-    [(1, 32, 8, 12), (1, 64, 4, 6), (1, 128, 2, 3)]
+    Attributes:
+        channels: Channels of each map: the widths, or four times as many after bottlenecks.
+
+    Raises:
+        ContextsegError: The norm is unknown, or the stride another one.
+
+    Example:
+        >>> import torch
+        >>> net = ResNet(1, (1, 1, 1), width=8)
+        >>> [tuple(x.shape) for x in net(torch.zeros(1, 1, 32, 48))]
+        [(1, 32, 8, 12), (1, 64, 4, 6), (1, 128, 2, 3)]
     """
 
     def __init__(
@@ -63,9 +77,13 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in NORMS:
-            raise Problem(f"norm={norm}", "there is no such normalisation", did_you_mean(norm, NORMS))
+            raise ContextsegError(
+                f"norm={norm}", "there is no such normalisation", did_you_mean(norm, NORMS)
+            )
         if stride not in (1, 2, 4):
-            raise Problem(f"stride={stride}", "a first stage cannot have this stride", "choose 1, 2 or 4")
+            raise ContextsegError(
+                f"stride={stride}", "a first stage cannot have this stride", "choose 1, 2 or 4"
+            )
         self.conv1 = nn.Conv2d(inputs, width, 7, min(stride, 2), 3, bias=bias)
         self.bn1 = NORMS[norm](width)
         self.relu = nn.ReLU()
@@ -76,13 +94,22 @@ class ResNet(nn.Module):
         for i, number in enumerate(blocks):
             arguments = (width * 2**i, norm, bias)
             first = block(before, self.channels[i], *arguments, 1 if i == 0 else 2)
-            rest = [block(self.channels[i], self.channels[i], *arguments, 1) for _ in range(number - 1)]
+            rest = [
+                block(self.channels[i], self.channels[i], *arguments, 1) for _ in range(number - 1)
+            ]
             self.add_module(f"layer{i + 1}", nn.Sequential(first, *rest))
             before = self.channels[i]
         self.apply(_he)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, C, H, W) to a list of (B, channels[i], H_i, W_i), where H_i = ceil(H / (stride * 2^i))."""
+        """The maps of an image.
+
+        Args:
+            x: (B, C, H, W).
+
+        Returns:
+            A list of (B, channels[i], H_i, W_i), where H_i = ceil(H / (stride * 2^i)).
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         features = []
         for i in range(len(self.channels)):
@@ -98,7 +125,9 @@ def _shortcut(inputs: int, outputs: int, norm: str, bias: bool, stride: int) -> 
 
 
 class _Basic(nn.Module):
-    def __init__(self, inputs: int, outputs: int, width: int, norm: str, bias: bool, stride: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int, norm: str, bias: bool, stride: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=bias)
         self.bn1 = NORMS[norm](width)
@@ -113,7 +142,9 @@ class _Basic(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    def __init__(self, inputs: int, outputs: int, width: int, norm: str, bias: bool, stride: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int, norm: str, bias: bool, stride: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=bias)
         self.bn1 = NORMS[norm](width)
@@ -131,7 +162,7 @@ class _Bottleneck(nn.Module):
 
 
 def _he(module: nn.Module) -> None:
-    """He's normal initialisation by the outputs' number, biases zero."""
+    """He's normal initialisation by the number of outputs; biases are zero."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

@@ -1,12 +1,15 @@
-"""STCN, the space-time correspondence network (Cheng, Tai, Tang, NeurIPS 2021): labels follow from slice to slice.
+"""STCN, the space-time correspondence network, for slices of a scan.
 
-One encoder makes a key of a slice, from the image alone; another a value, from the image and a mask. A new slice reads
-the values of memorised slices where their keys resemble its own, and a decoder turns what it read into a mask. No class
-is built in: an object is whatever the mask says.
+Cheng, Tai, Tang: NeurIPS 2021.
 
-This file is the network's three verbs; memory and the walk over slices are in `contextseg.propagation`. Where we
-differ: any number of channels; any image size; group norm (see `resnet`); a finer total stride for small images; what
-depends on no object is convolved once a slice, not once an object, which changes only the order of sums.
+One encoder makes a key of a slice, from the image alone; another a value, from the image and a
+mask. A new slice reads the values of memorised slices where their keys resemble its own, and a
+decoder makes a mask of what was read. No class is built in: an object is what the mask says.
+
+This file is the network's three verbs; memory and the walk over slices are in
+`contextseg.propagation`. Where we differ: any number of channels; any image size; group norm (see
+`resnet`); a finer total stride for small images; what depends on no object is convolved once a
+slice, not once an object, which changes only the order of sums.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 from contextseg.nets.resnet import ResNet
 
 
@@ -26,9 +29,10 @@ from contextseg.nets.resnet import ResNet
 class Encoded:
     """What is known of B slices without a mask; `encoded[1:3]` is that of slices 1 and 2.
 
-    key    (B, Ck, h, w): where to look in the memory, and where it is found there.
-    skips  more features (B, ...), which only the network that made them reads.
-    size   (H, W) of the image, before padding.
+    Attributes:
+        key: (B, Ck, h, w), which is compared with the keys in the memory.
+        skips: More features (B, ...), which only the network that made them reads.
+        size: (H, W) of the image, before padding.
     """
 
     key: Tensor
@@ -40,26 +44,40 @@ class Encoded:
 
 
 class STCN(nn.Module):
-    """The network of the paper on propagation: several objects, no attention in the fusion, biased trunks.
+    """The propagation network of Pham et al. (LNCS 13816): STCN for several objects.
 
-    inputs      channels C of the image.
-    blocks, width, bottleneck  the key encoder's trunk, three stages (ResNet-50). value_blocks: the value encoder's,
-                which has basic blocks (ResNet-18).
-    key_dim, value_dim  channels of a key and of a value. up_dim: of the decoder above them.
-    stride      pixels to a position of key and value: 16 as published, 8 or 4 for small images.
-    attention   channel and spatial attention (CBAM, Woo et al., ECCV 2018) where image and mask are fused.
-    key_bias, value_bias  whether the trunks' convolutions have biases.
-    norm        of the trunks, "group" or "batch"; for weights trained elsewhere "batch".
+    Cheng, Tai, Tang, NeurIPS 2021; unlike theirs, the paper's has no attention in the fusion, and
+    its trunks have biases. An image whose size is no multiple of the stride is padded at the far
+    ends by repeating its edge.
 
-    An image whose size is no multiple of the stride is padded at the far ends by repeating its edge.
-    Raises `Problem` for another stride or number of stages.
+    Args:
+        inputs: Channels C of the image.
+        blocks: Blocks at each of the three stages of the key encoder's trunk; by default those of
+            ResNet-50.
+        width: Channels of the trunks' first stage.
+        bottleneck: Whether the key encoder's trunk has bottleneck blocks.
+        value_blocks: Basic blocks at each of the three stages of the value encoder; by default
+            those of ResNet-18.
+        key_dim: Channels of a key.
+        value_dim: Channels of a value.
+        up_dim: Channels of the decoder above the values.
+        stride: Pixels to a position of key and value: 16 as published, 8 or 4 for small images.
+        attention: Whether image and mask are fused with channel and spatial attention (CBAM, Woo et
+            al., ECCV 2018).
+        key_bias: Whether the convolutions of the key encoder's trunk have biases.
+        value_bias: Whether those of the value encoder's trunk have.
+        norm: Norm of the trunks, "group" or "batch"; "batch" for weights trained elsewhere.
 
-    >>> net = stcn_small(1)
-    >>> image, masks = torch.zeros(2, 1, 21, 30), torch.zeros(2, 3, 21, 30)
-    >>> encoded = net.encode(image)
-    >>> value = net.memorise(image, encoded, masks)
-    >>> encoded.key.shape, value.shape, net.decode(encoded, value).shape
-    (torch.Size([2, 32, 3, 4]), torch.Size([2, 3, 64, 3, 4]), torch.Size([2, 3, 21, 30]))
+    Raises:
+        ContextsegError: The stride or the number of stages is another one, or the norm is unknown.
+
+    Example:
+        >>> net = stcn_small(1)
+        >>> image, masks = torch.zeros(2, 1, 21, 30), torch.zeros(2, 3, 21, 30)
+        >>> encoded = net.encode(image)
+        >>> value = net.memorise(image, encoded, masks)
+        >>> encoded.key.shape, value.shape, net.decode(encoded, value).shape
+        (torch.Size([2, 32, 3, 4]), torch.Size([2, 3, 64, 3, 4]), torch.Size([2, 3, 21, 30]))
     """
 
     def __init__(
@@ -80,10 +98,12 @@ class STCN(nn.Module):
     ) -> None:
         super().__init__()
         if stride not in (4, 8, 16):
-            raise Problem(f"stride={stride}", "the network cannot have this stride", "choose 4, 8 or 16")
+            raise ContextsegError(
+                f"stride={stride}", "the network cannot have this stride", "choose 4, 8 or 16"
+            )
         if len(blocks) != 3 or len(value_blocks) != 3:
             what = f"blocks for {len(blocks)} and {len(value_blocks)} stages"
-            raise Problem("network", what, "give three for each trunk")
+            raise ContextsegError("network", what, "give three for each trunk")
         self.stride = stride
         self.trunk = ResNet(inputs, blocks, width, bottleneck, stride // 4, norm, key_bias)
         f4, f8, f16 = self.trunk.channels
@@ -91,7 +111,9 @@ class STCN(nn.Module):
         self.to_thin = nn.Conv2d(f16, value_dim, 3, padding=1)
         self.skip8 = nn.Conv2d(f8, value_dim, 3, padding=1)
         self.skip4 = nn.Conv2d(f4, up_dim, 3, padding=1)
-        self.value_trunk = ResNet(inputs + 2, value_blocks, width, False, stride // 4, norm, value_bias)
+        self.value_trunk = ResNet(
+            inputs + 2, value_blocks, width, False, stride // 4, norm, value_bias
+        )
         self.fuse = _Fusion(self.value_trunk.channels[-1] + f16, value_dim, attention)
         self.compress = _Residual(2 * value_dim, value_dim)
         self.up8 = _Residual(value_dim, up_dim)
@@ -102,15 +124,28 @@ class STCN(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # up to ten times faster to enlarge
 
     def encode(self, image: Tensor) -> Encoded:
-        """(B, C, H, W) to keys, and what decoding and memorising these slices will need. Costs the most: do it once."""
+        """Keys of slices, and what decoding and memorising them needs; dear, so do it once.
+
+        Args:
+            image: (B, C, H, W).
+
+        Returns:
+            What is known of the slices.
+        """
         f4, f8, f16 = self.trunk(self._padded(image))
         skips = (self.to_thin(f16), f16, self.skip8(f8), self.skip4(f4))
         return Encoded(self.to_key(f16), skips, (image.shape[2], image.shape[3]))
 
     def memorise(self, image: Tensor, encoded: Encoded, masks: Tensor) -> Tensor:
-        """Values (B, O, Cv, h, w) of slices (B, C, H, W) whose O objects have the probabilities `masks` (B, O, H, W).
+        """Values of slices and the masks of O objects, each encoded with the sum of the others.
 
-        Each object is encoded with the sum of the others beside it.
+        Args:
+            image: (B, C, H, W).
+            encoded: What `encode` gave for the image.
+            masks: (B, O, H, W), probabilities.
+
+        Returns:
+            (B, O, Cv, h, w).
         """
         b, objects = masks.shape[:2]
         others = (masks.sum(1, keepdim=True) - masks).clamp(0, 1)
@@ -120,7 +155,15 @@ class STCN(nn.Module):
         return self.fuse(features, encoded.skips[1]).unflatten(0, (b, objects))
 
     def decode(self, encoded: Encoded, read: Tensor) -> Tensor:
-        """What was read from the memory, (B, O, Cv, h, w), to logits (B, O, H, W): each object against all else."""
+        """Logits of what was read from the memory: each object against all else.
+
+        Args:
+            encoded: What `encode` gave for the slices.
+            read: (B, O, Cv, h, w).
+
+        Returns:
+            (B, O, H, W) logits.
+        """
         thin, _, skip8, skip4 = encoded.skips
         b, objects = read.shape[:2]
         x = self.compress(read.flatten(0, 1), thin)
@@ -136,24 +179,36 @@ class STCN(nn.Module):
 
 
 def stcn(inputs: int = 3) -> STCN:
-    """The paper's propagation network (Pham et al., FLARE22): 54,416,065 parameters with three inputs."""
+    """Pham et al.'s propagation network (FLARE22); 54,416,065 parameters with three inputs."""
     return STCN(inputs)
 
 
 def stcn_stock(inputs: int = 3) -> STCN:
-    """STCN as its authors published it, normalisation apart: 54,434,180 parameters with three inputs."""
+    """STCN as published, but for the norm; 54,434,180 parameters with three inputs."""
     return STCN(inputs, attention=True, key_bias=False)
 
 
 def stcn_small(inputs: int = 3) -> STCN:
-    """For images of about a hundred pixels and for CPUs: stride 8, ResNet-18 of a quarter of the width for keys too."""
+    """STCN for images of about a hundred pixels and for CPUs.
+
+    It has stride 8, and ResNet-18 of a quarter of the width for keys too.
+    """
     return STCN(
-        inputs, (2, 2, 2), 16, False, key_dim=32, value_dim=64, up_dim=32, stride=8, key_bias=False, value_bias=False
+        inputs,
+        (2, 2, 2),
+        16,
+        False,
+        key_dim=32,
+        value_dim=64,
+        up_dim=32,
+        stride=8,
+        key_bias=False,
+        value_bias=False,
     )
 
 
 STCNS: dict[str, Callable[[int], STCN]] = {"stcn": stcn, "stock": stcn_stock, "small": stcn_small}
-"""By name; each takes the number of channels."""
+"""Sizes by name; each takes the number of channels."""
 
 
 def _added(x: Tensor, shared: Tensor) -> Tensor:
@@ -167,16 +222,17 @@ def _joined(x: Tensor, skip: Tensor) -> Tensor:
 
 
 def _beside(conv: nn.Module, x: Tensor, shared: Tensor) -> Tensor:
-    """A convolution of x (B * O, ...) and, after its channels, those of `shared` (B, ...), which are convolved once."""
+    """A convolution of x (B * O, ...) and, after its channels, of `shared` (B, ...), done once."""
     assert isinstance(conv, nn.Conv2d)
     own, other = conv.weight.split([x.shape[1], shared.shape[1]], 1)
     return _added(F.conv2d(x, own, conv.bias, padding=1), F.conv2d(shared, other, padding=1))
 
 
 class _Residual(nn.Module):
-    """Two 3 x 3 convolutions, each after a ReLU, beside a third where the width changes; no normalisation.
+    """Two 3 x 3 convolutions, each after a ReLU, beside a third where the width changes; no norm.
 
-    `shared` (B, ...) are more channels of x (B * O, ...), after its own: what O objects of a slice have in common.
+    `shared` (B, ...) are more channels of x (B * O, ...), after its own, which O objects of a slice
+    have in common.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -187,7 +243,8 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
         if shared is not None and (len(x) == len(shared) or isinstance(self.skip, nn.Identity)):
-            x, shared = torch.cat([x, shared.repeat_interleave(len(x) // len(shared), 0)], 1), None
+            x = torch.cat([x, shared.repeat_interleave(len(x) // len(shared), 0)], 1)
+            shared = None
         if shared is None:
             return self.skip(x) + self.conv2(F.relu(self.conv1(F.relu(x))))
         inner = _beside(self.conv1, F.relu(x), F.relu(shared))
@@ -214,9 +271,13 @@ class _Attention(nn.Module):
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         hidden = max(1, channels // reduction)
-        self.channel = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.channel = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+        )
         self.space = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x * (self.channel(x.mean((2, 3))) + self.channel(x.amax((2, 3)))).sigmoid()[..., None, None]
-        return x * self.space(torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)).sigmoid()
+        channel = (self.channel(x.mean((2, 3))) + self.channel(x.amax((2, 3)))).sigmoid()
+        x = x * channel[..., None, None]
+        space = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return x * self.space(space).sigmoid()

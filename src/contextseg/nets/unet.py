@@ -1,13 +1,13 @@
 """nnU-Net's two networks, 2-D and 3-D: the plain U-Net and the one with a residual encoder.
 
-Isensee et al., Nature Methods 2021; the residual encoder: Isensee et al., MICCAI 2024. Where we differ from nnU-Net v2
-(PlainConvUNet, ResidualEncoderUNet of dynamic-network-architectures):
+Isensee et al., Nature Methods 2021; the residual encoder: Isensee et al., MICCAI 2024. Where we
+differ from nnU-Net v2 (PlainConvUNet, ResidualEncoderUNet of dynamic-network-architectures):
 
-- No bias on a convolution that feeds an instance norm, which subtracts it again: it would never move. nnU-Net has
-  conv_bias=True. The transposed convolutions have none either, as in nnU-Net v1: past the next norm such a bias shows
-  only at the image's edge.
+- A convolution before an instance norm has no bias: the norm subtracts it again, and it would never
+  move. nnU-Net has conv_bias=True. The transposed convolutions have none either, as in nnU-Net v1:
+  past the next norm such a bias shows only at the image's edge.
 - Every head has a loss. nnU-Net builds one for the lowest decoder level too, at weight 0.
-- Any input size. nnU-Net asks for a multiple of the total stride.
+- Images have any size. nnU-Net asks for a multiple of the total stride.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contextseg.disk import Problem
+from contextseg.errors import ContextsegError
 
 Axes = Sequence[int]
 """One number for each axis of S."""
@@ -35,13 +35,15 @@ _POOL: dict[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 def _conv_norm(inputs: int, outputs: int, kernel: Axes, stride: Axes) -> list[nn.Module]:
     dims = len(kernel)
-    conv = _CONV[dims](inputs, outputs, tuple(kernel), tuple(stride), tuple(k // 2 for k in kernel), bias=False)
+    conv = _CONV[dims](
+        inputs, outputs, tuple(kernel), tuple(stride), tuple(k // 2 for k in kernel), bias=False
+    )
     return [conv, _NORM[dims](outputs, eps=1e-5, affine=True)]
 
 
 def _act() -> nn.Module:
-    # In place would save a third of the activations, at 11 % more time on a CPU (the norm's output is a view, whose
-    # gradient autograd must then copy).
+    # In place would save a third of the activations, at 11 % more time on a CPU (the norm's output
+    # is a view, whose gradient autograd must then copy).
     return nn.LeakyReLU(0.01)
 
 
@@ -56,14 +58,18 @@ def _blocks(number: int, inputs: int, outputs: int, kernel: Axes, stride: Axes) 
 
 
 class _Residual(nn.Module):
-    """ResNet-D's basic block (He et al., CVPR 2019): the skip is pooled, then projected where the width changes."""
+    """ResNet-D's basic block (He et al., CVPR 2019): the skip is pooled, then projected."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Axes, stride: Axes) -> None:
         super().__init__()
         ones = [1] * len(kernel)
-        self.body = nn.Sequential(_block(inputs, outputs, kernel, stride), *_conv_norm(outputs, outputs, kernel, ones))
+        self.body = nn.Sequential(
+            _block(inputs, outputs, kernel, stride), *_conv_norm(outputs, outputs, kernel, ones)
+        )
         pool = [_POOL[len(kernel)](tuple(stride))] if prod(stride) > 1 else []
-        self.skip = nn.Sequential(*pool, *(_conv_norm(inputs, outputs, ones, ones) if inputs != outputs else []))
+        self.skip = nn.Sequential(
+            *pool, *(_conv_norm(inputs, outputs, ones, ones) if inputs != outputs else [])
+        )
         self.act = _act()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +77,10 @@ class _Residual(nn.Module):
 
 
 class _UShape(nn.Module):
-    """What both networks share: padding, the decoder and its heads. `stages` is the encoder, one module a level."""
+    """What both networks share: padding, the decoder and its heads.
+
+    `stages` is the encoder, one module a level.
+    """
 
     dims = (2, 3)
 
@@ -87,20 +96,34 @@ class _UShape(nn.Module):
         head_bias: bool,
     ) -> None:
         super().__init__()
-        dims, lower = len(strides[0]), list(range(len(widths) - 1))[::-1]
+        dims = len(strides[0])
+        lower = list(range(len(widths) - 1))[::-1]
         self.deep = deep
-        self.reach = [[prod(s[axis] for s in strides[: i + 1]) for axis in range(dims)] for i in range(len(strides))]
+        self.reach = [
+            [prod(s[axis] for s in strides[: i + 1]) for axis in range(dims)]
+            for i in range(len(strides))
+        ]
         self.stages = nn.ModuleList(stages)
         self.ups = nn.ModuleList(
-            _UP[dims](widths[i + 1], widths[i], tuple(strides[i + 1]), tuple(strides[i + 1]), bias=False) for i in lower
+            _UP[dims](
+                widths[i + 1], widths[i], tuple(strides[i + 1]), tuple(strides[i + 1]), bias=False
+            )
+            for i in lower
         )
-        self.merges = nn.ModuleList(_blocks(convs, 2 * widths[i], widths[i], kernels[i], [1] * dims) for i in lower)
+        self.merges = nn.ModuleList(
+            _blocks(convs, 2 * widths[i], widths[i], kernels[i], [1] * dims) for i in lower
+        )
         heads = max(1, len(widths) - 2) if deep else 1
-        self.heads = nn.ModuleList(_CONV[dims](widths[i], classes, 1, bias=head_bias) for i in range(heads))
+        self.heads = nn.ModuleList(
+            _CONV[dims](widths[i], classes, 1, bias=head_bias) for i in range(heads)
+        )
         self.apply(_he)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """(B, C, *S) -> logits (B, K, *S); in training with `deep` a list, level i of size ceil(S / its stride)."""
+        """(B, C, *S) to logits (B, K, *S).
+
+        In training with `deep` a list, level i of size ceil(S / its stride).
+        """
         size = x.shape[2:]
         x = padded(x, self.reach[-1])
         skips = []
@@ -112,7 +135,9 @@ class _UShape(nn.Module):
             levels.append(merge(torch.cat([up(levels[-1]), skips.pop()], 1)))
         several = self.training and self.deep
         outputs = []
-        for head, level, reach in zip(self.heads if several else self.heads[:1], levels[::-1], self.reach):
+        for head, level, reach in zip(
+            self.heads if several else self.heads[:1], levels[::-1], self.reach
+        ):
             outputs.append(head(level)[(..., *(slice(-(-n // r)) for n, r in zip(size, reach)))])
         return outputs if several else outputs[0]
 
@@ -120,25 +145,33 @@ class _UShape(nn.Module):
 class UNet(_UShape):
     """nnU-Net's plain U-Net, 2-D or 3-D (as many axes as `strides[0]` has numbers).
 
-    inputs     channels C of the image.
-    classes    K, background included.
-    widths     channels at each level, highest resolution first.
-    strides    for each level, the step of its first convolution; the first level's is 1 on each axis.
-    kernels    for each level, the size of its convolutions, odd.
-    convs      convolutions at each level, in the encoder and in the decoder.
-    deep       deep supervision: in training, a list of logits, full resolution first, one for each decoder level
-               but the lowest (a single level keeps its head). In evaluation, and without `deep`, one tensor.
-    head_bias  whether the 1x1 heads have a bias: nnU-Net v2's do, v1's did not.
+    Isensee et al., Nature Methods 2021; see the module for the differences. An image whose size is
+    no multiple of the total stride is padded at the far ends by repeating its edge, and the logits
+    are cropped. (Zeros would be a sharp border of mean tissue, not air, in a normalised image.) An
+    instance norm needs two voxels to compare, so the padding leaves at least two at the lowest
+    level.
 
-    An image whose size is no multiple of the total stride is padded at the far ends by repeating its edge, and the
-    logits are cropped. (Zeros would be a sharp border of mean tissue, not air, in a normalised image.) An instance norm
-    needs two voxels to compare, so the padding leaves at least two at the lowest level.
+    Args:
+        inputs: Channels C of the image.
+        classes: K, background included.
+        widths: Channels at each level, highest resolution first.
+        strides: For each level, the stride of its first convolution; 1 on each axis for the first
+            level.
+        kernels: For each level, the size of its convolutions, odd.
+        convs: Convolutions at each level, in the encoder and in the decoder.
+        deep: Deep supervision: in training, a list of logits, full resolution first, one for each
+            decoder level but the lowest (a single level keeps its head). In evaluation, and without
+            `deep`, one tensor.
+        head_bias: Whether the 1x1 heads have a bias: nnU-Net v2's do, v1's did not.
 
-    Raises `Problem` where the lists do not fit together.
+    Raises:
+        ContextsegError: The lists do not fit together.
 
-    >>> net = UNet(1, 3, widths=[4, 8, 8], strides=[[1, 1], [2, 2], [2, 2]], kernels=[[3, 3]] * 3)
-    >>> net.eval()(torch.zeros(2, 1, 13, 9)).shape
-    torch.Size([2, 3, 13, 9])
+    Example:
+        >>> levels = dict(widths=[4, 8], strides=[[1, 1], [2, 2]], kernels=[[3, 3]] * 2)
+        >>> net = UNet(1, 3, **levels)
+        >>> net.eval()(torch.zeros(2, 1, 13, 9)).shape
+        torch.Size([2, 3, 13, 9])
     """
 
     def __init__(
@@ -154,21 +187,38 @@ class UNet(_UShape):
     ) -> None:
         _check(widths, strides, kernels)
         stages: list[nn.Module] = [
-            _blocks(convs, *level) for level in zip([inputs, *widths], widths, kernels, strides, strict=False)
+            _blocks(convs, *level)
+            for level in zip([inputs, *widths], widths, kernels, strides, strict=False)
         ]
         super().__init__(stages, classes, widths, strides, kernels, convs, deep, head_bias)
 
 
 class ResidualUNet(_UShape):
-    """nnU-Net's U-Net with a residual encoder (ResEnc): a stem, `blocks` residual blocks a level, a light decoder.
+    """nnU-Net's U-Net with a residual encoder (ResEnc): a stem, residual blocks, a light decoder.
 
-    Arguments as `UNet`'s; `blocks` None is `BLOCKS`, nnU-Net's presets; `convs` counts in the decoder alone. As in
-    nnU-Net, the last norm of each residual branch starts at zero, so that each block begins as its skip; the branch's
-    convolutions therefore have no gradient in the very first step.
+    Isensee et al., MICCAI 2024. As in nnU-Net, the last norm of each residual branch starts at
+    zero, so that each block begins as its skip; the branch's convolutions therefore have no
+    gradient in the very first step. Images have any size, as with `UNet`.
 
-    >>> net = ResidualUNet(1, 2, widths=[4, 8], strides=[[1, 1, 1], [2, 2, 2]], kernels=[[3, 3, 3]] * 2)
-    >>> [z.shape for z in net(torch.zeros(1, 1, 5, 6, 7))]
-    [torch.Size([1, 2, 5, 6, 7])]
+    Args:
+        inputs: Channels C of the image.
+        classes: K, background included.
+        widths: Channels at each level, highest resolution first.
+        strides: For each level, the stride of its first block; 1 on each axis for the first level.
+        kernels: For each level, the size of its convolutions, odd.
+        blocks: Residual blocks at each level; None for `BLOCKS`, nnU-Net's presets.
+        convs: Convolutions at each level of the decoder.
+        deep: Deep supervision, as in `UNet`.
+        head_bias: Whether the 1x1 heads have a bias.
+
+    Raises:
+        ContextsegError: The lists do not fit together.
+
+    Example:
+        >>> levels = dict(widths=[4, 8], strides=[[1, 1, 1], [2, 2, 2]], kernels=[[3, 3, 3]] * 2)
+        >>> net = ResidualUNet(1, 2, **levels)
+        >>> [z.shape for z in net(torch.zeros(1, 1, 5, 6, 7))]
+        [torch.Size([1, 2, 5, 6, 7])]
     """
 
     def __init__(
@@ -186,14 +236,20 @@ class ResidualUNet(_UShape):
         _check(widths, strides, kernels)
         numbers = blocks or [BLOCKS[min(i, len(BLOCKS) - 1)] for i in range(len(widths))]
         if len(numbers) != len(widths):
-            raise Problem("network", f"blocks for {len(numbers)} levels, widths for {len(widths)}", "give one for each")
+            raise ContextsegError(
+                "network",
+                f"blocks for {len(numbers)} levels, widths for {len(widths)}",
+                "give one for each",
+            )
         ones = [1] * len(strides[0])
         stages: list[nn.Module] = []
         for i, width in enumerate(widths):
             before = widths[max(i - 1, 0)]
             first = [_block(inputs, width, kernels[0], ones)] if i == 0 else []
             rest = [_Residual(width, width, kernels[i], ones) for _ in range(numbers[i] - 1)]
-            stages.append(nn.Sequential(*first, _Residual(before, width, kernels[i], strides[i]), *rest))
+            stages.append(
+                nn.Sequential(*first, _Residual(before, width, kernels[i], strides[i]), *rest)
+            )
         super().__init__(stages, classes, widths, strides, kernels, convs, deep, head_bias)
         for module in self.modules():
             if isinstance(module, _Residual):
@@ -201,19 +257,27 @@ class ResidualUNet(_UShape):
 
 
 def _check(widths: Sequence[int], strides: Sequence[Axes], kernels: Sequence[Axes]) -> None:
-    """Whether the lists describe one network."""
+    """Raise `ContextsegError` where the lists do not describe one network."""
     if not len(widths) == len(strides) == len(kernels) > 0:
         counts = f"{len(widths)} widths, {len(strides)} strides and {len(kernels)} kernels"
-        raise Problem("network", counts, "give one of each for every level")
+        raise ContextsegError("network", counts, "give one of each for every level")
     dims = len(strides[0])
     if dims not in _CONV or any(len(axes) != dims for axes in (*strides, *kernels)):
-        raise Problem("network", f"strides {list(strides)} and kernels {list(kernels)}", "two or three numbers a level")
+        raise ContextsegError(
+            "network",
+            f"strides {list(strides)} and kernels {list(kernels)}",
+            "two or three numbers a level",
+        )
     if prod(strides[0]) != 1:
-        raise Problem(
-            "network", f"a first stride of {list(strides[0])}", "start at full resolution, with 1 on each axis"
+        raise ContextsegError(
+            "network",
+            f"a first stride of {list(strides[0])}",
+            "start at full resolution, with 1 on each axis",
         )
     if any(k % 2 == 0 for kernel in kernels for k in kernel):
-        raise Problem("network", f"an even kernel in {list(kernels)}", "use odd sizes, such as 1 and 3")
+        raise ContextsegError(
+            "network", f"an even kernel in {list(kernels)}", "use odd sizes, such as 1 and 3"
+        )
 
 
 def _he(module: nn.Module) -> None:
@@ -225,18 +289,39 @@ def _he(module: nn.Module) -> None:
 
 
 def two_dimensional(name: str, strides: Sequence[Axes]) -> None:
-    """Raise `Problem` if the plan that `strides` are of is not for slices: the network `name` sees nothing else."""
+    """Check that a plan is for slices.
+
+    Args:
+        name: Name of the network, which sees nothing else.
+        strides: The plan's.
+
+    Raises:
+        ContextsegError: The plan is 3-D.
+    """
     if any(len(axes) != 2 for axes in strides):
-        raise Problem(f"net={name}", "this network is 2-D, and the plan is 3-D", "plan for slices: --set dims=2")
+        raise ContextsegError(
+            f"net={name}",
+            "this network is 2-D, and the plan is 3-D",
+            "plan for slices: --set dims=2",
+        )
 
 
 def padded(x: Tensor, total: Axes) -> Tensor:
-    """`x` (B, C, *S), its far ends repeated up to a multiple of `total`, the stride of a network's lowest level.
+    """An image whose far ends are repeated up to a multiple of a network's total stride.
 
-    That level then has at least two voxels; where it would have one, the axis of the smallest stride is doubled.
+    The lowest level then has at least two voxels; where it would have one, the axis of the smallest
+    stride is doubled.
 
-    >>> padded(torch.arange(3.0).view(1, 1, 1, 3), (1, 2)).ravel()
-    tensor([0., 1., 2., 2.])
+    Args:
+        x: (B, C, *S).
+        total: Stride of the network's lowest level, along each axis.
+
+    Returns:
+        The padded image; `x` itself where nothing is missing.
+
+    Example:
+        >>> padded(torch.arange(3.0).view(1, 1, 1, 3), (1, 2)).ravel()
+        tensor([0., 1., 2., 2.])
     """
     size = [-(-n // t) * t for n, t in zip(x.shape[2:], total)]
     if size == list(total):

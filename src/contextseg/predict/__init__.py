@@ -1,7 +1,8 @@
-"""From a network to a label map, with bounded memory: windows -> finished slabs of logits -> classes on a grid.
+"""From a network to a label map, with bounded memory.
 
-Arrays in, arrays out; no files here. The logits are held for one window's depth of the image, never for all of it, and
-at the resolution of the network, never at that of the output.
+A sliding window gives finished slabs of logits, and each slab becomes classes on the output grid at
+once. Arrays in, arrays out; no files here. The logits are held for one window's depth of the image,
+never for all of it, and at the resolution of the network, never at that of the output.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A network over a scan larger than its patch: windows one after the other, finished slabs of logits out."""
+"""A network over a scan larger than its patch: sliding windows in, slabs of logits out."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Network = Callable[[Tensor], Tensor]
-"""(B, C, *S) float32 -> logits (B, K, *S); put into evaluation mode by whoever hands it over."""
+"""(B, C, *S) float32 to logits (B, K, *S). The caller has put it into evaluation mode."""
 
 
 def positions(size: int, patch: int, step: float = 0.5) -> list[int]:
-    """Where windows of `patch` voxels start so that they cover `size` voxels evenly, at most `step` patches apart.
+    """Where sliding windows start along an axis (nnU-Net's rule; Isensee et al., 2021).
 
-    The first starts at 0 and the last ends at `size`. `size <= patch` gives [0]. nnU-Net's rule (Isensee et al., 2021).
-    Raises ValueError for a step outside (0, 1].
+    Args:
+        size: Voxels along the axis.
+        patch: Voxels of the window.
+        step: Largest distance of two windows, as a share of the patch.
 
-    >>> positions(110, 32)
-    [0, 16, 31, 47, 62, 78]
+    Returns:
+        Starts that cover the axis evenly: the first is 0 and the last window ends at `size`.
+        `size <= patch` gives [0].
+
+    Raises:
+        ValueError: `step` is outside (0, 1].
+
+    Example:
+        >>> positions(110, 32)
+        [0, 16, 31, 47, 62, 78]
     """
     if not 0 < step <= 1:
         raise ValueError(f"step is a part of the patch, more than 0 and at most 1; got {step}")
@@ -33,13 +43,21 @@ def positions(size: int, patch: int, step: float = 0.5) -> list[int]:
 
 
 def gaussian(patch_vox: Sequence[int], sigma_vox: Sequence[float] | None = None) -> Tensor:
-    """How much each voxel of a window counts: a Gaussian around voxel `patch // 2`, float32 (*patch_vox), largest 1.
+    """The weight of each voxel of a sliding window: a Gaussian around voxel `patch // 2`.
 
-    `sigma_vox` is an eighth of the patch unless given. No weight is 0: where the Gaussian underflows, its smallest
-    positive value stands. As in nnU-Net, whose filtered impulse is the same function.
+    It is the same function as nnU-Net's filtered impulse. No weight is 0: where the Gaussian
+    underflows, its smallest positive value stands.
 
-    >>> [round(w, 4) for w in gaussian((4,)).tolist()]
-    [0.0003, 0.1353, 1.0, 0.1353]
+    Args:
+        patch_vox: Size of the window.
+        sigma_vox: Standard deviation along each axis. None is an eighth of the patch.
+
+    Returns:
+        `patch_vox` float32; the largest weight is 1.
+
+    Example:
+        >>> [round(w, 4) for w in gaussian((4,)).tolist()]
+        [0.0003, 0.1353, 1.0, 0.1353]
     """
     weight = torch.ones(())
     for n, sigma in zip(patch_vox, sigma_vox or [n / 8 for n in patch_vox]):
@@ -50,10 +68,16 @@ def gaussian(patch_vox: Sequence[int], sigma_vox: Sequence[float] | None = None)
 
 
 class _Span(NamedTuple):
-    """One window along one axis: the voxels [start, stop) that it covers, `before` zeros ahead of them, and its share.
+    """One window along one axis.
 
-    `share` (stop - start,): its Gaussian over the sum of all windows' Gaussians. Windows form a grid and a Gaussian is
-    a product, so the shares of three axes multiply to the window's weight, and no sum of weights need be kept.
+    Windows form a grid and a Gaussian is a product. So the shares of three axes multiply to the
+    window's weight, and no sum of weights need be kept.
+
+    Attributes:
+        start: First voxel that it covers.
+        stop: Voxel after the last one.
+        before: Zeros of padding ahead of the first voxel.
+        share: (stop - start,): its Gaussian over the sum of all windows' Gaussians.
     """
 
     start: int
@@ -66,25 +90,34 @@ _Window = tuple[_Span, _Span, _Span]
 
 
 def _spans(size: int, patch: int, step: float) -> list[_Span]:
+    """The windows along one axis."""
     if size <= patch:
         return [_Span(0, size, (patch - size) // 2, torch.ones(size))]
-    bell, total = gaussian((patch,)).double(), torch.zeros(size, dtype=torch.float64)
+    bell = gaussian((patch,)).double()
+    total = torch.zeros(size, dtype=torch.float64)
     starts = positions(size, patch, step)
     for start in starts:
         total[start : start + patch] += bell
     return [_Span(s, s + patch, 0, (bell / total[s : s + patch]).float()) for s in starts]
 
 
-def _batches(size: Sequence[int], patch: Sequence[int], step: float, batch_size: int) -> list[list[_Window]]:
-    """All windows in the order of D, `batch_size` at a time; a patch of one slice is put on every slice."""
-    first = [_Span(i, i + 1, 0, torch.ones(1)) for i in range(size[0])]
-    depth = first if patch[0] == 1 else _spans(size[0], patch[0], step)
+def _batches(
+    size: Sequence[int], patch: Sequence[int], step: float, batch_size: int
+) -> list[list[_Window]]:
+    """All windows in the order of D, `batch_size` at a time.
+
+    A patch of one slice is put on every slice.
+    """
+    if patch[0] == 1:
+        depth = [_Span(i, i + 1, 0, torch.ones(1)) for i in range(size[0])]
+    else:
+        depth = _spans(size[0], patch[0], step)
     windows = list(product(depth, _spans(size[1], patch[1], step), _spans(size[2], patch[2], step)))
     return [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
 
 
 def _cut(image: np.ndarray | Tensor, window: _Window, patch: Sequence[int]) -> Tensor:
-    """(C, *patch) float32: the image inside a window, zeros around it where the image is smaller."""
+    """(C, *patch) float32: the image inside a window, zeros around it where it is smaller."""
     d, h, w = (slice(s.start, s.stop) for s in window)
     part = image[:, d, h, w]
     if isinstance(part, np.ndarray):  # copied: it may be flipped, read-only or of any number type
@@ -106,32 +139,49 @@ def sliding_window(
     batch_size: int = 1,
     progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Predict an image (C, D, H, W) window by window; yield `(start, stop, logits)` for slices along D, in order.
+    """Predict an image patch by patch, and yield the logits slab by slab.
 
-    The logits (K, stop - start, H, W), float32 on `device`, are the Gaussian-weighted mean of the windows. Slices are
-    yielded as soon as no later window touches them, so that memory is that of K * patch D * H * W numbers, whatever D.
+    The logits are the Gaussian-weighted mean of the windows. Slices are yielded as soon as no later
+    window touches them, so that memory is that of K * patch D * H * W numbers, whatever D. An image
+    smaller than the patch is padded with zeros on both sides, and the logits are cropped.
 
-    predict       a network, or several: their mean. Mixed precision on CUDA only.
-    patch_vox     (D, H, W), or (H, W) for a 2-D network, which sees one slice at a time.
-    step          distance of the windows, in patches.
-    mirror_axes   axes of (D, H, W): the mean over every combination of mirrors, 2^n predictions.
-    lateral_axis  the axis from left to right; where it is mirrored, the channels of each pair in `swaps` change places.
-    batch_size    windows per call of a network, across rows and slices.
-    progress      called with (windows done, windows in all) after each batch.
+    Args:
+        predict: A network, or several: the mean of their logits. Mixed precision on CUDA only.
+        image: (C, D, H, W).
+        patch_vox: (D, H, W), or (H, W) for a 2-D network, which sees one slice at a time.
+        device: Where the network runs.
+        step: Distance of the windows, as a share of the patch.
+        mirror_axes: Axes of (D, H, W): the mean over every combination of mirrors, 2^n predictions.
+        swaps: Pairs of channels of which one is left and one right.
+        lateral_axis: The axis from left to right. Where it is mirrored, the channels of each pair
+            in `swaps` change places.
+        batch_size: Windows per call of a network, across rows and slices.
+        progress: Called with (windows done, windows in all) after each batch.
 
-    An image smaller than the patch is padded with zeros on both sides and the logits are cropped. Raises ValueError
-    for axes or sizes that do not fit the image, and for a network that changes the size of its input.
+    Yields:
+        `(start, stop, logits)` for slices along D, in order; the logits (K, stop - start, H, W)
+        float32 on `device`.
 
-    >>> image = np.arange(24.0).reshape(1, 2, 3, 4)
-    >>> slabs = sliding_window(lambda x: x, image, (2, 2), device="cpu")
-    >>> [(start, stop, logits.flatten()[0].item()) for start, stop, logits in slabs]
-    [(0, 1, 0.0), (1, 2, 12.0)]
+    Raises:
+        ValueError: The axes or sizes do not fit the image, or a network changes the size of its
+            input.
+
+    Example:
+        >>> image = np.arange(24.0).reshape(1, 2, 3, 4)
+        >>> slabs = sliding_window(lambda x: x, image, (2, 2), device="cpu")
+        >>> [(start, stop, logits.flatten()[0].item()) for start, stop, logits in slabs]
+        [(0, 1, 0.0), (1, 2, 12.0)]
     """
     flat = len(patch_vox) == 2
     if image.ndim != 4 or len(patch_vox) not in (2, 3) or 0 in image.shape:
-        raise ValueError(f"an image (C, D, H, W) and a patch of 2 or 3 sizes; got {tuple(image.shape)}, {patch_vox}")
+        raise ValueError(
+            "give an image (C, D, H, W) and a patch of 2 or 3 sizes; "
+            f"got {tuple(image.shape)}, {patch_vox}"
+        )
     if not set(mirror_axes) <= set(range(flat, 3)):
-        raise ValueError(f"mirror_axes are among {tuple(range(flat, 3))} here; got {tuple(mirror_axes)}")
+        raise ValueError(
+            f"mirror_axes are among {tuple(range(flat, 3))} here; got {tuple(mirror_axes)}"
+        )
     networks = [predict] if callable(predict) else list(predict)
     mirrors = [axes for n in range(4) for axes in combinations(sorted(set(mirror_axes)), n)]
 
@@ -140,7 +190,8 @@ def sliding_window(
         return z[:, :, None] if flat else z
 
     patch = (1, *patch_vox) if flat else tuple(patch_vox)
-    return _slabs(infer, image, patch, _batches(image.shape[1:], patch, step, batch_size), device, progress)
+    batches = _batches(image.shape[1:], patch, step, batch_size)
+    return _slabs(infer, image, patch, batches, device, progress)
 
 
 def _slabs(
@@ -151,12 +202,15 @@ def _slabs(
     device: torch.device | str,
     progress: Callable[[int, int], object] | None,
 ) -> Iterator[tuple[int, int, Tensor]]:
+    """What `sliding_window` yields, of windows in the order of D."""
     depth = max(batch[-1][0].stop - batch[0][0].start for batch in batches)
     total: Any = None  # (K, depth, H, W): the slices from `base` on
-    base = done = 0
+    base = 0
+    done = 0
     windows = sum(map(len, batches))
     for batch in batches:
-        if (finished := batch[0][0].start - base) > 0:
+        finished = batch[0][0].start - base
+        if finished > 0:
             yield base, base + finished, total[:, :finished].clone()
             _advance(total, finished)
             base += finished
@@ -184,7 +238,10 @@ def _add(total: Tensor, base: int, window: _Window, logits: Tensor) -> None:
     """Add one window's share, without what it predicted for the zeros around the image."""
     inside = logits[(slice(None), *(slice(s.before, s.before + s.stop - s.start) for s in window))]
     d, h, w = (s.share.to(total.device) for s in window)
-    place = (slice(window[0].start - base, window[0].stop - base), *(slice(s.start, s.stop) for s in window[1:]))
+    place = (
+        slice(window[0].start - base, window[0].stop - base),
+        *(slice(s.start, s.stop) for s in window[1:]),
+    )
     total[(slice(None), *place)].addcmul_(inside, d[:, None, None] * h[:, None] * w)
 
 
@@ -196,7 +253,7 @@ def _logits(
     swaps: Sequence[tuple[int, int]],
     lateral_axis: int | None,
 ) -> Tensor:
-    """(B, K, *S) float32: the mean over networks and mirrors, each turned back to how the image lies."""
+    """(B, K, *S) float32: the mean over networks and mirrors, each mirrored back."""
     total: Any = None
     for axes in mirrors:
         dims = [axis + x.ndim - 3 for axis in axes]
@@ -204,8 +261,12 @@ def _logits(
             with torch.autocast(x.device.type, enabled=x.is_cuda):
                 z = network(x.flip(dims) if dims else x)
             if z.shape[2:] != x.shape[2:]:
-                raise ValueError(f"the network turned {tuple(x.shape)} into {tuple(z.shape)}: sizes must stay")
-            z = z.float().flip(dims) if dims else z.float()
+                raise ValueError(
+                    f"the network turned {tuple(x.shape)} into {tuple(z.shape)}: sizes must stay"
+                )
+            z = z.float()
+            if dims:
+                z = z.flip(dims)
             if lateral_axis in axes:
                 z = z[:, _exchanged(z.shape[1], swaps)]
             total = z if total is None else total + z
@@ -213,6 +274,7 @@ def _logits(
 
 
 def _exchanged(channels: int, swaps: Sequence[tuple[int, int]]) -> list[int]:
+    """The order of channels in which each pair has changed places."""
     order = list(range(channels))
     for a, b in swaps:
         order[a], order[b] = b, a

@@ -1,5 +1,71 @@
-"""Propagation: a few labelled slices become a labelled volume (Pham et al., FLARE22; Cheng et al., NeurIPS 2021).
+"""Propagation: a few labelled slices become a labelled scan.
 
-`select` says which slices to label; `propagate` fills the rest with a network, which reads from a `memory`, and
-`interpolate` without one; the network learns from `clips` by `losses`. It is `contextseg.nets.stcn`.
+After Pham, Nguyen-Ho, Tran (FLARE22, LNCS 13816) and Cheng, Tai, Tang (NeurIPS 2021). A scan is
+filled in three lines:
+
+    labelled = labelled_slices(read_labels("drawn.nii.gz"))
+    filled = fill(read("scan.nii.gz"), labelled, model)
+    number, why = filled.suggestion
+
+The modules, from the outside in:
+
+- `filling`: a scan filled on its own grid, with or without a network; the slice to label next.
+- `labelled`: which slices of a label map are labelled, and along which axis.
+- `select`: which slices to evaluate, and which of them are the references, by rules.
+- `session`: one volume and a network that walks over its slices, for many rounds.
+- `shapes`: filling by the shapes of the labelled slices alone.
+- `memory`: what the network remembers of earlier slices, and how a new slice reads it.
+- `clips` and `losses`: how a network is trained for it. The network is `contextseg.nets.stcn`.
 """
+
+from __future__ import annotations
+
+from contextseg.propagation.filling import (
+    NETWORK_WAYS,
+    STOP_BELOW,
+    WAYS,
+    Filled,
+    PropagationModel,
+    fill,
+    suggest_slice,
+)
+from contextseg.propagation.labelled import (
+    AXES,
+    LabelledSlices,
+    cut_to_ranges,
+    labelled_slices,
+    ranges,
+)
+from contextseg.propagation.select import SELECTION_RULES, select_slices, uniform_slices
+from contextseg.propagation.session import (
+    PropagationNetwork,
+    PropagationResult,
+    Session,
+    propagate_volume,
+)
+from contextseg.propagation.shapes import ShapePrior, copy_nearest, interpolate_shapes
+
+__all__ = [
+    "AXES",
+    "NETWORK_WAYS",
+    "SELECTION_RULES",
+    "STOP_BELOW",
+    "WAYS",
+    "Filled",
+    "LabelledSlices",
+    "PropagationModel",
+    "PropagationNetwork",
+    "PropagationResult",
+    "Session",
+    "ShapePrior",
+    "copy_nearest",
+    "cut_to_ranges",
+    "fill",
+    "interpolate_shapes",
+    "labelled_slices",
+    "propagate_volume",
+    "ranges",
+    "select_slices",
+    "suggest_slice",
+    "uniform_slices",
+]

@@ -1,6 +1,6 @@
-"""Which slices to look at, and which of them to label: the reference slices that propagation starts from.
+"""Which slices to evaluate, and which of them to use as the reference slices of propagation.
 
-Positions are along the first axis of what is given. Of equally good slices the first is taken.
+Positions are along the first axis of the arrays. Of equally good slices the first is taken.
 """
 
 from __future__ import annotations
@@ -9,17 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from contextseg.disk import Problem, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean
 
 
-def uniform(slices: int, every: int = 5, most: int = 64) -> list[int]:
-    """About every `every`th of so many slices, the first and the last among them, `most` at most.
+def uniform_slices(slices: int, every: int = 5, most: int = 64) -> list[int]:
+    """About every `every`th slice, the first and the last among them.
 
-    As Pham et al. (FLARE22): `linspace(0, n - 1, n // every)`, cut to integers. Where that gives one slice, ours are
-    two; fewer slices than `every` are all taken.
+    As Pham et al. (FLARE22): `linspace(0, n - 1, n // every)`, cut to integers. Where that gives
+    one slice, ours are two. If there are fewer slices than `every`, all are taken.
 
-    >>> uniform(23), uniform(3), uniform(7)
-    ([0, 7, 14, 22], [0, 1, 2], [0, 6])
+    Args:
+        slices: Number of slices.
+        every: Distance between the slices taken.
+        most: How many are taken at most.
+
+    Returns:
+        Slice numbers, sorted.
+
+    Example:
+        >>> uniform_slices(23), uniform_slices(3), uniform_slices(7)
+        ([0, 7, 14, 22], [0, 1, 2], [0, 6])
     """
     if slices < every:
         return list(range(slices))
@@ -27,60 +36,98 @@ def uniform(slices: int, every: int = 5, most: int = 64) -> list[int]:
 
 
 def largest(label: np.ndarray, probability: np.ndarray | None = None) -> list[int]:
-    """For each class in the label (n, H, W), the slice where it is largest; their union, sorted (Pham et al., FLARE22).
+    """For each class, the slice where it is largest (Pham et al., FLARE22).
 
-    Background and `IGNORE` are no classes. [] where there is none. `probability` is not read.
+    Args:
+        label: (n, H, W) integers. Background and `IGNORE` are no classes.
+        probability: Not used.
 
-    >>> largest(np.array([[[1, 1, 2]], [[1, 0, 0]], [[0, 2, 2]]]))
-    [0, 2]
+    Returns:
+        Positions of the slices of all classes together, sorted. [] without any class.
+
+    Example:
+        >>> largest(np.array([[[1, 1, 2]], [[1, 0, 0]], [[0, 2, 2]]]))
+        [0, 2]
     """
     return sorted({int(area.argmax()) for area in _areas(label).values()})
 
 
-def certain(label: np.ndarray, probability: np.ndarray | None = None, share: float = 0.5) -> list[int]:
-    """For each class, the slice where it is most certain, among those where it has `share` of its largest area.
+def certain(
+    label: np.ndarray, probability: np.ndarray | None = None, share: float = 0.5
+) -> list[int]:
+    """For each class, the slice where it is most certain.
 
-    `probability` (n, H, W) is that of the label given; a class is as certain as its mean over the class's pixels. The
-    condition on the area keeps a class's faint ends out. Raises ValueError without probabilities.
+    A class is as certain as its mean probability over the class's pixels.
+
+    Args:
+        label: (n, H, W) integers. Background and `IGNORE` are no classes.
+        probability: (n, H, W), the probability of `label`.
+        share: Only slices count where the class has this share of its largest area. It keeps a
+            class's faint ends out.
+
+    Returns:
+        Positions of the slices of all classes together, sorted. [] without any class.
+
+    Raises:
+        ValueError: Without probabilities.
     """
     if probability is None:
         raise ValueError("choosing the most certain slices needs probabilities")
-    found = set()
+    chosen = set()
     for k, area in _areas(label).items():
         mean = np.where(label == k, probability, 0).sum((1, 2), dtype=float) / np.maximum(area, 1)
-        found.add(int(np.where(area >= share * area.max(), mean, -1).argmax()))
-    return sorted(found)
+        chosen.add(int(np.where(area >= share * area.max(), mean, -1).argmax()))
+    return sorted(chosen)
 
 
 def covering(label: np.ndarray, probability: np.ndarray | None = None) -> list[int]:
-    """Few slices that hold every class: again and again the one that adds most classes, until none is missing.
+    """Few slices that hold every class.
 
-    Of slices that add equally many, the one where these are largest, each as a share of its own largest area.
-    `probability` is not read.
+    Greedy: the slice that adds most classes is taken until no class is missing. Of slices that add
+    equally many, it is the one where these are largest, each as a share of its own largest area.
 
-    >>> covering(np.array([[[1, 1, 0]], [[1, 2, 3]], [[2, 2, 2]]]))
-    [1]
+    Args:
+        label: (n, H, W) integers. Background and `IGNORE` are no classes.
+        probability: Not used.
+
+    Returns:
+        Positions, sorted. [] without any class.
+
+    Example:
+        >>> covering(np.array([[[1, 1, 0]], [[1, 2, 3]], [[2, 2, 2]]]))
+        [1]
     """
-    areas, found = _areas(label), []
+    areas = _areas(label)
+    chosen = []
     while areas:
-        there = np.stack(list(areas.values()))
-        score = [tuple(s) for s in zip((there > 0).sum(0), (there / there.max(1, keepdims=True)).sum(0))]
+        stacked = np.stack(list(areas.values()))
+        added = (stacked > 0).sum(0)
+        shares = (stacked / stacked.max(1, keepdims=True)).sum(0)
+        score = [tuple(s) for s in zip(added, shares)]
         best = score.index(max(score))
-        found.append(best)
+        chosen.append(best)
         areas = {k: area for k, area in areas.items() if not area[best]}
-    return sorted(found)
+    return sorted(chosen)
 
 
 def everything(label: np.ndarray, probability: np.ndarray | None = None) -> list[int]:
-    """Every slice, those without a class too: they are known to be empty. [] where no slice holds one.
+    """Every slice, those without a class too: they are known to be empty.
 
-    >>> everything(np.array([[[0, 0]], [[0, 1]]]))
-    [0, 1]
+    Args:
+        label: (n, H, W) integers.
+        probability: Not used.
+
+    Returns:
+        All positions. [] if no slice holds a class.
+
+    Example:
+        >>> everything(np.array([[[0, 0]], [[0, 1]]]))
+        [0, 1]
     """
     return list(range(len(label))) if (label > 0).any() else []
 
 
-RULES: dict[str, Callable[..., list[int]]] = {
+SELECTION_RULES: dict[str, Callable[..., list[int]]] = {
     "largest": largest,
     "certain": certain,
     "covering": covering,
@@ -89,31 +136,49 @@ RULES: dict[str, Callable[..., list[int]]] = {
 """By name; each takes the label (n, H, W) and its probability, and gives positions in n, sorted."""
 
 
-def select(
+def select_slices(
     rule: str,
     label: np.ndarray,
     probability: np.ndarray | None = None,
     slices: Sequence[int] | None = None,
     each: int = 1,
 ) -> list[int]:
-    """The reference slices by one of `RULES`, as numbers of the volume, where `slices` says which n these are.
+    """The reference slices by a rule.
 
-    each  for how many slices of a class the rule is asked (ours; the paper's is 1): the slices that hold the class are
-          cut into so many runs, as equally long as can be, and the rule is asked in each.
+    By each rule, every class of the label is in one of the slices at least.
 
-    By each rule, every class of the label is in one of the slices at least. [] where the label holds no class: there is
-    nothing to propagate. Raises `Problem` for an unknown rule, and for less than one slice.
+    Args:
+        rule: One of `SELECTION_RULES`.
+        label: (n, H, W) integers.
+        probability: (n, H, W), the probability of `label`; only "certain" needs it.
+        slices: Numbers, in the volume, of the n slices. None: 0 to n - 1.
+        each: Reference slices of each class (ours; the paper's is 1). The slices that hold a class
+            are cut into so many runs, as equally long as can be, and the rule is applied in each.
 
-    >>> label = np.array([[[0, 0]], [[0, 1]], [[1, 1]]])
-    >>> select("largest", label, slices=[0, 7, 14]), select("largest", label, slices=[0, 7, 14], each=2)
-    ([14], [7, 14])
+    Returns:
+        Slice numbers, sorted. [] if the label holds no class: there is nothing to propagate.
+
+    Raises:
+        ContextsegError: For an unknown rule, and for less than one slice.
+
+    Example:
+        >>> label = np.array([[[0, 0]], [[0, 1]], [[1, 1]]])
+        >>> select_slices("largest", label, slices=[0, 7, 14])
+        [14]
+        >>> select_slices("largest", label, slices=[0, 7, 14], each=2)
+        [7, 14]
     """
-    if rule not in RULES:
-        raise Problem(f"select={rule}", "there is no such rule", did_you_mean(rule, RULES))
+    if rule not in SELECTION_RULES:
+        raise ContextsegError(
+            f"select={rule}", "there is no such rule", did_you_mean(rule, SELECTION_RULES)
+        )
     if each < 1:
-        raise Problem(f"slices={each}", "a class has one reference slice or more", "give 1 or more")
-    found = sorted({i for part in _runs(label, each) for i in RULES[rule](part, probability)})
-    return found if slices is None else [slices[i] for i in found]
+        raise ContextsegError(
+            f"slices={each}", "a class has one reference slice or more", "give 1 or more"
+        )
+    choose = SELECTION_RULES[rule]
+    positions = sorted({i for part in _runs(label, each) for i in choose(part, probability)})
+    return positions if slices is None else [slices[i] for i in positions]
 
 
 def _areas(label: np.ndarray) -> dict[int, np.ndarray]:
@@ -122,7 +187,7 @@ def _areas(label: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def _runs(label: np.ndarray, each: int) -> Iterator[np.ndarray]:
-    """The label `each` times: in the first each class is in the first run of its slices alone, and so on."""
+    """The label `each` times: the nth holds each class in the nth run of its slices alone."""
     runs = {k: np.array_split(np.flatnonzero(area), each) for k, area in _areas(label).items()}
     for n in range(each):
         part = np.zeros_like(label)

@@ -1,0 +1,168 @@
+"""Verbs that segment scans: predict, propagate, two-stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contextseg import api
+from contextseg.cli.options import Images, Model, Output, Set, settings
+from contextseg.console import progress_bar, say
+
+
+def predict(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Finished runs; several are an ensemble (mean of their logits)."),
+    ],
+    images: Images,
+    output: Output,
+    profile: Annotated[
+        bool, typer.Option(help="Time and memory of each scan: efficiency.csv and a plot.")
+    ] = False,
+    profile_formula: Annotated[
+        str, typer.Option(help="Areas by trapezoid, or official: FLARE22's own sum.")
+    ] = "trapezoid",
+    set_: Set = [],  # noqa: B006  typer copies it
+) -> None:
+    """Segment scans, each on its own grid.
+
+    One that cannot be read does not stop the others; what is there is kept.
+    """
+    made = api.load(*runs, **settings(set_, api.load)).predict_folder(
+        images,
+        output,
+        profile=profile,
+        profile_formula=profile_formula,
+        progress_bar=progress_bar,
+    )
+    say(f"{len(made)} scans segmented: {output}")
+    if profile:
+        say(f"what it cost: {output / 'efficiency.csv'}")
+
+
+def propagate(
+    image: Annotated[
+        Path,
+        typer.Argument(help="The scan; of several channels give one file that holds them all."),
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(help="A label map on the scan's grid, in which some slices are labelled."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The filled label map.")],
+    model: Model = None,
+    way: Annotated[
+        str,
+        typer.Option(
+            help="combined, propagation, interpolation, nearest; default: combined with --model."
+        ),
+    ] = "",
+    between: Annotated[
+        bool,
+        typer.Option(
+            "--between",
+            help="Each structure's first and last slice are labelled: none lies beyond.",
+        ),
+    ] = False,
+    stop_below: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Beyond the outermost labelled slices, stop where a smaller Dice is expected; "
+            "0: never.",
+        ),
+    ] = 0.7,
+    unlabelled: Annotated[
+        int | None,
+        typer.Option(
+            help="The value of unlabelled voxels; default: slices without a label are unlabelled."
+        ),
+    ] = None,
+    plane: Annotated[
+        str, typer.Option(help="axial, coronal or sagittal: what is labelled; auto finds it.")
+    ] = "auto",
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Name the next slice worth labelling.")
+    ] = False,
+) -> None:
+    """Fill a scan from a few labelled slices, in both directions, for any class.
+
+    Label one more, and call it again.
+    """
+    filled = api.propagate(
+        image,
+        labels,
+        output,
+        model=model,
+        way=way,
+        between=between,
+        stop_below=stop_below,
+        unlabelled=unlabelled,
+        plane=plane,
+    )
+    slices = f"{len(filled.labelled.slices)} labelled slices of {len(filled.confidence)}"
+    say(f"{slices}: {output}; slice by slice: {filled.slices_file(output)}")
+    if suggest:
+        place, why = filled.suggestion
+        typer.echo(f"label slice {place} next: {why}")
+
+
+def two_stage(
+    reference: Annotated[
+        Path, typer.Argument(help="A finished run; a 2-D one looks at the sampled slices alone.")
+    ],
+    images: Images,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the label maps and two-stage.csv.")
+    ],
+    model: Model = None,
+    every: Annotated[int, typer.Option(help="Look at every so many slices.")] = 5,
+    select: Annotated[
+        str,
+        typer.Option(
+            help="largest, certain, covering, presence, all; "
+            "default: largest, or without --model all."
+        ),
+    ] = "",
+    slices: Annotated[int, typer.Option(help="Reference slices of each class.")] = 1,
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover/--no-recover",
+            help="Look once more, in between, for a class that no slice shows.",
+        ),
+    ] = True,
+    bounded: Annotated[
+        bool, typer.Option(help="Fill a class only up to the slices looked at that do not hold it.")
+    ] = True,
+    way: Annotated[
+        str,
+        typer.Option(
+            help="propagation, combined, interpolation, nearest; default: propagation with --model."
+        ),
+    ] = "",
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Segment scans in two stages: a run labels some slices, the best of them fill the rest.
+
+    What is there is kept. OUTPUT/two-stage.csv says for each class where it was found, and flags
+    what was missed.
+    """
+    made = api.two_stage(
+        reference,
+        images,
+        output,
+        model=model,
+        every=every,
+        select=select,
+        slices=slices,
+        recover=recover,
+        bounded=bounded,
+        way=way,
+        **settings(set_, api.two_stage),
+    )
+    say(f"{len(made)} scans segmented: {output}; class by class: {output / 'two-stage.csv'}")

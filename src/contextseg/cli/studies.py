@@ -1,0 +1,146 @@
+"""Verbs that study methods: diagnose, reproduce, simulate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contextseg.cli.options import Set, listed, named, settings
+from contextseg.console import say
+from contextseg.studies import api as studies
+
+
+def diagnose(
+    run: Annotated[
+        Path,
+        typer.Argument(help="The folder of a finished run that kept validation cases (--fold 0)."),
+    ],
+    training_cases: Annotated[
+        int, typer.Option(help="How many training cases to compare with.")
+    ] = 8,
+) -> None:
+    """Would context labels help? False positives and logits on validation and training cases."""
+    typer.echo(str(studies.diagnose(run, training_cases=training_cases)))
+
+
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(help="Which; without it, the list of them.", metavar="[NAME]")
+    ] = "",
+    download: Annotated[
+        Path | None, typer.Argument(help="The folder of the download; without it, how to get it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for everything that is made.")
+    ] = None,
+    run: Annotated[
+        bool, typer.Option("--run", help="Start the comparison; else its command is printed.")
+    ] = False,
+    rows: Annotated[
+        str, typer.Option(help="Rows of the paper's table, such as none,CoLab-2; default: all.")
+    ] = "",
+    masks: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=FOLDER", help="A row with a folder's masks as context labels."),
+    ] = [],  # noqa: B006  typer copies it
+    scale: Annotated[
+        float, typer.Option(help="Share of the paper's training steps, for a trial.")
+    ] = 1.0,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial", help="Take the cases that are there and whole; leave the others out."
+        ),
+    ] = False,
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """From a download to the tables of the CoLab paper: six data sets, one command each.
+
+    docs/reproduce.md says how each download lies.
+    """
+    result = studies.reproduce(
+        name,
+        download,
+        output,
+        run=run,
+        rows=rows,
+        masks=named("--masks", masks),
+        scale=scale,
+        partial=partial,
+        **settings(set_, studies.reproduce),
+    )
+    typer.echo(str(result))
+
+
+def simulate(
+    dataset: Annotated[
+        Path, typer.Argument(help="A labelled data set: nnU-Net v2, Decathlon or plain folders.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for annotator.csv, summary.md, curves.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run of `contextseg train --method stcn`; without it, the baselines alone."
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME", help="A class, labelled by itself, as often as needed; default: all."
+        ),
+    ] = [],  # noqa: B006
+    ways: Annotated[
+        str,
+        typer.Option(
+            help="propagation, combined, interpolation, nearest, network; "
+            "default: all but the last, slow one."
+        ),
+    ] = "",
+    start: Annotated[
+        str, typer.Option(help="How the first slices are chosen: uniform, largest, suggest.")
+    ] = "uniform",
+    slices: Annotated[int, typer.Option(help="Labelled slices at the start.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(help="Slices that are corrected after it, one in each round.")
+    ] = 8,
+    rules: Annotated[
+        str, typer.Option(help="Which slice is next: worst or errors (they see the truth), advice.")
+    ] = "worst,advice",
+    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
+    cases: Annotated[
+        int | None, typer.Option(help="At most so many test cases, in their order.")
+    ] = None,
+    tolerance_mm: Annotated[float, typer.Option(help="Of the NSD.")] = 2.0,
+    goal: Annotated[float, typer.Option(help="A Dice: how many slices reach it?")] = 0.9,
+    steps: Annotated[
+        int, typer.Option(help="Of training, for --ways network, in each round.")
+    ] = 300,
+    seed: Annotated[int, typer.Option(help="Of --ways network; the others draw nothing.")] = 0,
+) -> None:
+    """Simulate a person who labels slices of test cases, has the rest filled, and corrects.
+
+    One more slice is corrected in each round.
+    """
+    studies.simulate(
+        dataset,
+        output,
+        model=model,
+        classes=classes,
+        ways=listed(ways),
+        start=listed(start),
+        slices=slices,
+        rounds=rounds,
+        rules=listed(rules),
+        plane=plane,
+        cases=cases,
+        tolerance_mm=tolerance_mm,
+        goal=goal,
+        steps=steps,
+        seed=seed,
+    )
+    typer.echo((output / "summary.md").read_text(encoding="utf-8"))
+    say(f"every round: {output / 'annotator.csv'}")

@@ -1,0 +1,57 @@
+"""Work over many cases, several at a time, in the order of the cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from contextseg.console import Progress
+from contextseg.errors import ContextsegError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def default_workers(most: int = 4) -> int:
+    """Number of threads for work over cases: one for each core, at most `most`."""
+    return min(most, os.cpu_count() or 1)
+
+
+def map_cases(
+    work: Callable[[Item], Result],
+    cases: Sequence[Item],
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Item, Result | ContextsegError]]:
+    """Do `work` on every case in threads; yield each case with its result, in order.
+
+    A case whose work raises `ContextsegError` yields that error in place of a result, so that one
+    damaged file does not stop the others. Any other exception is raised.
+
+    Args:
+        work: Called once for each case, in one of several threads.
+        cases: What to work on. An empty sequence yields nothing.
+        workers: Number of threads. None takes `default_workers()`.
+        progress: Called with (number done, number of cases) after each case.
+
+    Yields:
+        (case, result or error), in the order of `cases`.
+
+    Example:
+        >>> [result for _, result in map_cases(len, ["a", "bc"])]
+        [1, 2]
+    """
+
+    def attempt(case: Item) -> Result | ContextsegError:
+        try:
+            return work(case)
+        except ContextsegError as error:
+            return error
+
+    with ThreadPoolExecutor(workers or default_workers()) as pool:
+        for done, (case, result) in enumerate(zip(cases, pool.map(attempt, cases)), 1):
+            if progress:
+                progress(done, len(cases))
+            yield case, result

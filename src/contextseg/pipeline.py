@@ -1,0 +1,342 @@
+"""The whole job, from a folder of scans to a scored, reported model, in stages that are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contextseg.console import Progress
+from contextseg.data.layouts import Case, Dataset, folds, open_dataset
+from contextseg.data.roi import restricted
+from contextseg.disk import read_json
+from contextseg.errors import ContextsegError
+from contextseg.evaluation import Pair, evaluate, save_table
+from contextseg.evaluation.calibration import calibration, save_calibration
+from contextseg.methods import METHODS, Method
+from contextseg.predictor import Member, Predictor, raise_failed
+from contextseg.propagation import PropagationModel
+from contextseg.runs import Run
+from contextseg.settings import AUTO_FOLD, Settings
+from contextseg.training import Training
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEMO_DATA = Path(__file__).parent / "demo_data"
+REPORT = "report.html"
+PICTURE = "cases.png"
+
+
+def demo_settings() -> Settings:
+    """Settings of the demo: the embedded sarcoma scans at 4 mm and a small network.
+
+    The demo takes minutes on two cores.
+    """
+    return Settings(
+        dataset=str(DEMO_DATA),
+        training=Training(steps=300, lr=1e-3, save_every=25, log_every=10),
+        planning={
+            "spacing_mm": (4.0, 4.0, 4.0),
+            "patch_vox": (32, 32, 32),
+            "batch_size": 4,
+            "base_width": 16,
+        },
+        arguments={"optimizer": "adamw"},
+    )
+
+
+def resolve_fold(settings: Settings) -> Settings:
+    """Settings with the fold decided where it was left to the data set.
+
+    All cases are trained on where the data set has a labelled test split, or too few labelled
+    patients for five folds; otherwise fold 0 is kept for validation.
+
+    Args:
+        settings: Settings whose fold may be `AUTO_FOLD`.
+
+    Returns:
+        The settings, with a fold.
+
+    Raises:
+        ContextsegError: The fold that the settings name does not exist; no folder is made for it.
+    """
+    data = restricted(open_dataset(settings.dataset), settings.roi)
+    if settings.fold != AUTO_FOLD:
+        folds(data, settings.fold)
+        return settings
+    patients = {case.patient for case in data.train if case.label}
+    enough = bool(data.splits) or len(patients) >= 5
+    tested = any(case.label for case in data.test)
+    return replace(settings, fold=0 if enough and not tested else -1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a finished run left its results.
+
+    Attributes:
+        folder: The run's folder.
+        predictions: Folder of the predicted label maps.
+        table: `metrics.csv`, a row for each case and class. None without references.
+        report: The page. None without references.
+        picture: The picture of the worst, median and best case. None without references.
+    """
+
+    folder: Path
+    predictions: Path
+    table: Path | None = None
+    report: Path | None = None
+    picture: Path | None = None
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """The table, read: a row for each case and class; empty without references."""
+        import pandas as pd
+
+        if self.table is None:
+            return pd.DataFrame()
+        return pd.read_csv(self.table, dtype={"case": str, "class": str, "label": str})
+
+    def _repr_html_(self) -> str:
+        from contextseg.metrics import summarise
+
+        if self.table is None:
+            return f"<p>Predictions without references: {self.predictions}</p>"
+        return summarise(self.metrics).to_html(index=False, float_format="{:.3f}".format)
+
+
+def train_run(run: Run) -> Method:
+    """The stages from "check" to the trained method.
+
+    Args:
+        run: The run; stages that are finished are not done again.
+
+    Returns:
+        The trained method, in evaluation mode.
+    """
+    run.check()
+    run.make_plan()
+    run.preprocess()
+    return run.fit()
+
+
+def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
+    """Check, plan, preprocess, train, predict, evaluate, report.
+
+    Args:
+        run: The run; stages that are finished are not done again.
+        test: Predict the test split where there is one. False, or without a test split: predict
+            the validation cases of the fold.
+
+    Returns:
+        Where the results are.
+
+    Raises:
+        ContextsegError: A stage cannot be done; what was finished stays.
+    """
+    if getattr(METHODS[run.settings.method], "guided", False):
+        what = "it fills a scan from labelled slices, and cannot predict one without"
+        remedy = "use `contextseg train`, then `contextseg propagate`"
+        raise ContextsegError(f"method={run.settings.method}", what, remedy)
+    method = train_run(run)
+    predictor = Predictor([Member(method, run.plan)], run.settings.prediction)
+    cases = pipeline_cases(run, test)
+
+    def predict(folder: Path, progress: Progress) -> None:
+        failed = predictor.predict_cases(cases, folder, run.dataset.ending, progress)
+        raise_failed(failed, len(cases))
+
+    predictions = run.stage("predict", predict)
+    pairs = references(run.dataset, cases, predictions)
+    if not pairs:
+        return Outcome(run.folder, predictions)
+
+    def measure(folder: Path, progress: Progress) -> None:
+        score(pairs, run.plan.region_values(), run.dataset.ignore, folder, progress)
+
+    measured = run.stage("evaluate", measure)
+    run.stage("report", lambda folder, progress: report(run, measured, pairs))
+    table = measured / "metrics.csv"
+    return Outcome(run.folder, predictions, table, run.folder / REPORT, run.folder / PICTURE)
+
+
+def pipeline_cases(run: Run, test: bool = True) -> list[Case]:
+    """The cases that a run predicts: the test split, or the fold's validation cases."""
+    return list((run.dataset.test if test else ()) or run.split[1])
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+def open_predictor(folders: Sequence[str | Path]) -> Predictor:
+    """The finished methods of one or several runs as one `Predictor`.
+
+    Args:
+        folders: Folders of finished runs; several are an ensemble, the mean of their logits.
+
+    Returns:
+        A predictor with the prediction settings of the first run.
+
+    Raises:
+        ContextsegError: A run is not finished, or its plan differs in more than normalisation.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    first = runs[0]
+    for run in runs[1:]:
+        for name in ("classes", "values", "orientation", "spacing_mm", "patch_vox"):
+            if getattr(run.plan, name) != getattr(first.plan, name):
+                what = f"its plan differs in {name} from that of {first.folder}"
+                raise ContextsegError(run.folder, what, "predict with each on its own")
+    members = [Member(run.finished(), run.plan) for run in runs]
+    return Predictor(members, first.settings.prediction)
+
+
+def open_propagation_model(folder: str | Path) -> PropagationModel:
+    """The network of a finished run of method "stcn", which fills a scan from labelled slices.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The network, its plan, and the axes along which it was trained.
+
+    Raises:
+        ContextsegError: The run is not finished, or of a method that needs no labelled slices.
+    """
+    run = Run.open(folder)
+    method: Any = run.finished()
+    if not method.guided:
+        what = f"a run of method {run.settings.method}, which needs no labelled slices"
+        raise ContextsegError(folder, what, "give a run of `contextseg train --method stcn`")
+    return PropagationModel(method.net, run.plan, method.clips["axes"])
+
+
+# --- evaluation and report ------------------------------------------------------------------------
+
+
+def references(data: Dataset, cases: Sequence[Case], predictions: Path) -> list[Pair]:
+    """Predictions with their references.
+
+    Args:
+        data: The data set.
+        cases: Its cases, of which those without a label give no pair.
+        predictions: Folder of the predictions.
+
+    Returns:
+        A pair for each case with a reference. A region was annotated if all its classes were.
+    """
+    pairs = []
+    for case in cases:
+        if case.label is None:
+            continue
+        annotated = None
+        if case.annotated is not None:
+            known = {k for k, name in enumerate(data.classes) if name in case.annotated}
+            annotated = tuple(n for n, union in data.regions.items() if known.issuperset(union))
+        prediction = predictions / f"{case.name}{data.ending}"
+        pairs.append(Pair(case.name, prediction, case.label, case.images, annotated))
+    return pairs
+
+
+def score(
+    pairs: Sequence[Pair],
+    regions: Mapping[str, Sequence[int]],
+    ignore: int | None,
+    folder: Path,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Write `metrics.csv`, `summary.json` and, with confidence maps, `calibration.csv`.
+
+    Args:
+        pairs: Predictions and references.
+        regions: Label values of each class, by name.
+        ignore: Label value of voxels that are not scored. None for none.
+        folder: Where the tables go.
+        progress: Called with (done, of) after each case.
+
+    Raises:
+        ContextsegError: A case cannot be scored; the first of them.
+    """
+    table, problems = evaluate(pairs, regions, ignore=ignore, progress=progress)
+    calibrated, more = calibration(pairs, regions, ignore=ignore)
+    for why in (*problems.values(), *more.values()):
+        raise ContextsegError("evaluate", why, "run `contextseg check` on the data set")
+    save_table(table, folder)
+    save_calibration(calibrated, folder)
+
+
+def report_again(folder: str | Path) -> Path:
+    """Draw the report of a finished run again.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ContextsegError: Nothing was evaluated in this run.
+    """
+    run = Run.open(folder)
+    measured = run.stage_folder("evaluate")
+    predictions = run.stage_folder("predict")
+    if not (measured / "metrics.csv").exists() or not predictions.exists():
+        what = "nothing was evaluated in this run"
+        raise ContextsegError(folder, what, "finish it with `contextseg run`")
+    report(run, measured, references(run.dataset, pipeline_cases(run), predictions))
+    return run.folder / REPORT
+
+
+def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
+    """Draw `report.html` and `cases.png` of a run, from its table, logs and predictions."""
+    import pandas as pd
+
+    from contextseg.reports import demo_picture, write_report
+
+    cases = [
+        {
+            "case": pair.case,
+            "image": [str(path) for path in pair.image],
+            "reference": str(pair.reference),
+            "prediction": str(pair.prediction),
+        }
+        for pair in pairs
+    ]
+    logs = {
+        folder.name: [json.loads(line) for line in _lines(folder / "log.jsonl")]
+        for folder in run.stage_folders("train")
+    }
+    facts = read_json(run.folder / "run.json")
+    table = pd.read_csv(measured / "metrics.csv", dtype={"case": str, "class": str})
+    regions = run.plan.region_values()
+    if run.dataset.ignore is not None:
+        regions["ignore"] = [run.dataset.ignore]
+    calibrated = measured / "calibration.csv"
+    demo_picture(run.folder / PICTURE, table, cases, regions)
+    write_report(
+        run.folder / REPORT,
+        title=f"{run.dataset.name}: {run.settings.method}",
+        table=table,
+        cases=cases,
+        logs=logs,
+        stages=run.stages(),
+        provenance={**facts, "plan": read_json(run.folder / "plan.json")},
+        regions=regions,
+        calibration=pd.read_csv(calibrated, dtype={"case": str}) if calibrated.exists() else None,
+        note=_notice(Path(run.settings.dataset) / "LICENSE.md"),
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _notice(path: Path) -> str:
+    """A data set's licence as plain text; "" where it has none."""
+    if not path.exists():
+        return ""
+    return re.sub(r"#+ |[*`]+", "", path.read_text(encoding="utf-8"))

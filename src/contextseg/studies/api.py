@@ -1,0 +1,318 @@
+"""The studies, each as one function of the Python face: what asks questions of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contextseg.arguments import Methods, StrPath, assignments, progress_of, words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from contextseg.studies.compare import Comparison, Forecast, Grid
+    from contextseg.studies.curve import Curve
+    from contextseg.studies.diagnose import Diagnosis
+    from contextseg.studies.reproduce import Reproduced
+
+
+def compare(
+    dataset: StrPath,
+    output: StrPath,
+    methods: Methods,
+    *,
+    seeds: Sequence[int] | str = (0, 1, 2),
+    budgets: Sequence[int | str] | str = (),
+    folds: Sequence[int | str] | str = (),
+    roi: Sequence[str] = (),
+    jobs: int = 1,
+    cluster: str = "",
+    cluster_set: Mapping[str, Any] | None = None,
+    other: Mapping[str, StrPath] | None = None,
+    test: bool = True,
+    metrics: Sequence[str] | str = ("dsc", "nsd", "hd95_mm"),
+    verbose: bool = True,
+    **settings: Any,
+) -> Comparison:
+    """Train, predict and score a grid of runs, and test the differences.
+
+    The same call goes on where it was stopped.
+
+    Args:
+        dataset: Folder of the data set.
+        output: Folder of the comparison.
+        methods: What to compare: {"plain": "supervised", "wide": "supervised:base_width=64"}.
+        seeds: Seeds, each a run.
+        budgets: Numbers of labelled patients to learn from, nested, such as (5, 10, "all").
+        folds: Folds to validate on, such as (0, 1). () as for `run`.
+        roi: Classes to segment; the others are background. () for all.
+        jobs: Runs at a time.
+        cluster: "slurm" or "local": run by submitit.
+        cluster_set: Parameters of submitit.
+        other: Predictions of other tools, or their `summary.json`, as rows by name.
+        test: Score the test split, once for each run, logged. False while choosing.
+        metrics: What is shown and tested.
+        verbose: Show the progress on stderr.
+        **settings: Settings of every run, by name.
+
+    Returns:
+        The tables and the report.
+
+    Raises:
+        ContextsegError: The data set has errors or a leak, runs failed, or a cell would be tested
+            a second time with other weights.
+    """
+    from contextseg.studies.compare import compare as compare_grid
+
+    return compare_grid(
+        _grid(dataset, output, methods, seeds, budgets, folds, roi, settings),
+        jobs=jobs,
+        cluster=cluster or None,
+        options=cluster_set,
+        others=other,
+        test=test,
+        metrics=words(metrics),
+        progress_bar=progress_of(verbose),
+    )
+
+
+def forecast(
+    dataset: StrPath,
+    output: StrPath,
+    methods: Methods,
+    *,
+    seeds: Sequence[int] | str = (0, 1, 2),
+    budgets: Sequence[int | str] | str = (),
+    folds: Sequence[int | str] | str = (),
+    roi: Sequence[str] = (),
+    test: bool = True,
+    verbose: bool = True,
+    **settings: Any,
+) -> Forecast:
+    """What `compare` would do, and about how long it would take; nothing is written.
+
+    Args:
+        dataset: Folder of the data set.
+        output: Folder of the comparison.
+        methods: As for `compare`.
+        seeds: As for `compare`.
+        budgets: As for `compare`.
+        folds: As for `compare`.
+        roi: As for `compare`.
+        test: As for `compare`.
+        verbose: Show the progress on stderr.
+        **settings: Settings of every run, by name.
+
+    Returns:
+        Each run with its state and the seconds of training that are left.
+    """
+    from contextseg.studies.compare import forecast as forecast_grid
+
+    grid = _grid(dataset, output, methods, seeds, budgets, folds, roi, settings)
+    return forecast_grid(grid, test=test, progress_bar=progress_of(verbose))
+
+
+def curve(
+    dataset: StrPath,
+    output: StrPath,
+    methods: Methods,
+    *,
+    budgets: Sequence[int | str] | str = (2, 5, 10, "all"),
+    seeds: Sequence[int] | str = (0, 1, 2),
+    folds: Sequence[int | str] | str = (),
+    goal: Sequence[float] = (0.7, 0.8, 0.9),
+    roi: Sequence[str] = (),
+    jobs: int = 1,
+    cluster: str = "",
+    cluster_set: Mapping[str, Any] | None = None,
+    test: bool = True,
+    verbose: bool = True,
+    **settings: Any,
+) -> Curve:
+    """Label efficiency: Dice and NSD against the number of labelled patients.
+
+    Args:
+        dataset: Folder of the data set.
+        output: Folder of the comparison.
+        methods: As for `compare`.
+        budgets: Numbers of labelled patients; the other scans count as unlabelled.
+        seeds: As for `compare`.
+        folds: As for `compare`.
+        goal: Dice scores: how many labelled patients reach each?
+        roi: As for `compare`.
+        jobs: As for `compare`.
+        cluster: As for `compare`.
+        cluster_set: As for `compare`.
+        test: As for `compare`.
+        verbose: Show the progress on stderr.
+        **settings: Settings of every run, by name.
+
+    Returns:
+        The comparison with a curve for each split.
+    """
+    from contextseg.studies.curve import curve as curve_grid
+
+    return curve_grid(
+        _grid(dataset, output, methods, seeds, budgets, folds, roi, settings),
+        goal,
+        jobs=jobs,
+        cluster=cluster or None,
+        options=cluster_set,
+        test=test,
+        progress_bar=progress_of(verbose),
+    )
+
+
+def simulate(
+    dataset: StrPath,
+    output: StrPath,
+    *,
+    model: StrPath | None = None,
+    classes: Sequence[str] = (),
+    ways: Sequence[str] | str = (),
+    start: Sequence[str] | str = ("uniform",),
+    slices: int = 3,
+    rounds: int = 8,
+    rules: Sequence[str] | str = ("worst", "advice"),
+    plane: str = "axial",
+    cases: int | None = None,
+    tolerance_mm: float = 2.0,
+    goal: float = 0.9,
+    steps: int = 300,
+    seed: int = 0,
+    verbose: bool = True,
+) -> pd.DataFrame:
+    """Simulate a person who labels slices, has the rest filled, corrects one more, and so on.
+
+    Args:
+        dataset: A labelled data set.
+        output: Folder for `annotator.csv`, `summary.md` and the curves.
+        model: A run of `train(..., method="stcn")`. None: the baselines alone.
+        classes: Classes, each a structure by itself. () for all.
+        ways: Of "propagation", "combined", "interpolation", "nearest", "network". () for all but
+            the last, slow one.
+        start: How the first slices are chosen: "uniform", "largest", "suggest".
+        slices: Labelled slices at the start.
+        rounds: Slices that are corrected after it, one in each round.
+        rules: Which slice is next: "worst" or "errors", which see the truth, or "advice".
+        plane: "axial", "coronal" or "sagittal".
+        cases: At most so many test cases, in their order. None for all.
+        tolerance_mm: Tolerance of the NSD in mm.
+        goal: A Dice: how many slices reach it?
+        steps: Steps of training in each round, for the way "network".
+        seed: Seed of the way "network"; the others draw nothing.
+        verbose: Show the progress on stderr.
+
+    Returns:
+        A row for each case, structure, way, rule and round.
+
+    Raises:
+        ContextsegError: Cases failed; the message names them, and what could be done is written.
+    """
+    from contextseg.studies.simulate import Study, run_study
+
+    study = Study(
+        dataset=str(Path(dataset).absolute()),
+        model=str(Path(model).absolute()) if model else "",
+        classes=tuple(classes),
+        ways=words(ways),
+        starts=words(start),
+        rules=words(rules),
+        first=slices,
+        rounds=rounds,
+        plane=plane,
+        tolerance_mm=tolerance_mm,
+        steps=steps,
+        seed=seed,
+    )
+    return run_study(study, Path(output), cases, goal, progress_of(verbose))
+
+
+def diagnose(run: StrPath, *, training_cases: int = 8, verbose: bool = True) -> Diagnosis:
+    """Would context labels help? Compare validation cases of a run with its training cases.
+
+    Args:
+        run: Folder of a finished run that kept validation cases (`fold=0`).
+        training_cases: How many training cases to compare with.
+        verbose: Show the progress on stderr.
+
+    Returns:
+        The facts, and the page that shows them.
+
+    Raises:
+        ContextsegError: The run is not finished, or kept no validation cases.
+    """
+    from contextseg.studies.diagnose import diagnose as diagnose_run
+
+    return diagnose_run(run, training_cases, progress_of(verbose))
+
+
+def reproduce(
+    name: str = "",
+    download: StrPath | None = None,
+    output: StrPath | None = None,
+    *,
+    run: bool = False,
+    rows: Sequence[str] | str = (),
+    masks: Mapping[str, StrPath] | None = None,
+    scale: float = 1.0,
+    partial: bool = False,
+    verbose: bool = True,
+    **settings: Any,
+) -> Reproduced:
+    """From a download to the tables of the CoLab paper: six data sets.
+
+    Args:
+        name: Which data set. "" lists them.
+        download: Folder of the download. None describes how to get it.
+        output: Folder for everything that is made.
+        run: Run the comparison; else its command is given.
+        rows: Rows of the paper's table, such as ("none", "CoLab-2"). () for all.
+        masks: Folders of masks that serve as context labels, a row for each name.
+        scale: Share of the paper's training steps, for a trial.
+        partial: Take the cases that are there and whole, and leave the others out.
+        verbose: Show the progress on stderr.
+        **settings: Settings of every run, by name.
+
+    Returns:
+        What was arranged, and the results beside the published ones where there are some.
+    """
+    from contextseg.studies.reproduce import reproduce as reproduce_paper
+
+    return reproduce_paper(
+        name,
+        download,
+        output,
+        run=run,
+        rows=",".join(words(rows)),
+        masks=masks,
+        scale=scale,
+        partial=partial,
+        settings=assignments(settings),
+        progress_bar=progress_of(verbose),
+    )
+
+
+def _grid(
+    dataset: StrPath,
+    output: StrPath,
+    methods: Methods,
+    seeds: Sequence[int] | str,
+    budgets: Sequence[int | str] | str,
+    folds: Sequence[int | str] | str,
+    roi: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Grid:
+    from contextseg.studies.compare import parse_grid
+
+    return parse_grid(
+        Path(dataset).absolute(),
+        Path(output),
+        methods,
+        ",".join(words(seeds)),
+        ",".join(words(budgets)),
+        ",".join(words(folds)),
+        assignments(settings),
+        roi,
+    )

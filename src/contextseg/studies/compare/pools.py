@@ -1,0 +1,247 @@
+"""Where cells run: one after the other, several at a time in processes, or on a cluster.
+
+Each way returns the failures by cell; one that fails does not stop the others. The same call
+resumes what was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from contextseg.console import Progress, ProgressBar, no_progress_bar
+from contextseg.errors import ContextsegError
+from contextseg.studies.compare.cell import Task
+from contextseg.training import Stopped
+
+LOG = "log.txt"
+"""The output of a cell in a process of its own, in the folder of the cell."""
+
+
+def run_in_turn(
+    tasks: Sequence[Task], progress_bar: ProgressBar = no_progress_bar
+) -> dict[str, str]:
+    """Run one cell after the other in this process.
+
+    Args:
+        tasks: The cells.
+        progress_bar: Shows the progress of each stage.
+
+    Returns:
+        Why cells failed, by name.
+    """
+    failed = {}
+    for task in tasks:
+        try:
+            task(progress_bar)
+        except ContextsegError as error:
+            failed[task.name] = str(error)
+    return failed
+
+
+def run_in_processes(
+    tasks: Sequence[Task], jobs: int, progress: Progress = lambda *_: None
+) -> dict[str, str]:
+    """Run several cells at a time, each in a process of its own.
+
+    The processes share the cores, and take one GPU each where there are several. The output of a
+    cell is in `log.txt` in its folder. Ctrl-C or SIGTERM ends them all, each with a checkpoint.
+
+    Args:
+        tasks: The cells.
+        jobs: Number of cells at a time.
+        progress: Called with (done, of) after each cell.
+
+    Returns:
+        Why cells failed, by name.
+    """
+    slots: SimpleQueue[int] = SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    running: set[subprocess.Popen[str]] = set()
+    stopped = threading.Event()
+    gpus = _gpus()
+
+    def run_one(task: Task) -> str:
+        slot = slots.get()
+        log_path = Path(task.folder) / LOG
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(log_path, "a", encoding="utf-8") as log:
+            if stopped.is_set():
+                return "not begun"
+            process = subprocess.Popen(
+                [sys.executable, "-m", "contextseg.studies.compare"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                encoding="utf-8",
+                env={**os.environ, **process_environment(slot, jobs, gpus)},
+            )
+            running.add(process)
+            process.communicate(json.dumps(vars(task)))
+            running.discard(process)
+        slots.put(slot)
+        return failure(log_path, process.returncode)
+
+    failed = {}
+    with _sigterm_raises(), ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run_one, task): task.name for task in tasks}
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                if why := future.result():
+                    failed[futures[future]] = why
+                progress(done, len(tasks), {})
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
+    return failed
+
+
+def run_on_cluster(
+    tasks: Sequence[Task],
+    folder: str | Path,
+    cluster: str,
+    jobs: int,
+    options: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, str]:
+    """Submit a job for each cell by `submitit`, and wait for all.
+
+    A job whose time is up goes back into the queue and is resumed.
+
+    Args:
+        tasks: The cells.
+        folder: Folder of the comparison; submitit's files go into `jobs/`.
+        cluster: "slurm", or "local" to try it on this machine.
+        jobs: With "slurm", at most so many jobs at a time; 1 sets no limit.
+        options: Parameters of submitit's executor: slurm_partition, gpus_per_node, timeout_min ...
+        progress: Called with (done, of) after each cell.
+
+    Returns:
+        Why cells failed, by name.
+
+    Raises:
+        ContextsegError: submitit is not installed, or refuses an option.
+    """
+    where = f"--cluster {cluster}"
+    try:
+        import submitit
+    except ImportError as error:
+        remedy = "pip install 'contextseg[cluster]'"
+        raise ContextsegError(where, "submitit is not installed", remedy) from error
+    parameters: dict[str, Any] = {"name": "contextseg", "timeout_min": 24 * 60}
+    if cluster == "slurm" and jobs > 1:
+        parameters["slurm_array_parallelism"] = jobs
+    for name, value in options.items():
+        is_number = isinstance(value, str) and value.isdecimal()
+        parameters[name] = int(value) if is_number else value
+    try:
+        executor = submitit.AutoExecutor(folder=str(Path(folder) / "jobs"), cluster=cluster)
+        executor.update_parameters(**parameters)
+    except (ValueError, TypeError, NameError, RuntimeError) as error:
+        remedy = "see submitit's documentation"
+        raise ContextsegError(where, str(error).strip(), remedy) from error
+    with executor.batch():
+        submitted = [executor.submit(task) for task in tasks]
+    failed = {}
+    for done, (task, job) in enumerate(zip(tasks, submitted), 1):
+        exception = job.exception()  # waits
+        if exception is not None:
+            failed[task.name] = f"{_last_error(str(exception))} ({job.paths.stderr})"
+        progress(done, len(tasks), {})
+    return failed
+
+
+def _last_error(trace: str) -> str:
+    """The last error of a traceback, or its first line where it names none."""
+    errors = re.findall(r"^[A-Za-z_][\w.]*: .*", trace, re.MULTILINE)
+    if not errors:
+        return trace.splitlines()[0]
+    return errors[-1].removeprefix("contextseg.errors.ContextsegError: ")
+
+
+def process_environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
+    """The environment variables of one of several processes: its share of the cores, and its GPU.
+
+    Args:
+        slot: Number of the process, from 0.
+        jobs: Number of processes at a time.
+        gpus: The GPUs, as CUDA_VISIBLE_DEVICES names them. With one or none it is left as it is.
+
+    Returns:
+        The variables by name.
+
+    Example:
+        >>> process_environment(3, 4, ["0", "1"])["CUDA_VISIBLE_DEVICES"]
+        '1'
+    """
+    threads = str(max(1, _cores() // jobs))
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    if len(gpus) > 1:
+        variables["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    return variables
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+
+
+def failure(log: Path, code: int) -> str:
+    """Why a process failed.
+
+    Args:
+        log: Its output.
+        code: Its exit code; negative for a signal.
+
+    Returns:
+        The last line of its output, and where the output is; "" where it ended well.
+    """
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"it was killed by signal {-code}; was there enough memory? ({log})"
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    reason = lines[-1].removeprefix("contextseg: ") if lines else f"exit code {code}"
+    return f"{reason} ({log})"
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises `Stopped` inside the block, so that no process started here is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("stopped; the same command goes on from there")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,162 @@
+"""The whole job for a data set of the paper: arrange a download, compare, set beside the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contextseg.console import ProgressBar, no_progress_bar
+from contextseg.disk import write_text
+from contextseg.errors import ContextsegError
+from contextseg.studies.compare import Comparison, compare, parse_grid
+from contextseg.studies.reproduce.arrange import ANATOMY, Arranged, arrange
+from contextseg.studies.reproduce.command import (
+    SEEDS,
+    arranged_text,
+    beside_published,
+    command_line,
+    describe,
+    listing,
+    method_rows,
+    paper_settings,
+    roi_words,
+    select_rows,
+)
+from contextseg.studies.reproduce.table import Reproduction, find_reproduction
+
+COMPARED = "compared"
+BESIDE = "beside.md"
+
+
+@dataclass(frozen=True, repr=False)
+class Reproduced:
+    """How far the reproduction of a data set is. `str` of it is what the command line prints.
+
+    Attributes:
+        reproduction: The data set. None: none was named.
+        arranged: The arranged data set. None: no download was given.
+        command: The command line that runs the comparison; "" where it was run.
+        comparison: The comparison. None where it was not run.
+        results: Measured results beside the published ones as Markdown, also in
+            OUT/compared/beside.md; "" where there are none.
+    """
+
+    reproduction: Reproduction | None = None
+    arranged: Arranged | None = None
+    command: str = ""
+    comparison: Comparison | None = None
+    results: str = ""
+
+    def __repr__(self) -> str:
+        if self.reproduction is None:
+            return "Reproduced(no data set)"
+        state = "described"
+        if self.arranged is not None:
+            state = f"arranged in {str(self.arranged.folder)!r}"
+        if self.results:
+            state += ", with results"
+        return f"Reproduced({self.reproduction.name}: {state})"
+
+    def __str__(self) -> str:
+        """The list of data sets, the description of one, or what was arranged and measured."""
+        if self.reproduction is None:
+            return listing()
+        if self.arranged is None:
+            return describe(self.reproduction)
+        parts = [arranged_text(self.arranged, self.reproduction)]
+        if self.comparison is not None:
+            files = [
+                f"every case  {self.comparison.table}",
+                f"report      {self.comparison.report}",
+            ]
+            parts.append("\n".join(files))
+        if self.command:
+            parts.append(self.command)
+        if self.results:
+            parts.append(self.results)
+        return "\n\n".join(parts)
+
+
+def reproduce(
+    name: str = "",
+    download: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    run: bool = False,
+    rows: str = "",
+    masks: Mapping[str, str | Path] | None = None,
+    scale: float = 1.0,
+    partial: bool = False,
+    settings: Sequence[str] = (),
+    progress_bar: ProgressBar = no_progress_bar,
+) -> Reproduced:
+    """Reproduce the tables of the CoLab paper on one of its data sets.
+
+    The same call resumes what was stopped.
+
+    Args:
+        name: Which data set, one of `REPRODUCTIONS`. "" lists them.
+        download: Folder of the download. None describes how to get it.
+        output: Folder for everything that is made.
+        run: Run the comparison; else its command line is given.
+        rows: Rows of the paper's table with commas between, such as "none,CoLab-2". "" for all.
+        masks: Folders of masks that serve as context labels, a row for each name.
+        scale: Share of the paper's training steps, for a trial.
+        partial: Take the cases that are there and whole, and leave the others out.
+        settings: `name=value` words for every run, after the paper's.
+        progress_bar: Shows the progress of each stage.
+
+    Returns:
+        What was arranged, and the results beside the published ones where there are some.
+
+    Raises:
+        ContextsegError: The data set or a row does not exist, the download is not whole, or a run
+            failed.
+    """
+    if not name:
+        return Reproduced()
+    reproduction = find_reproduction(name)
+    if download is None:
+        return Reproduced(reproduction)
+    if output is None:
+        raise ContextsegError("--output", "no folder to work in", "say where, as in -o OUT")
+    out = Path(output).absolute()
+    compared = out / COMPARED
+    folders = {"anatomy": out / ANATOMY} if reproduction.organ else {}
+    folders |= _mask_folders(masks or {})
+    methods = select_rows(method_rows(reproduction, folders), rows)
+    words = (*paper_settings(reproduction, scale), *settings)
+    with progress_bar("read") as progress:
+        arranged = arrange(reproduction, download, out, partial=partial, progress=progress)
+    command = ""
+    comparison = None
+    if run:
+        roi = roi_words(reproduction)
+        grid = parse_grid(arranged.folder, compared, methods, SEEDS, settings=words, roi=roi)
+        comparison = compare(grid, progress_bar=progress_bar)
+    else:
+        command = command_line(reproduction, arranged.folder, compared, methods, words)
+    results = _write_results(reproduction, compared)
+    return Reproduced(reproduction, arranged, command, comparison, results)
+
+
+def _mask_folders(masks: Mapping[str, str | Path]) -> dict[str, Path]:
+    """The folders of masks by row. Raises `ContextsegError` for one that does not exist."""
+    for folder in masks.values():
+        if not Path(folder).is_dir():
+            raise ContextsegError(folder, "there is no such folder of masks", "check the path")
+    return {name: Path(folder).absolute() for name, folder in masks.items()}
+
+
+def _write_results(reproduction: Reproduction, compared: Path) -> str:
+    """Write the results beside the published ones, and return them; "" without results."""
+    table = compared / "table.csv"
+    if not table.exists():
+        return ""
+    import pandas as pd
+
+    cases = pd.read_csv(table, dtype={"case": str, "class": str, "method": str})
+    results = beside_published(reproduction, cases)
+    write_text(compared / BESIDE, results + "\n")
+    return results
