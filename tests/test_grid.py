@@ -19,7 +19,7 @@ import torch
 from contextseg.cli.options import named
 from contextseg.data import phantom
 from contextseg.data.layouts import folds, open_dataset
-from contextseg.disk import read_json
+from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import train_run
 from contextseg.runs import Run
@@ -333,12 +333,12 @@ def test_what_is_refused_is_not_begun(tmp_path: Path) -> None:
 
 def test_why_a_process_ended(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    log.write_text("step 1\n\ncontextseg: x: is broken\n\n", encoding="utf-8")
-    assert failure(log, 0) == ""
-    assert failure(log, 1) == f"x: is broken ({log})"
-    assert "killed by signal 9" in failure(log, -9)
-    log.write_text("", encoding="utf-8")
-    assert "exit code 3" in failure(log, 3)
+    assert failure(tmp_path, 0) == ""
+    assert "killed by signal 9" in failure(tmp_path, -9)
+    assert failure(tmp_path, 3) == f"exit code 3 ({log})"
+    error = ContextsegError("x", "it is broken: contextseg: ValueError: odd", "mend it")
+    write_json(tmp_path / "failed.json", vars(error))
+    assert failure(tmp_path, 1) == f"{error} ({log})"
 
 
 def test_a_cluster_needs_submitit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -172,10 +172,11 @@ def test_one_slice(tmp_path: Path) -> None:
 
 def test_the_callers_arrays_stay_as_they_were() -> None:
     image, label = scene()
-    for array in (image, label):
-        array.flags.writeable = False
+    before = image.copy(), label.copy()
     for target in ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0)):
         prepare(Volume(image, sar((1, 1, 1))), at(target), "", label)
+        np.testing.assert_array_equal(image, before[0])
+        np.testing.assert_array_equal(label, before[1])
 
 
 def test_a_spline_adds_no_intensity_that_the_scan_has_not() -> None:

@@ -21,7 +21,7 @@ import torch
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.layouts import Case
-from contextseg.disk import writing
+from contextseg.disk import read_json, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.methods import Method
 from contextseg.pipeline import references, run_pipeline, score, train_run
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 TEST = "test"
 VALIDATION = "validation"
+
+
+FAILED = "failed.json"
+"""The file in the folder of a run that has the error it ended with: where, what, remedy."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,32 @@ class Task:
             Stopped: The run was asked to stop.
         """
         with lock_folder(self.folder):
-            _finish(self, progress_bar)
+            failed = Path(self.folder) / FAILED
+            failed.unlink(missing_ok=True)
+            try:
+                _finish(self, progress_bar)
+            except ContextsegError as error:
+                write_json(failed, vars(error))
+                raise
 
     def checkpoint(self, *_: Any) -> Any:
         """The same task again, which `submitit` queues when the time of the job is up."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def failure_of(folder: str | Path) -> str:
+    """Why a cell failed the last time, in whatever process.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The message of its error; "" where it left none: it ended well, or was killed.
+    """
+    path = Path(folder) / FAILED
+    return str(ContextsegError(**read_json(path))) if path.exists() else ""
 
 
 def _finish(task: Task, progress_bar: ProgressBar) -> None:

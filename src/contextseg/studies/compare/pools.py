@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.errors import ContextsegError
-from contextseg.studies.compare.cell import Task
+from contextseg.studies.compare.cell import Task, failure_of
 from contextseg.training import Stopped
 
 LOG = "log.txt"
@@ -92,7 +91,7 @@ def run_in_processes(
             process.communicate(json.dumps(vars(task)))
             running.discard(process)
         slots.put(slot)
-        return failure(log_path, process.returncode)
+        return failure(task.folder, process.returncode)
 
     failed = {}
     with _sigterm_raises(), ThreadPoolExecutor(jobs) as pool:
@@ -161,17 +160,10 @@ def run_on_cluster(
     for done, (task, job) in enumerate(zip(tasks, submitted), 1):
         exception = job.exception()  # waits
         if exception is not None:
-            failed[task.name] = f"{_last_error(str(exception))} ({job.paths.stderr})"
+            reason = failure_of(task.folder) or "the job ended without a result"
+            failed[task.name] = f"{reason} ({job.paths.stderr})"
         progress(done, len(tasks), {})
     return failed
-
-
-def _last_error(trace: str) -> str:
-    """The last error of a traceback, or its first line where it names none."""
-    errors = re.findall(r"^[A-Za-z_][\w.]*: .*", trace, re.MULTILINE)
-    if not errors:
-        return trace.splitlines()[0]
-    return errors[-1].removeprefix("contextseg.errors.ContextsegError: ")
 
 
 def process_environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, str]:
@@ -210,24 +202,23 @@ def _gpus() -> list[str]:
     return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
 
 
-def failure(log: Path, code: int) -> str:
-    """Why a process failed.
+def failure(folder: str | Path, code: int) -> str:
+    """Why the process of a cell failed.
 
     Args:
-        log: Its output.
-        code: Its exit code; negative for a signal.
+        folder: Folder of the run.
+        code: Exit code of the process; negative for a signal.
 
     Returns:
-        The last line of its output, and where the output is; "" where it ended well.
+        The error that it left in the folder, or how it ended, and where its output is; "" where it
+        ended well.
     """
+    log = Path(folder) / LOG
     if code == 0:
         return ""
     if code < 0:
         return f"it was killed by signal {-code}; was there enough memory? ({log})"
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    reason = lines[-1].removeprefix("contextseg: ") if lines else f"exit code {code}"
-    return f"{reason} ({log})"
+    return f"{failure_of(folder) or f'exit code {code}'} ({log})"
 
 
 @contextmanager
