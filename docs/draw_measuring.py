@@ -114,9 +114,8 @@ class Reliability:
 
 
 def cells(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
-    """The surface elements of a mask:
-
-    the centres of the cells, between 2 x 2 voxels, that are partly inside.
+    """The surface elements of a mask: the centres of the cells, between 2 x 2 voxels, that are
+    partly inside.
     """
     padded = np.pad(mask, 1).astype(int)
     inside = padded[:-1, :-1] + padded[:-1, 1:] + padded[1:, :-1] + padded[1:, 1:]
@@ -172,9 +171,8 @@ def spokes(axes: Axes, panel: Panel) -> None:
 
 
 def band(axes: Axes, panel: Panel) -> None:
-    """The reference's tolerance band;
-
-    a dot on each element that lies within tolerance, a cross on each beyond.
+    """The reference's tolerance band; a dot on each element that lies within tolerance, a cross on
+    each beyond.
     """
     on_pred, on_ref = cells(panel.pred, panel.spacing_mm), cells(panel.ref, panel.spacing_mm)
     _halo(axes, panel, on_ref, panel.tolerance_mm)
@@ -446,9 +444,8 @@ def _save(figure: Figure, key: list[Any], path: Path) -> None:
 
 
 def _masks(axes: Axes, panel: Panel) -> None:
-    """The voxel grid, who claims which voxel, and both outlines;
-
-    distances are taken from the smooth ones.
+    """The voxel grid, who claims which voxel, and both outlines; distances are taken from the
+    smooth ones.
     """
     (h, w), (dy, dx) = panel.ref.shape, panel.spacing_mm
     for mask, colour in (

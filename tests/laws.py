@@ -48,9 +48,8 @@ def plan(dims: int = 3, classes: int = 3, batch_size: int = 4) -> Plan:
 
 
 def make(name: str, dims: int = 3, seed: int = 0, **arguments: object) -> Method:
-    """A method of the registry with the weights of that seed;
-
-    of a recipe, the last one that it would train.
+    """A method of the registry with the weights of that seed; of a recipe, the last one that it
+    would train.
     """
     entry: Any = METHODS[name]
     given = plan(dims) if inspect.isclass(entry) else prepared(name, dims)
@@ -76,9 +75,8 @@ def prepared(name: str, dims: int) -> Run:
 def batch(
     n: int, rank: int = 0, world: int = 1, device: object = "cpu", dims: int = 3, labelled: int = 4
 ) -> Batch:
-    """Batch `n` of phantoms:
-
-    the first `labelled` of four items have a label, and item 1 lacks class 2.
+    """Batch `n` of phantoms: the first `labelled` of four items have a label, and item 1 lacks
+    class 2.
     """
     patients = [phantom.patient(1000 * n + i, (SIDE[dims],) * dims, classes=3) for i in range(4)]
     image = torch.from_numpy(np.stack([image for image, _ in patients]))[:, None]

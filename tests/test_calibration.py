@@ -439,6 +439,8 @@ def test_confidence_lies_where_the_labels_lie(finished):
         assert np.allclose(confidence.array[rows, 6:18, 5:15] / 255, expected[value], atol=STEP)
         assert (body[0, rows, 6:18, 5:15] == value).all()
     assert confidence.same_grid(scan)
+    assert scan.header is not None
+    assert confidence.header == segmentation.label.header == scan.header
 
 
 def test_what_is_taken_away_is_background_with_the_rest_of_its_certainty(finished):
@@ -495,6 +497,9 @@ def test_killed_between_the_two_files_both_are_made(finished, tmp_path, monkeypa
     """The label map comes last, so that what is there is whole."""
     order = []
     monkeypatch.setattr("contextseg.predictor.write", lambda path, volume: order.append(path))
+    monkeypatch.setattr(
+        "contextseg.predictor.write_classes", lambda path, volume, classes: order.append(path)
+    )
     predictor = Predictor(
         [Member(finished.finished(), finished.plan)], finished.settings.prediction
     )

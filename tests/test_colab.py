@@ -162,9 +162,8 @@ def test_unknown_organs_make_contexts_unknown() -> None:
 def setting(
     classes: int, contexts: int, dims: int = 2
 ) -> tuple[UNet, Generator, Batch, torch.Tensor]:
-    """f and g in float64, f with its gradient;
-
-    a batch with unannotated voxels and a partly annotated item.
+    """f and g in float64, f with its gradient; a batch with unannotated voxels and a partly
+    annotated item.
     """
     torch.manual_seed(classes + 10 * contexts)
     strides = [(1,) * dims, (2,) * dims, (2,) * dims]

@@ -202,9 +202,8 @@ def test_the_results_are_tables_in_python(tested: Comparison, chosen: Comparison
 def test_a_finished_comparison_called_again_is_the_same_to_the_byte(
     tested: Comparison, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its record too, which has a date:
-
-    as long as nothing is to be done, and nothing else is asked.
+    """Its record too, which has a date: as long as nothing is to be done, and nothing else is
+    asked.
     """
     folder = shutil.copytree(tested.folder, tmp_path / "again", symlinks=True)
     compare(grid(data, folder, seeds=(0, 1)))  # its folder is another one
@@ -273,9 +272,8 @@ def test_budgets_and_folds_on_validation_leave_the_test_split_alone(
 def test_the_test_split_is_opened_at_the_end(
     chosen: Comparison, data: Path, tmp_path: Path
 ) -> None:
-    """The same grid with the test:
-
-    nothing is trained again, each run is scored once on the test cases.
+    """The same grid with the test: nothing is trained again, each run is scored once on the test
+    cases.
     """
     folder = shutil.copytree(chosen.folder, tmp_path / "chosen", symlinks=True)
     weights = {p: p.stat().st_mtime_ns for p in folder.rglob("model.pt")}
@@ -318,9 +316,8 @@ def test_processes_give_what_one_process_gives(
 
 @pytest.mark.usefixtures("_no_page")
 def test_stopped_in_the_middle_it_goes_on(tested: Comparison, data: Path, tmp_path: Path) -> None:
-    """Ctrl-C in the third step of the second run:
-
-    the first is kept, the second goes on, all ends the same.
+    """Ctrl-C in the third step of the second run: the first is kept, the second goes on, all ends
+    the same.
     """
 
     @contextmanager
@@ -487,9 +484,8 @@ def test_nothing_to_score_on(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_no_page")
 def test_others_join_as_rows(tested: Comparison, data: Path, tmp_path: Path) -> None:
-    """Our own predictions under another name have our own numbers;
-
-    another prediction under that name is refused.
+    """Our own predictions under another name have our own numbers; another prediction under that
+    name is refused.
     """
     folder = shutil.copytree(tested.folder, tmp_path / "again", symlinks=True)
     theirs = shutil.copytree(folder / "runs" / "plain-seed0" / "predict", tmp_path / "theirs")

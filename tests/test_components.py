@@ -12,7 +12,13 @@ import torch
 from scipy import ndimage
 
 from contextseg.data import phantom
-from contextseg.data.components import TABLE, Change, keep_largest, largest_component, write_change
+from contextseg.data.components import (
+    COMPONENTS_TABLE,
+    Change,
+    keep_largest,
+    largest_component,
+    write_change,
+)
 from contextseg.data.layouts import open_dataset
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import train_run
@@ -101,14 +107,14 @@ def test_a_case_is_noted_once(tmp_path: Path) -> None:
     write_change(tmp_path, "a,b", Change(2, 1, 5, 7.5))
     write_change(tmp_path, "c", Change())
     write_change(tmp_path, "a,b", Change(3, 2, 6, 9.0))
-    with open(tmp_path / TABLE, newline="", encoding="utf-8") as file:
+    with open(tmp_path / COMPONENTS_TABLE, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [
         ["case", "components", "removed_components", "removed_vox", "removed_mm3"],
         ["a,b", "3", "2", "6", "9.0"],
         ["c", "0", "0", "0", "0.0"],
     ]
-    (tmp_path / TABLE).write_text("something,else\n1,2\n", encoding="utf-8")
+    (tmp_path / COMPONENTS_TABLE).write_text("something,else\n1,2\n", encoding="utf-8")
     with pytest.raises(ContextsegError, match="its columns are not case, components"):
         write_change(tmp_path, "c", Change())
 
@@ -136,10 +142,10 @@ def test_prediction_keeps_the_largest_part(trained: tuple[Run, Member], tmp_path
     cases = open_dataset(run.settings.dataset).test
     assert every_part.predict_cases(cases, tmp_path / "all") == {}
     assert largest.predict_cases(cases[:2], tmp_path / "one") == {}
-    assert not (tmp_path / "all" / TABLE).exists()
+    assert not (tmp_path / "all" / COMPONENTS_TABLE).exists()
     (tmp_path / "one" / f"{cases[0].name}.nii.gz").unlink()
     assert largest.predict_cases(cases, tmp_path / "one") == {}  # as after a kill
-    with open(tmp_path / "one" / TABLE, newline="", encoding="utf-8") as file:
+    with open(tmp_path / "one" / COMPONENTS_TABLE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == [case.name for case in cases]
     removed = 0

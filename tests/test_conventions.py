@@ -1,6 +1,5 @@
-"""Named conventions:
-
-hand arithmetic, and the numbers of MONAI, surface-distance and MedPy where they are installed.
+"""Named conventions: hand arithmetic, and the numbers of MONAI, surface-distance and MedPy where
+they are installed.
 """
 
 from __future__ import annotations

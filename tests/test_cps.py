@@ -101,9 +101,8 @@ def test_each_learns_the_others_answer_by_hand() -> None:
 
 
 def test_what_the_other_is_unsure_of_is_not_learnt() -> None:
-    """Probabilities of 0.9 and 0.6 in network one, 0.8 in network two:
-
-    each learns where the other is sure.
+    """Probabilities of 0.9 and 0.6 in network one, 0.8 in network two: each learns where the other
+    is sure.
     """
     one = torch.tensor([[[0.1, 0.4, 0.9], [0.9, 0.6, 0.1]]]).log()
     two = torch.tensor([[[0.8, 0.8, 0.8], [0.2, 0.2, 0.2]]]).log()
@@ -125,9 +124,8 @@ def test_what_the_other_is_unsure_of_is_not_learnt() -> None:
 
 @pytest.mark.parametrize("unsupervised", ["dice", "ce"])
 def test_what_is_known_is_left_to_its_label(unsupervised: str) -> None:
-    """Class 2 is not annotated in item 0:
-
-    its voxels labelled 0 are background or class 2, and nothing else.
+    """Class 2 is not annotated in item 0: its voxels labelled 0 are background or class 2, and
+    nothing else.
     """
     torch.manual_seed(1)
     z = torch.randn(2, 3, 3, 5)
@@ -154,9 +152,8 @@ def test_what_is_known_is_left_to_its_label(unsupervised: str) -> None:
 
 
 def test_both_terms_together_are_the_whole_likelihood() -> None:
-    """log p(merged) + log p(k, given that it is one of the merged) = log p(k):
-
-    nothing is trained on twice.
+    """log p(merged) + log p(k, given that it is one of the merged) = log p(k): nothing is trained
+    on twice.
     """
     torch.manual_seed(2)
     z, label, annotated = (

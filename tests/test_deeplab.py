@@ -1,6 +1,5 @@
-"""DeepLabV3+ and EfficientNet:
-
-published counts by hand, a block, norms. Laws: test_nets. Weights: test_weights.
+"""DeepLabV3+ and EfficientNet: published counts by hand, a block, norms. Laws: test_nets. Weights:
+test_weights.
 """
 
 from __future__ import annotations

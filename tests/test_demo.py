@@ -23,7 +23,7 @@ def demo(folder: Path, *words: str) -> list[str]:
 
 
 def scores(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "06-evaluate" / "metrics.csv")[
+    return pd.read_csv(folder / "evaluate" / "metrics.csv")[
         ["case", "class", "dsc", "hd95_mm", "nsd"]
     ]
 
@@ -56,9 +56,8 @@ def test_a_short_demo_shows_everything(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_is_good_and_a_killed_one_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    """A trial of a hundred lines had a mean Dice of 0.63 after 74 steps;
-
-    the demo must be clearly better.
+    """A trial of a hundred lines had a mean Dice of 0.63 after 74 steps; the demo must be clearly
+    better.
     """
     subprocess.run(demo(tmp_path / "whole"), check=True)
     whole = scores(tmp_path / "whole")

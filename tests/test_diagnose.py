@@ -65,9 +65,8 @@ torch.set_num_threads(1)
 
 
 def test_known_logits_give_exact_counts() -> None:
-    """Eight voxels of 4 mm in a row, the first of them ROI:
-
-    the next two are near, at 4 and 8 mm, and five are far.
+    """Eight voxels of 4 mm in a row, the first of them ROI: the next two are near, at 4 and 8 mm,
+    and five are far.
     """
     label = np.array([[[1, 0, 0, 0, 0, 0, IGNORE, 0]]])
     roi = torch.tensor([2.05, 3.05, -1.05, 1.05, -1.05, -1.05, 9.0, 0.45])
@@ -131,9 +130,8 @@ def _tissue(label: np.ndarray, distance: np.ndarray, name: str) -> Any:
 
 
 def test_bins_part_at_the_boundary() -> None:
-    """A margin of 0 is called background, the smallest one above it ROI;
-
-    bins are (k BIN, (k + 1) BIN].
+    """A margin of 0 is called background, the smallest one above it ROI; bins are (k BIN, (k + 1)
+    BIN].
     """
     margin = np.array([0.0, 1e-7, BIN / 2, -1e-7, 1.5 * BIN], np.float32)
     margins = Margins.of(np.zeros(5, np.float32), margin)
@@ -210,9 +208,8 @@ def test_advice_names_what_speaks_against_it() -> None:
 
 
 def test_advice_agrees_with_the_papers_tables() -> None:
-    """SEN, PRC and DSC without context, and the best DSC of CoLab:
-
-    context is advised where it gained 3 points.
+    """SEN, PRC and DSC without context, and the best DSC of CoLab: context is advised where it
+    gained 3 points.
     """
     tables = {
         "liver tumour": (58.8, 58.9, 54.4, 62.5),
@@ -477,9 +474,8 @@ def test_samples_are_background_of_the_body_weighted_by_m() -> None:
 
 
 def stored(orientation: str) -> tuple[Any, MeasuredCase, np.ndarray, np.ndarray]:
-    """A patient whose ROI is a corner at the right, front and head, as an axis order stores it;
-
-    a false positive.
+    """A patient whose ROI is a corner at the right, front and head, as an axis order stores it; a
+    false positive.
     """
     affine = np.diag([3.0, 2.0, 1.0, 1.0])[[2, 1, 0, 3]]
     label, image, wrong = np.zeros((6, 8, 10), int), np.zeros((6, 8, 10)), np.zeros((6, 8, 10), int)

@@ -16,7 +16,7 @@ from scipy.integrate import trapezoid
 from contextseg.data.layouts import Case
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import efficiency
-from contextseg.evaluation.efficiency import Curve, Efficiency, area, sampled
+from contextseg.evaluation.efficiency import Efficiency, SampledCurve, area, sampled
 from contextseg.predictor import Predictor, Segmentation
 from contextseg.volume import Volume
 
@@ -45,7 +45,9 @@ def test_areas_by_hand() -> None:
 
 
 def test_a_row_by_hand() -> None:
-    curve = Curve([0.0, 2.0, 3.0], [1048.0, 3048.0, 2048.0], [0.0, 50.0, 100.0], peak_mb=321.0)
+    curve = SampledCurve(
+        [0.0, 2.0, 3.0], [1048.0, 3048.0, 2048.0], [0.0, 50.0, 100.0], peak_mb=321.0
+    )
     row = curve.row("trapezoid")
     assert row["seconds"] == 3
     assert row["gpu_auc_mb_s"] == 2 * 2048 + 2548
@@ -67,7 +69,7 @@ def test_samples_of_a_clock_that_is_known(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 4 * 2**30))
-    curve = Curve()
+    curve = SampledCurve()
     with sampled(curve):
         clock.wall, clock.used = 14.0, 4.0
     assert curve.at_s == [0, 4]
@@ -77,7 +79,7 @@ def test_samples_of_a_clock_that_is_known(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_it_samples_until_the_end_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficiency, "INTERVAL_S", 0.001)
-    curve = Curve()
+    curve = SampledCurve()
     with sampled(curve):
         assert sampling()
         deadline = time.monotonic() + 60
@@ -132,7 +134,7 @@ def test_predicting_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: b
     """
     label = Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4))
 
-    def predict(self: Predictor, scan: tuple[Path, ...], *, name: str) -> Segmentation:
+    def predict(self: Predictor, scan: tuple[Path, ...], *, name: str, series: str) -> Segmentation:
         assert sampling() == on
         if name == "bad":
             raise ContextsegError(scan[0], "broken", "mend it")

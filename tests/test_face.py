@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import subprocess
 import sys
 import typing
@@ -14,11 +15,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 import typer
 
 import contextseg as cs
 from contextseg import api, cli
 from contextseg.data import phantom
+from contextseg.disk import read_json
 
 TINY = {
     "steps": 3,
@@ -41,6 +44,7 @@ OTHERWISE = {  # options that a call of the face takes in another way
     "dry_run": "forecast",
     "runs": "load",
     "image": "scan",
+    "device": "load",
 }
 PSEUDO = {"base", "models", "rounds", "threshold", "keep"}  # settings of the method
 
@@ -213,13 +217,97 @@ def test_a_folder_is_predicted_from_python(data: Path, run: Path, tmp_path: Path
     assert all(path.exists() for path in made.values())
     table = cs.evaluate(tmp_path, data / "labelsTs", verbose=False)
     assert list(table["case"]) == list(made)
+    assert not table.attrs["unused_files"]
+
+
+def test_predictions_carry_who_made_them(data: Path, run: Path, tmp_path: Path) -> None:
+    """The same model goes on; another, other settings, other scans and unknown files do not."""
+    out, scans = tmp_path / "out", tmp_path / "scans"
+    scans.mkdir()
+    images = sorted((data / "imagesTr").glob("*.nii.gz"))[:2]
+    for name, image in zip(("a", "b"), images):
+        shutil.copy(image, scans / f"{name}.nii.gz")
+    predictor = cs.load(run)
+    made = predictor.predict_folder(scans, out)
+    record = read_json(out / "predicted_by.json")
+    assert record["made_by"]["models"][0].startswith("Supervised-")
+    assert list(record["scans"]) == ["a", "b"]
+
+    before = made["a"].stat().st_mtime_ns
+    made["b"].unlink()
+    cs.load(run, windows=1).predict_folder(scans, out)  # as after a kill
+    assert made["b"].exists()
+    assert made["a"].stat().st_mtime_ns == before
+
+    with pytest.raises(cs.ContextsegError, match=r"step was 0\.5 and is now 0\.9"):
+        cs.load(run, step=0.9).predict_folder(scans, out)
+    other = cs.load(run)
+    with torch.no_grad():
+        next(other.members[0].method.parameters()).add_(1)
+    with pytest.raises(cs.ContextsegError, match="another model or other settings"):
+        other.predict_folder(scans, out)
+    other.predict_folder(scans, tmp_path / "other")
+
+    shutil.copy(images[1], scans / "a.nii.gz")
+    with pytest.raises(cs.ContextsegError, match="other scans with the same names: a"):
+        predictor.predict_folder(scans, out)
+    shutil.copy(images[0], scans / "a.nii.gz")
+    (out / "predicted_by.json").unlink()
+    with pytest.raises(cs.ContextsegError, match="nothing says which model made"):
+        predictor.predict_folder(scans, out)
+    for path in made.values():
+        path.unlink()
+    predictor.predict_folder(scans, out)
+
+
+def test_a_damaged_record_is_one_message(data: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "predicted_by.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(cs.ContextsegError, match="does not say what made"):
+        cs.load(run).predict_folder(data / "imagesTs", tmp_path)
+
+
+def test_predictions_never_go_among_their_scans(data: Path, run: Path, tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    scan = scans / "a.nii.gz"
+    shutil.copy(next((data / "imagesTs").glob("*.nii.gz")), scan)
+    (tmp_path / "link").symlink_to(scans, target_is_directory=True)
+    predictor = cs.load(run)
+    for images, output in ((scans, scans), (scan, scans), (scans, tmp_path / "link")):
+        with pytest.raises(cs.ContextsegError, match="the output folder"):
+            predictor.predict_folder(images, output)
+    for folder in ("imagesTs", "labelsTs", ""):
+        with pytest.raises(cs.ContextsegError, match="the output folder"):
+            predictor.predict_folder(data, data / folder)
+    with pytest.raises(cs.ContextsegError, match="the output folder"):
+        cs.two_stage(run, scans, scans, verbose=False)
+    assert [path.name for path in scans.iterdir()] == ["a.nii.gz"]
+
+
+def test_predictions_inside_the_folder_of_scans_are_no_scan(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(next((data / "imagesTs").glob("*.nii.gz")), tmp_path / "a.nii.gz")
+    (tmp_path / "b.npy").write_bytes(b"")
+    for _ in range(2):
+        assert list(cs.load(run).predict_folder(tmp_path, tmp_path / "out")) == ["a"]
+        assert "1 file is not used: b.npy" in capsys.readouterr().err
+
+
+def test_two_stages_do_not_take_up_what_others_made(data: Path, run: Path, tmp_path: Path) -> None:
+    cs.load(run).predict_folder(data / "imagesTs", tmp_path)
+    with pytest.raises(cs.ContextsegError, match="another model or other settings"):
+        cs.two_stage(run, data / "imagesTs", tmp_path, verbose=False)
 
 
 def test_a_predictor_refuses_settings_of_training(run: Path) -> None:
     with pytest.raises(cs.ContextsegError, match="does not use"):
         cs.load(run, **{"training.steps": 5})
-    with pytest.raises(cs.ContextsegError, match="no such setting"):
-        cs.load(run, steps=5)
+    for name in ("steps", "save_every", "seed"):
+        with pytest.raises(cs.ContextsegError, match="does not use this setting"):
+            cs.load(run, **{name: "5"})
+    with pytest.raises(cs.ContextsegError, match=r"did you mean prediction\.mirror"):
+        cs.load(run, miror=False)
 
 
 def test_an_unknown_setting_gets_the_nearest(data: Path, tmp_path: Path) -> None:
@@ -240,6 +328,8 @@ def test_scans_are_filled_from_python(data: Path, tmp_path: Path) -> None:
     )
     assert filled.label.array[there].any((1, 2)).all()
     assert np.array_equal(cs.read_labels(tmp_path / "filled.nii.gz").array, filled.label.array)
+    with pytest.raises(cs.ContextsegError, match="the output file is the scan or the labels"):
+        cs.propagate(case.images[0], case.label, case.label, verbose=False)
     place, why = filled.suggestion
     assert there[0] < place < there[-1]
     assert "stretch" in why
@@ -249,3 +339,38 @@ def test_an_option_is_no_setting(data: Path, tmp_path: Path) -> None:
     command = ["train", str(data), "-o", str(tmp_path / "run"), "--set", "seed=3"]
     with pytest.raises(cs.ContextsegError, match="leave out --set: --seed 3"):
         cli.app(command, standalone_mode=False)
+
+
+@pytest.mark.parametrize("end", [".nii.gz", ".mha"])
+def test_names_with_dots_keep_their_own_tables(data: Path, tmp_path: Path, end: str) -> None:
+    case = cs.open_dataset(data).test[0]
+    for name in ("1.3.6.01", "1.3.6.02"):
+        out = tmp_path / f"{name}{end}"
+        cs.propagate(case.images[0], case.label, out, between=True, verbose=False)
+    assert sorted(path.name for path in tmp_path.glob("*.csv")) == [
+        "1.3.6.01-slices.csv",
+        "1.3.6.02-slices.csv",
+    ]
+
+
+def test_a_run_predicts_where_its_device_is_not(run: Path, tmp_path: Path) -> None:
+    """Trained on a GPU that this machine has not: it is said, and what is here is used."""
+    import json
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    content = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    content["settings"]["training"]["device"] = "cuda:7"
+    (copy / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    [member] = cs.load(copy).members
+    assert next(member.method.parameters()).device.type in ("cpu", "cuda")
+    [member] = cs.load(copy, device="cpu").members
+    assert next(member.method.parameters()).device.type == "cpu"
+    with pytest.raises(cs.ContextsegError, match="device=gpu7: this device cannot be used here"):
+        cs.load(run, device="gpu7")
+
+
+def test_only_a_folder_has_series(run: Path) -> None:
+    with pytest.raises(cs.ContextsegError, match="only a DICOM folder has series"):
+        cs.load(run).predict(np.zeros((4, 5, 6)), spacing_mm=(1, 1, 1), series="2")

@@ -282,7 +282,9 @@ def test_the_command_fills_a_file_and_names_the_next_slice(trained: Run, tmp_pat
         )
         assert len(rows) == 17
         assert rows[6].startswith("5,yes")
-    write(tmp_path / "other.nii.gz", label.cropped([slice(0, 9), slice(0, 20), slice(0, 20)]))
+    shifted = label.affine.copy()
+    shifted[:3, 3] += 0.5
+    write(tmp_path / "other.nii.gz", Volume(label.array, shifted))
     words[3] = str(tmp_path / "other.nii.gz")
     with pytest.raises(ContextsegError, match="grid differs"):
         CliRunner().invoke(app, [*words, "-o", str(tmp_path / "x.nii.gz")], catch_exceptions=False)

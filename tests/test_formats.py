@@ -29,10 +29,11 @@ def test_written_is_read(tmp_path: Path, end: str, shape: tuple[int, ...]) -> No
     scan = counting(shape)
     write(tmp_path / f"scan{end}", scan)
     back = read(tmp_path / f"scan{end}")
-    assert back.array.dtype == scan.array.dtype
+    smallest = np.uint8 if len(shape) == 3 else scan.array.dtype  # a label map, or an image
+    assert back.array.dtype == smallest
     assert np.array_equal(back.array.reshape(shape), scan.array)
     assert back.array.ndim == 4
-    assert back.same_grid(scan, tolerance_mm=1e-3)
+    assert back.same_grid(scan, tolerance_vox=1e-3)
     assert [p.name for p in tmp_path.iterdir()] == [f"scan{end}"]
 
 
@@ -62,11 +63,11 @@ def test_a_file_in_any_orientation_lies_where_nibabel_and_itk_say(
 )
 @pytest.mark.parametrize("end", [".nii.gz", ".nrrd"])
 def test_number_types_are_kept(tmp_path: Path, kind: str, end: str) -> None:
-    scan = counting(dtype=np.dtype(kind).type)
+    scan = counting((1, 4, 5, 6), dtype=np.dtype(kind).type)
     write(tmp_path / f"a{end}", scan)
     back = read(tmp_path / f"a{end}").array
     assert back.dtype == kind
-    assert np.array_equal(back[0], scan.array)
+    assert np.array_equal(back, scan.array)
 
 
 @pytest.mark.parametrize(("kind", "becomes"), [(np.bool_, np.uint8), (np.float16, np.float32)])
@@ -329,11 +330,9 @@ def test_other_damage_names_the_file(tmp_path: Path) -> None:
     huge[42:48] = b"\xff\x7f" * 3  # 32767 voxels along each axis
     for name, damaged in {
         "flipped.nii.gz": bytes(flipped),
-        "text.nii.gz": b"hello",
         "header.nii.gz": gzip.compress(gzip.decompress(content)[:300]),
         "huge.nii.gz": gzip.compress(bytes(huge)),
-        "text.mha": b"hello",
-        "unknown.xyz": b"hello",
+        "no gzip.nii.gz": b"\x1f\x8bhello",
     }.items():
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(ContextsegError, match="truncated or damaged") as caught:
@@ -359,7 +358,7 @@ def test_label_types(tmp_path: Path) -> None:
         assert label.dtype == kind
         assert np.array_equal(label, array.T)
     write(tmp_path / "b.nii.gz", Volume(np.full((2, 2, 2), 2**32 - 1, np.uint32), np.eye(4)))
-    with pytest.raises(ContextsegError, match="small whole numbers"):
+    with pytest.raises(ContextsegError, match="use whole numbers from 0 to 2147483647"):
         read_labels(tmp_path / "b.nii.gz")
 
 

@@ -155,10 +155,7 @@ def test_methods_that_cannot_be(data: Path, tmp_path: Path) -> None:
 
 
 def test_budgets_are_nested_grouped_by_patient_and_saved(tmp_path: Path) -> None:
-    """Eight labelled scans of six patients:
-
-    a budget counts patients, and takes all scans of each.
-    """
+    """Eight labelled scans of six patients: a budget counts patients, and takes all their scans."""
     data = phantom.write_dataset(tmp_path / "data", labelled=8, unlabelled=1, test=1)
     owner = {
         f"phantom_{i:03d}": f"p{max(i - 2, 0)}" for i in range(9)
@@ -216,9 +213,8 @@ def test_budgets_of_another_draw_are_refused(data: Path, tmp_path: Path) -> None
 
 
 def test_hidden_labels_change_nothing(data: Path, tmp_path: Path) -> None:
-    """Change the labels that are hidden:
-
-    crops, intensities, plan and every weight stay as they are.
+    """Change the labels that are hidden: crops, intensities, plan and every weight stay as they
+    are.
     """
     keep = ("phantom_001", "phantom_003")
     scans = shutil.copytree(data, tmp_path / "scans")

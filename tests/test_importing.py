@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,21 @@ def test_totalsegmentators_folders(
     assert set(found["class"]) == {"left kidney"}  # and not "both", of which the spleen is a part
 
 
+def test_two_files_of_one_name_or_structure_are_refused(
+    data: Dataset, predicted: Path, tmp_path: Path
+) -> None:
+    for path in predicted.glob("*.nii.gz"):
+        label = read_labels(path)
+        write(tmp_path / "maps" / path.name, label)
+        for name in ("spleen", "left_kidney", "kidney_left"):
+            write(tmp_path / "masks" / path.name.split(".")[0] / f"{name}.nii.gz", label)
+    write(tmp_path / "maps" / "phantom_001.nii", read_labels(predicted / "phantom_001.nii.gz"))
+    with pytest.raises(ContextsegError, match="the same name as phantom_001"):
+        find(tmp_path / "maps")
+    with pytest.raises(ContextsegError, match="a mask of the same structure"):
+        imported(find(tmp_path / "masks"), wanted(data), data, tmp_path / "into")
+
+
 def test_a_summary_alone_is_taken_as_it_is(data: Dataset, predicted: Path, tmp_path: Path) -> None:
     """nnU-Net's own file, drawn up by hand for one case: 6 of 8 voxels found, 2 elsewhere."""
     metrics = {
@@ -188,6 +204,10 @@ def test_our_own_summary_comes_back(data: Dataset, predicted: Path, tmp_path: Pa
     found = imported(find(tmp_path / "summary.json"), wanted(data), data, tmp_path / "into")
     columns = ["case", "class", "status", "dsc", "iou", "sen", "prc", "rvd", "tp", "fp", "fn", "tn"]
     pd.testing.assert_frame_equal(found[columns], table[columns])
+    missing = [replace(pair, predicted=False) for pair in wanted(data)]
+    save_table(evaluate(missing, data.region_values())[0], tmp_path)
+    found = imported(find(tmp_path / "summary.json"), wanted(data), data, tmp_path / "into")
+    assert set(found["status"]) == {"missed"}
 
 
 def test_where_there_are_predictions_the_summary_is_not_asked(

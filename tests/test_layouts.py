@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from contextseg.batch import IGNORE
+from contextseg.data.check import check
 from contextseg.data.layouts import (
     Case,
     Dataset,
     cases_in,
     open_dataset,
+    scans_in,
     survey,
     to_classes,
     to_values,
 )
-from contextseg.disk import write_json
+from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.volume import Volume, write
 
@@ -465,3 +467,118 @@ def test_wrong_values_are_named_with_where_they_may_come_from(
     assert caught.value.where == "labels/a.nii.gz"
     assert what in caught.value.what
     assert remedy in caught.value.remedy
+
+
+# --- nothing is left out in silence ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [".hdr", ".mgz", ".jpg", ".seg.nrrd", ".MHA"])
+def test_plain_folders_are_searched_for_formats_that_people_have(tmp_path: Path, end: str) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b.c"):
+            (tmp_path / folder / f"{name}{end}").write_bytes(b"")
+            if end == ".hdr":
+                (tmp_path / folder / f"{name}.img").write_bytes(b"")
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "organ": 1}}')
+    data, problems = survey(tmp_path)
+    assert [(case.name, case.label is not None) for case in data.train] == [
+        ("a", True),
+        ("b.c", True),
+    ]
+    assert not problems
+    assert not data.unused
+
+
+def test_files_that_no_case_uses_are_named(tmp_path: Path) -> None:
+    put_nnunet(tmp_path, 2)
+    for name in ("imagesTr/c_0000.nii", "labelsTr/c.mha", "imagesTr/d_0000.npy"):
+        (tmp_path / name).write_bytes(b"")
+    for name in ("imagesTr/a_0000.json", "labelsTr/a.npz", "labelsTr/notes.txt", "labelsTr/.b.nii"):
+        (tmp_path / name).write_bytes(b"{}")
+    data = open_dataset(tmp_path)
+    assert [path.name for path in data.unused] == ["c_0000.nii", "d_0000.npy", "c.mha"]
+    [finding] = check(tmp_path)
+    assert (finding.level, finding.kind) == ("warning", "unused")
+    assert "3 files are not used: c_0000.nii, d_0000.npy, c.mha" in finding.what
+
+
+def test_files_that_a_table_does_not_list_are_named(tmp_path: Path) -> None:
+    put_decathlon(tmp_path)
+    put(tmp_path / "imagesTr" / "forgotten.nii.gz")
+    assert [path.name for path in open_dataset(tmp_path).unused] == ["forgotten.nii.gz"]
+
+
+def test_files_of_a_folder_to_predict_that_are_no_case_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "a.nii.gz")
+    for name in ("b.npy", "a.json", "a.pkl"):
+        (tmp_path / name).write_bytes(b"{}")
+    header = "NDims = 3\nElementDataFile = voxels.bin\n"
+    (tmp_path / "c.mhd").write_text(header)
+    (tmp_path / "voxels.bin").write_bytes(b"")
+    cases, unused = scans_in(tmp_path)
+    assert [case.name for case in cases] == ["a", "c"]
+    assert [path.name for path in unused] == ["b.npy"]
+    put(tmp_path / "a.nii")
+    with pytest.raises(ContextsegError, match="the same name as a"):
+        cases_in(tmp_path)
+
+
+def test_a_folder_with_one_scan_inside_is_that_scan(tmp_path: Path) -> None:
+    inside = put(tmp_path / "a.nii.gz" / "a.nii")
+    [case] = cases_in(tmp_path)
+    assert (case.name, case.images) == ("a", (inside,))
+
+
+def test_scans_beside_the_table_that_nnunet_leaves(tmp_path: Path) -> None:
+    put(tmp_path / "a_0000.nii.gz")
+    write_json(tmp_path / "dataset.json", {"labels": {"background": 0}, "file_ending": ".nii.gz"})
+    assert [case.name for case in cases_in(tmp_path)] == ["a"]
+
+
+def test_names_that_look_alike_are_alike(tmp_path: Path) -> None:
+    """An accent of one character or of two, as file systems write them."""
+    composed, apart = "Jos\u00e9", "Jose\u0301"
+    put(tmp_path / "images" / f"{apart}.nii.gz")
+    put_label(tmp_path / "labels" / f"{composed}.nii.gz")
+    write_json(tmp_path / "patients.json", {apart: "p1"})
+    data = open_dataset(tmp_path)
+    [case] = data.train
+    assert (case.name, case.patient) == (composed, "p1")
+    assert case.label is not None
+
+
+# --- tables of other systems ----------------------------------------------------------------------
+
+
+def test_a_table_written_on_windows(tmp_path: Path) -> None:
+    put_decathlon(tmp_path)
+    table = read_json(tmp_path / "dataset.json")
+    for entry in table["training"]:
+        for key in entry:
+            entry[key] = entry[key].replace("/", "\\")
+    table["test"] = [entry.replace("/", "\\") for entry in table["test"]]
+    expected = open_dataset(tmp_path)
+    write_json(tmp_path / "dataset.json", table)
+    data = open_dataset(tmp_path)
+    assert [(c.name, c.label) for c in data.train] == [(c.name, c.label) for c in expected.train]
+    assert [c.name for c in data.test] == [c.name for c in expected.test]
+
+
+def test_a_listed_name_in_another_form_or_case(tmp_path: Path) -> None:
+    put_decathlon(tmp_path)
+    table = read_json(tmp_path / "dataset.json")
+    first = tmp_path / table["training"][0]["image"]
+    first.rename(first.with_name("Jose\u0301.nii.gz"))
+    table["training"][0]["image"] = "./imagesTr/Jos\u00e9.nii.gz"
+    write_json(tmp_path / "dataset.json", table)
+    assert open_dataset(tmp_path).train[0].images[0].exists()
+    table["training"][0]["image"] = "./imagesTr/jos\u00e9.nii.gz"
+    write_json(tmp_path / "dataset.json", table)
+    with pytest.raises(ContextsegError, match="does not exist"):
+        open_dataset(tmp_path)
+
+
+def test_a_v2_table_with_an_empty_list_of_training_cases(tmp_path: Path) -> None:
+    put_nnunet(tmp_path, 2, training=[], test=[])
+    assert [case.name for case in open_dataset(tmp_path).train] == ["a", "b"]

@@ -362,9 +362,8 @@ def test_pooling_changes_nothing_for_one_item_and_keeps_the_laws(name):
 
 
 def test_a_patch_without_the_organ_weighs_what_its_voxels_do_when_pooled():
-    """Three voxels falsely found:
-
-    alone they are all that there is of the class, pooled a twentieth of it.
+    """Three voxels falsely found: alone they are all that there is of the class, pooled a twentieth
+    of it.
     """
     label = torch.zeros(2, 10, 10, dtype=torch.int64)
     label[0, :6] = 1

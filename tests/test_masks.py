@@ -182,9 +182,8 @@ def test_turning_the_axes_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_an_edge_half_way_is_straight(tmp_path: Path) -> None:
-    """Voxels of 0.6 mm on a scan of 0.3 mm:
-
-    every second centre lies half-way, but for the header's float32.
+    """Voxels of 0.6 mm on a scan of 0.3 mm: every second centre lies half-way, but for the header's
+    float32.
     """
     affine = np.diag([0.6, 0.6, 0.6, 1])
     affine[:3, 3] = -103.1
@@ -211,7 +210,8 @@ def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     (masks / "cut").mkdir()
     whole = (masks / "ok" / "liver.nii.gz").read_bytes()
     (masks / "cut" / "liver.nii.gz").write_bytes(whole[: len(whole) // 2])
-    write(masks / "grids" / "spleen.nii.gz", Volume(SPLEEN[1:], AFFINE))
+    wider = AFFINE @ np.diag([1, 1, 1.5, 1])
+    write(masks / "grids" / "spleen.nii.gz", Volume(SPLEEN[1:], wider))
     away = AFFINE.copy()
     away[0, 3] += 500
     write(masks / "far" / "liver.nii.gz", Volume(LIVER, away))
@@ -225,7 +225,7 @@ def test_all_that_is_wrong_at_once(tmp_path: Path) -> None:
         "truncated or damaged",
         "no masks in this folder",
         "the same name as two.mha",
-        "differs from the other masks'",
+        "its grid differs from the case's first mask's",
         "no place in common",
     ]
     assert len(problems) == len(whats)

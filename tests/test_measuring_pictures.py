@@ -1,6 +1,5 @@
-"""The pictures of docs/measuring.md:
-
-those that are shown exist, and their numbers are what the library says.
+"""The pictures of docs/measuring.md: those that are shown exist, and their numbers are what the
+library says.
 """
 
 from __future__ import annotations

@@ -108,9 +108,8 @@ def test_what_is_slow_is_another_methods_model_again(recipe: str, other: str) ->
 
 
 def sgd(method: Method) -> Method:
-    """Plain steps show the gradient itself;
-
-    momentum, clipping or Adam would hide or amplify rounding.
+    """Plain steps show the gradient itself; momentum, clipping or Adam would hide or amplify
+    rounding.
     """
     groups = {
         n: [p for g in o.param_groups for p in g["params"]]

@@ -27,6 +27,8 @@ from contextseg.metrics import (
     nnunet_summary,
     summarise,
 )
+from contextseg.metrics.calibration import within
+from contextseg.metrics.lattice import sheared_areas
 from contextseg.metrics.surface import distances_mm, element_areas
 
 X = {"x": [1]}
@@ -310,6 +312,97 @@ def test_distances_by_either_way(share):
     expected = cdist(np.argwhere(source) * spacing, np.argwhere(target) * spacing).min(1)
     assert distances_mm(source, target, spacing, 99.0) == pytest.approx(expected, abs=1e-5)
     assert (distances_mm(source, target & False, spacing, 99.0) == 99).all()
+
+
+# --- sheared grids, and images of one slice -------------------------------------------------------
+
+SHEARED = ((2.5, 0.9, 0.2), (0.0, 0.7, 0.0), (0.0, 0.3, 1.1))
+"""The step along each axis, as a tilted gantry gives it."""
+
+
+def turn(seed: int) -> np.ndarray:
+    """A rotation."""
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((3, 3)))[0]
+
+
+@pytest.mark.parametrize("spacing", [(2.5, 0.7, 1.1), (0.7, 1.1)])
+def test_steps_at_right_angles_measure_as_the_spacing_does(spacing):
+    pred, ref = blobs(3, (14, 17, 19)[-len(spacing) :])
+    steps = np.diag(spacing) if len(spacing) == 3 else np.array([[0.7, 0, 0], [0, 1.1, 0]])
+    options = {"lesions": True, "near_mm": 3.0}
+    for convention in sorted(CONVENTIONS):
+        expected = row(pred, ref, spacing, convention=convention, **options)
+        sheared = row(pred, ref, steps @ turn(0), convention=convention, **options)
+        for name, value in expected.items():
+            same = value == sheared[name] if isinstance(value, str) else None
+            assert same or sheared[name] == pytest.approx(value, abs=1e-5, nan_ok=True), name
+
+
+def test_areas_on_a_sheared_grid_by_geometry():
+    areas = sheared_areas(SHEARED)
+    d, h, w = (np.array(step) for step in SHEARED)
+    assert areas[0b00001111] == pytest.approx(np.linalg.norm(np.cross(h, w)))  # a wall across d
+    assert areas[0b01010101] == pytest.approx(np.linalg.norm(np.cross(d, h)))  # and one across w
+    # a corner: the triangle of its three edges' midpoints, on either side of the shear
+    for pattern, (a, b, c) in ((0b00000001, (d, h, w)), (0b00000100, (d, -h, w))):
+        triangle = np.cross(b / 2 - a / 2, c / 2 - a / 2) / 2
+        assert areas[pattern] == pytest.approx(np.linalg.norm(triangle))
+    assert areas[0b00000001] != pytest.approx(areas[0b00000100])
+    assert areas == pytest.approx(areas[::-1])  # inside and outside
+    turned = np.array(SHEARED) @ turn(1)
+    assert sheared_areas(tuple(map(tuple, turned.tolist()))) == pytest.approx(areas)
+    pixels = sheared_areas(SHEARED[1:])
+    assert pixels[0b0011] == pytest.approx(np.linalg.norm(w))
+    assert pixels[0b0001] == pytest.approx(np.linalg.norm(h / 2 - w / 2))
+
+
+def test_surface_measures_of_a_sheared_grid_by_brute_force():
+    pred, ref = blobs(0)
+    only = row(pred, ref, SHEARED, convention="monai", near_mm=2.0)
+
+    def surface(mask: np.ndarray) -> np.ndarray:
+        padded = np.pad(mask, 1)
+        return np.argwhere(padded & ~ndimage.binary_erosion(padded)) @ np.array(SHEARED)
+
+    table = cdist(surface(pred), surface(ref))
+    distance = np.r_[table.min(1), table.min(0)]
+    assert only["hd_mm"] == pytest.approx(distance.max())
+    assert only["assd_mm"] == pytest.approx(distance.mean())
+    assert only["nsd"] == pytest.approx((distance <= 2 + 1e-6).mean())
+    voxel_ml = abs(np.linalg.det(SHEARED)) / 1000
+    assert only["ref_ml"] == pytest.approx(ref.sum() * voxel_ml)
+    false = cdist(np.argwhere(pred & ~ref) @ SHEARED, np.argwhere(ref) @ SHEARED).min(1)
+    assert only["fp_near"] == (false <= 2).sum()
+    near = within(ref, SHEARED, 2.0)
+    everywhere = cdist(np.argwhere(np.ones_like(ref)) @ SHEARED, np.argwhere(ref) @ SHEARED).min(1)
+    assert np.array_equal(near.ravel(), everywhere <= 2)
+    missed = row(pred & False, ref, SHEARED)
+    corners = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1], [1, -1, -1]]) * ref.shape @ SHEARED
+    assert missed["hd_mm"] == pytest.approx(np.linalg.norm(corners, axis=1).max())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("thickness", [0.1, 10.0])
+def test_an_image_of_one_slice_has_the_distances_of_its_contours(axis, thickness):
+    pred, ref = blobs(1, (31, 27))
+    expected = row(pred, ref, (0.7, 1.1), near_mm=3.0, lesions=True)
+    spacing = (*(0.7, 1.1)[:axis], thickness, *(0.7, 1.1)[axis:])
+    flat = (np.expand_dims(mask, axis) for mask in (pred, ref))
+    only = row(*flat, spacing, near_mm=3.0, lesions=True)
+    volumes = {name for name in expected if name.endswith("_ml")}
+    for name in expected.keys() - volumes:
+        assert only[name] == expected[name], name
+    for name in volumes:
+        assert only[name] == pytest.approx(expected[name] * thickness)
+    missed = row(np.expand_dims(pred & False, axis), np.expand_dims(ref, axis), spacing)
+    assert missed["hd_mm"] == pytest.approx(np.hypot(31 * 0.7, 27 * 1.1))
+
+
+def test_a_mask_of_one_slice_in_a_volume_is_still_a_volume():
+    mask = np.zeros((3, 8, 8), bool)
+    mask[1, 2:6, 2:6] = True
+    shifted = np.roll(mask, 1, axis=0)
+    assert row(mask, shifted, (4.0, 1.0, 1.0))["hd_mm"] == 4
 
 
 # --- what must hold for any masks -----------------------------------------------------------------

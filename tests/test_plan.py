@@ -1,6 +1,5 @@
-"""From facts to a plan:
-
-every rule by hand, and a memory estimate that is held to a real training step.
+"""From facts to a plan: every rule by hand, and a memory estimate that is held to a real training
+step.
 """
 
 from __future__ import annotations

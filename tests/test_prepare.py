@@ -1,7 +1,4 @@
-"""Preprocessing of one scan:
-
-what is done can be undone to the voxel, and no patient is ever cut.
-"""
+"""Preprocessing of one scan: it can be undone to the voxel, and no patient is ever cut."""
 
 from __future__ import annotations
 
@@ -307,9 +304,8 @@ def test_ct_rescale_and_none_by_hand() -> None:
 
 
 def trunk(shape: tuple[int, int, int] = (24, 80, 96)) -> tuple[np.ndarray, np.ndarray]:
-    """A CT (D, H, W) of an elliptic cylinder with two lungs, from the first slice to the last;
-
-    and the cylinder.
+    """A CT (D, H, W) of an elliptic cylinder with two lungs, from the first slice to the last; and
+    the cylinder.
     """
     _, h, w = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
     body = ((h - 36) / 26) ** 2 + ((w - 48) / 40) ** 2 < 1

@@ -1,6 +1,5 @@
-"""The presence head on any network:
-
-what it learns, by formula, and its gate and flags by doing what they promise.
+"""The presence head on any network: what it learns, by formula, and its gate and flags by doing
+what they promise.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from contextseg.methods import CMU, presence
 from contextseg.methods.base import build_net, loss_of
 from contextseg.methods.cmu import Classifier
 from contextseg.methods.presence import (
-    chosen,
+    choose_gate,
     flags,
     gate,
     head_of,
@@ -355,7 +354,7 @@ def patches(*rows: tuple[float, int, int, int]) -> tuple[np.ndarray, np.ndarray]
 
 def test_a_gate_is_chosen_where_its_gain_is_more_than_its_error() -> None:
     right, wrong = (0.6, 10, 10, 10), (0.3, 0, 10, 0)
-    content = chosen(*zip(patches(right, wrong), patches(right, wrong), patches(right)))
+    content = choose_gate(*zip(patches(right, wrong), patches(right, wrong), patches(right)))
     assert content["dice"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert content["tried"] == [
         [pytest.approx(0.45), 1.0]
@@ -366,25 +365,27 @@ def test_a_gate_is_chosen_where_its_gain_is_more_than_its_error() -> None:
         3,
     )
     assert (
-        chosen(*zip(patches(right, wrong), patches(right), patches(right)))["threshold"] == 0
+        choose_gate(*zip(patches(right, wrong), patches(right), patches(right)))["threshold"] == 0
     )  # 0.111, error 0.111
-    assert chosen(*zip(patches(right, wrong)))["threshold"] == 0  # one case has no error
-    assert chosen(*zip(patches(right), patches(right)))["threshold"] == 0  # no gain
-    assert chosen(*zip(patches(right), patches(right)))["seen"] == 1  # no patch without the class
+    assert choose_gate(*zip(patches(right, wrong)))["threshold"] == 0  # one case has no error
+    assert choose_gate(*zip(patches(right), patches(right)))["threshold"] == 0  # no gain
+    assert (
+        choose_gate(*zip(patches(right), patches(right)))["seen"] == 1
+    )  # no patch without the class
     unsure = (0.2, 10, 10, 10)  # to shut out the wrong patch costs a right one
-    content = chosen(*zip(*[patches(right, wrong, unsure)] * 2))
+    content = choose_gate(*zip(*[patches(right, wrong, unsure)] * 2))
     assert content["tried"] == [[0.1, pytest.approx(0.8)]]
     assert content["threshold"] == 0
     many = [(0.5 + i / 100, 10, 10, 10) for i in range(40)]
-    content = chosen(*zip(*[patches(*many, (0.502, 0, 1000, 0))] * 2))
+    content = choose_gate(*zip(*[patches(*many, (0.502, 0, 1000, 0))] * 2))
     assert [t for t, _ in content["tried"]] == pytest.approx(
         [0.25, 0.506]
     )  # none of 40 below, and one
     assert content["tried"][-1][1] == pytest.approx(2 * 390 / (390 + 400))
     assert content["threshold"] == content["tried"][-1][0]
-    nothing = chosen(*zip(*[patches((0.4, 0, 5, 0))] * 2))  # a class that no case has
+    nothing = choose_gate(*zip(*[patches((0.4, 0, 5, 0))] * 2))  # a class that no case has
     assert nothing == {"threshold": 0.0, "seen": 0.4, "cases": 2, "dice": 0.0, "tried": []}
-    assert chosen([], [])["cases"] == 0
+    assert choose_gate([], [])["cases"] == 0
 
 
 # --- flags ----------------------------------------------------------------------------------------

@@ -134,9 +134,8 @@ def test_certain_classes_and_voxels_are_kept() -> None:
 
 
 def test_what_a_person_said_is_kept() -> None:
-    """Class 2 is not annotated:
-
-    at the voxels labelled 0, and only there and at the last, something is left.
+    """Class 2 is not annotated: at the voxels labelled 0, and only there and at the last, something
+    is left.
     """
     before = human([0, 0, 1, 0, IGNORE], [True, True, False])
     assert before.left.tolist() == [True, True, False, True, True]
@@ -200,9 +199,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Recorder:
-    """Stands for `Run.train`:
-
-    hands out the models it was given, and notes what each was to learn from.
+    """Stands for `Run.train`: hands out the models it was given, and notes what each was to learn
+    from.
     """
 
     def __init__(self, models: Sequence[Method]) -> None:
@@ -317,9 +315,8 @@ def test_voxels_are_kept_where_cases_are_not(data: Path, tmp_path: Path) -> None
 
 
 def test_rounds_go_on_until_nothing_is_new(data: Path, tmp_path: Path) -> None:
-    """Round 1 keeps phantom_001 alone;
-
-    in round 2 the models have learnt enough for the others; then all is known.
+    """Round 1 keeps phantom_001 alone; in round 2 the models have learnt enough for the others;
+    then all is known.
     """
     models = [Above(at, -3.0) for at in (2.0, 3.4, 2.0, 2.05, 2.0)]
     run, trained = prepared(data, tmp_path, models, "threshold=0.9", "rounds=5")

@@ -1,7 +1,4 @@
-"""Pictures show patients the right way up, in millimetres;
-
-charts show what was logged and scored.
-"""
+"""Pictures show patients the right way up, in mm; charts show what was logged and scored."""
 
 from __future__ import annotations
 

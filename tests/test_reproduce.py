@@ -33,7 +33,6 @@ from contextseg.studies.reproduce.command import (
     beside_published,
     command_line,
     method_rows,
-    page,
     paper_settings,
     roi_words,
     select_rows,
@@ -410,10 +409,7 @@ def test_the_printed_command_asks_for_what_run_does(
 
 
 def test_results_stand_beside_the_published_ones() -> None:
-    """Means over cases, then over seeds;
-
-    of the test split, and in per cent but for the distance.
-    """
+    """Means over cases, then over seeds; of the test split, in per cent but for the distance."""
     scores = {
         "seed": [0, 0, 0, 1],
         "dsc": [0.2, 0.4, 0.9, 0.7],
@@ -431,9 +427,8 @@ def test_results_stand_beside_the_published_ones() -> None:
 def test_one_command_from_a_download_to_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LiTS, plain training alone, for two steps, without each run's pictures;
-
-    the second call trains nothing.
+    """LiTS, plain training alone, for two steps, without each run's pictures; the second call
+    trains nothing.
     """
     monkeypatch.setattr("contextseg.pipeline.report", lambda *_: None)
     folder, out = lits(tmp_path / "download"), tmp_path / "out"
@@ -491,8 +486,3 @@ def test_the_command_line_s_own_errors(tmp_path: Path) -> None:
     masks = CliRunner().invoke(app, [*words, "--masks", f"anatomy={tmp_path / 'none'}"])
     assert "there is no such folder of masks" in str(masks.exception)
     assert not (tmp_path / "out").exists()  # refused before anything is read
-
-
-def test_the_page_is_up_to_date() -> None:
-    there = Path(__file__).parents[1] / "docs" / "reproduce.md"
-    assert there.read_text(encoding="utf-8") == page(), "write it again: see docs/generate.py"

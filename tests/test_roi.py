@@ -1,6 +1,5 @@
-"""Some classes as the ROI, the others as background:
-
-in the data set, cache, folds and scores, and in a whole job.
+"""Some classes as the ROI, the others as background: in the data set, cache, folds and scores, and
+in a whole job.
 """
 
 from __future__ import annotations
@@ -182,9 +181,8 @@ def test_two_restrictions_share_a_cache_and_no_label(data: Path, tmp_path: Path)
 
 
 def test_planning_sees_the_roi_alone(data: Path) -> None:
-    """Its intensities are the ROI's:
-
-    100 times 2.5 in bright organs and -0.5 in dark ones, with noise of 30.
+    """Its intensities are the ROI's: 100 times 2.5 in bright organs and -0.5 in dark ones, with
+    noise of 30.
     """
     whole = open_dataset(data)
     means = [
@@ -195,9 +193,8 @@ def test_planning_sees_the_roi_alone(data: Path) -> None:
 
 
 def test_references_with_other_classes(data: Path, tmp_path: Path) -> None:
-    """A prediction of all organs as dark ones:
-
-    every bright voxel is a false positive, as all background is.
+    """A prediction of all organs as dark ones: every bright voxel is a false positive, as all
+    background is.
     """
     few = restricted(open_dataset(data), ["dark"])
     truth = read_labels(few.test[0].label)  # type: ignore[arg-type]

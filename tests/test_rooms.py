@@ -18,8 +18,11 @@ FLOORS = (
         "errors",
         "console",
         "arguments",
+        "dicom",
         "disk",
         "formats",
+        "grids",
+        "interop",
         "picture",
         "volume",
         "resampling",
@@ -85,11 +88,16 @@ def test_the_ground_floor_has_no_cycle() -> None:
         "batch",
         "resampling",
         "picture",
+        "grids",
+        "dicom",
         "formats",
+        "interop",
         "volume",
     ]
     for i, name in enumerate(order):
-        assert imported(SOURCE / f"{name}.py") <= set(order[:i])
+        for path in (SOURCE / f"{name}.py", *(SOURCE / name).glob("*.py")):
+            if path.exists():
+                assert imported(path) - {name} <= set(order[:i])
 
 
 def code_lines(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> int:
@@ -142,3 +150,30 @@ def test_heavy_imports_wait(module: str, without: set[str]) -> None:
         [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
     ).stdout.split()
     assert found == []
+
+
+LAYERS = {"api.py", "studies/api.py", "arguments.py"}
+"""Files of the face: a verb has its name there, in the command line, and where it is done."""
+
+
+def test_no_two_public_names_mean_two_things() -> None:
+    """A class, function or constant has one home; a verb has the same name in every layer."""
+    homes: dict[str, set[str]] = {}
+    for path in FILES:
+        place = path.relative_to(SOURCE).as_posix()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = []
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            for name in names:
+                if len(name) > 1 and not name.startswith("_"):
+                    homes.setdefault(name, set()).add(place)
+    verbs = {name for name, places in homes.items() if places & LAYERS}
+    twice = {}
+    for name, places in homes.items():
+        inner = {place for place in places - LAYERS if not place.startswith("cli/")}
+        if len(inner) > 1 or (len(places) > 1 and name not in verbs and not inner):
+            twice[name] = sorted(places)
+    assert twice == {}

@@ -1,6 +1,5 @@
-"""The main job on a small phantom data set:
-
-stages, faults, resume, ensembles. And through the command line.
+"""The main job on a small phantom data set: stages, faults, resume, ensembles. And through the
+command line.
 """
 
 from __future__ import annotations
@@ -234,7 +233,11 @@ def test_a_folder_survives_corrupt_scans(data: Path, finished: Path, tmp_path: P
     assert "nan" in done.stderr
     assert "Traceback" not in done.stderr
     assert "2 of 4 cases could not be segmented" in done.stderr
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.*")) == ["good.nii.gz", "zeros.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.*")) == [
+        "good.nii.gz",
+        "predicted_by.json",
+        "zeros.nii.gz",
+    ]
     assert sorted(p.name for p in (tmp_path / "out/confidence").iterdir()) == [
         "good.nii.gz",
         "zeros.nii.gz",
@@ -327,9 +330,8 @@ def test_nnunet_regions_and_ignore_label(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_one_case_and_an_empty_label(tmp_path: Path) -> None:
-    """A single case trains;
-
-    a test case that is all background counts as correctly absent or as spurious.
+    """A single case trains; a test case that is all background counts as correctly absent or as
+    spurious.
     """
     data = phantom.write_dataset(tmp_path / "data", labelled=1, test=1)
     label = read_labels(data / "labelsTs" / "phantom_001.nii.gz")

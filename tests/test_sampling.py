@@ -69,9 +69,8 @@ def case(
 
 
 def index(batch: Batch, i: int) -> np.ndarray:
-    """Where in its case each voxel of item `i` was, (*S) of flat indices;
-
-    negative where there was nothing.
+    """Where in its case each voxel of item `i` was, (*S) of flat indices; negative where there was
+    nothing.
     """
     values = batch.image[i, 0].double().numpy()
     found = np.rint(values - OFFSET)

@@ -377,9 +377,8 @@ def test_label_values_and_the_largest_component() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set, a 2-D run on it, and one that propagates at other pixels;
-
-    both have learnt next to nothing.
+    """A data set, a 2-D run on it, and one that propagates at other pixels; both have learnt next
+    to nothing.
     """
     folder = tmp_path_factory.mktemp("stages")
     data = phantom.write_dataset(folder / "data", labelled=1, test=2, shape=(12, 16, 16), classes=3)

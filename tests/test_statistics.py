@@ -20,7 +20,7 @@ from contextseg.evaluation.statistics import (
     paired_tests,
     signed_rank,
 )
-from contextseg.evaluation.tables import latex, markdown, results, save
+from contextseg.evaluation.tables import latex, markdown, results, save_results
 from contextseg.metrics import METRICS, Metric, summarise
 
 
@@ -484,7 +484,7 @@ def test_latex_is_balanced_and_escaped(tmp_path: Path) -> None:
     for line in text.split(r"\midrule")[1].split(r"\\")[:-1]:
         assert line.replace(r"\&", "").count("&") == len(columns) - 1
     assert text.isascii()
-    save(found, tmp_path, "x")
+    save_results(found, tmp_path, "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x-pairs.csv", "x.csv", "x.md", "x.tex"]
 
 

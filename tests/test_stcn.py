@@ -478,9 +478,8 @@ def test_clips_that_cannot_be(tmp_path: Path, wrong: dict[str, int]) -> None:
 
 
 def phantoms(n: int, items: int = 4, classes: int = 3) -> Batch:
-    """Clips of three slices through phantoms, two of them given:
-
-    one beyond the walk, and its first.
+    """Clips of three slices through phantoms, two of them given: one beyond the walk, and its
+    first.
     """
     images, labels = [], []
     for i in range(items):

@@ -124,7 +124,7 @@ def test_how_far_apart_two_grids_lie() -> None:
     wider = np.diag([1, 1, 1.02, 1])  # 0.02 mm a voxel, ten steps: the corner is off by 0.2 mm
     assert scan.apart_mm(Volume(scan.array, wider)) == pytest.approx(0.2)
     assert not scan.same_grid(Volume(scan.array, wider))
-    assert scan.same_grid(Volume(scan.array, wider), tolerance_mm=0.21)
+    assert scan.same_grid(Volume(scan.array, wider), tolerance_vox=0.21)
     assert not scan.same_grid(Volume(np.zeros((3, 4, 12)), np.eye(4)))
 
 
@@ -375,7 +375,7 @@ ARRAY = np.zeros((4, 5, 6))
         (nibabel.Nifti1Image(np.zeros((2, 3, 4, 1, 2, 2)), np.eye(4)), None, "6 dimensions"),
         (nibabel.Nifti1Image(np.zeros((2, 3, 4), complex), np.eye(4)), None, "complex numbers"),
         (SpatialImage(np.zeros((2, 3, 4)), np.diag([1.0, 0, 1, 1])), None, "degenerate"),
-        (sitk.Image([2, 3, 4], sitk.sitkComplexFloat32), None, "SimpleITK image: complex numbers"),
+        (sitk.Image([2, 3, 4], sitk.sitkComplexFloat32), None, "image: its voxels are complex"),
         (sitk.Image([2, 3, 4], sitk.sitkLabelUInt8), None, "run-length labels"),
         (sitk.Image([2, 3, 4, 2], sitk.sitkVectorUInt8, 2), None, "4 dimensions"),
     ],
@@ -440,7 +440,7 @@ def test_labels_from_anything(tmp_path: Path) -> None:
         (ARRAY[1:], r"its grid differs from the scan's \(3 x 5 x 6 and 4 x 5 x 6 voxels\)"),
         (Volume(ARRAY, oblique(21)), "its grid differs from the scan's"),
         (ARRAY[0], "a 2-D array"),
-        (ARRAY + 2.0**40, "use small whole numbers"),
+        (ARRAY + 2.0**40, "use whole numbers from 0"),
     ],
 )
 def test_labels_that_do_not_fit(source: Any, message: str) -> None:

@@ -44,9 +44,8 @@ WIDTHS = [8, 32, 64, 128]
 
 
 def google(places: int = 64) -> dict[str, np.ndarray]:
-    """As R50+ViT-B_16.npz:
-
-    kernels (H, W, I, O) and (I, O), norms (1, 1, 1, C), heads apart, a token of the class.
+    """As R50+ViT-B_16.npz: kernels (H, W, I, O) and (I, O), norms (1, 1, 1, C), heads apart, a
+    token of the class.
     """
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {

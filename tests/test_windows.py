@@ -156,9 +156,8 @@ def test_channels_may_come_from_any_of_a_scans() -> None:
 
 
 def test_the_cache_gives_a_patch_through_the_windows(tmp_path: Path) -> None:
-    """Phantoms span 400 units about 0;
-
-    int16 then keeps them to a hundredth, which is a 10,000th of a window.
+    """Phantoms span 400 units about 0; int16 then keeps them to a hundredth, which is a 10,000th of
+    a window.
     """
     folder = phantom.write_dataset(tmp_path / "data", labelled=1, test=0)
     content = read_json(folder / "dataset.json")

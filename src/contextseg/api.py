@@ -202,11 +202,13 @@ def demo(output: StrPath = "demo", *, verbose: bool = True, **settings: Any) -> 
 # --- segmenting -----------------------------------------------------------------------------------
 
 
-def load(*runs: StrPath, **settings: Any) -> Predictor:
+def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
         *runs: Folders of finished runs. Several are an ensemble, the mean of their logits.
+        device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
+            trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
             the first run.
 
@@ -223,7 +225,7 @@ def load(*runs: StrPath, **settings: Any) -> Predictor:
 
     if not runs:
         raise ContextsegError("load", "no run", "give the folder of a finished run")
-    predictor = open_predictor(runs)
+    predictor = open_predictor(runs, device)
     words = assignments({_of_prediction(name): value for name, value in settings.items()})
     asked = Settings("", prediction=predictor.settings).set(words)
     return replace(predictor, settings=asked.prediction)
@@ -231,13 +233,17 @@ def load(*runs: StrPath, **settings: Any) -> Predictor:
 
 def _of_prediction(name: str) -> str:
     """The whole name of a setting of prediction; training is over, so no other is taken."""
+    from dataclasses import fields
+
+    from contextseg.settings import Augmentation, PredictionSettings, Settings, Training
+
     part, dot, _ = name.partition(".")
-    if not dot:
-        return f"prediction.{name}"
-    if part != "prediction":
-        remedy = "leave it out, or train again with it"
+    known = {field.name for field in fields(PredictionSettings)}
+    others = {f.name for kind in (Settings, Training, Augmentation) for f in fields(kind)}
+    if part != "prediction" and (dot or name in others - known):
+        remedy = f"leave it out, or train again with it; choose from {', '.join(sorted(known))}"
         raise ContextsegError(f"--set {name}", "a finished run does not use this setting", remedy)
-    return name
+    return name if dot else f"prediction.{name}"
 
 
 def propagate(
@@ -252,6 +258,7 @@ def propagate(
     unlabelled: int | None = None,
     plane: str = "auto",
     spacing_mm: Sequence[float] | None = None,
+    series: str = "",
     verbose: bool = True,
 ) -> Filled:
     """Fill a scan from a few labelled slices, in both directions, for any class.
@@ -272,25 +279,25 @@ def propagate(
         unlabelled: The value of unlabelled voxels. None: slices without a label are unlabelled.
         plane: "axial", "coronal" or "sagittal": what is labelled. "auto" finds it.
         spacing_mm: Voxel size along D, H and W, for arrays.
+        series: Which series of a DICOM folder, by number or UID. "" for the only one.
         verbose: Show the progress on stderr.
 
     Returns:
         The filled label map, the confidence of each slice, and the next slice worth labelling.
 
     Raises:
-        ContextsegError: Scan and labels are not on one grid, nothing is labelled, or `way` needs a
-            model.
+        ContextsegError: Scan and labels are not on one grid, nothing is labelled, `way` needs a
+            model, or `output` is the scan or the labels.
     """
+    from contextseg.interop.reading import keep_segments
     from contextseg.pipeline import open_propagation_model
+    from contextseg.predictor import scan_of
     from contextseg.propagation import fill, labelled_slices, ranges
-    from contextseg.volume import as_labels, as_volume
+    from contextseg.volume import as_labels
 
-    volume = as_volume(scan, spacing_mm)
+    _refuse_to_overwrite(output, scan, labels)
+    volume = scan_of(scan, spacing_mm, series)
     drawn = as_labels(labels, volume)
-    if not drawn.same_grid(volume):
-        where = labels if isinstance(labels, str | Path) else "labels"
-        what = "its grid differs from the scan's"
-        raise ContextsegError(where, what, "draw on the scan, or resample the labels onto it")
     labelled = labelled_slices(drawn, unlabelled, plane)
     network = open_propagation_model(model) if model else None
     with progress_of(verbose)("propagate") as progress:
@@ -305,6 +312,7 @@ def propagate(
         )
     if output is not None:
         filled.save(output)
+        keep_segments(labels, output, filled.label)
     return filled
 
 
@@ -379,30 +387,39 @@ def evaluate(
     tolerance_mm: float | str | Mapping[str, float] = 2.0,
     convention: str = "default",
     compare_conventions: bool = False,
+    only_predicted: bool = False,
     strict: bool = True,
     verbose: bool = True,
 ) -> pd.DataFrame:
     """Compare two folders of label maps, from any tool: Dice, NSD, HD95 and more.
 
+    A reference without a prediction counts as missed, as an organ that was not found. A class that
+    only predictions hold is spurious there.
+
     Args:
         predictions: Folder of predicted label maps.
         references: Folder of reference label maps with the same names.
-        output: Folder for `metrics.csv`, nnU-Net's `summary.json` and `calibration.csv`.
+        output: Folder for `metrics.csv`, nnU-Net's `summary.json`, `evaluation.json` (what was
+            left out) and `calibration.csv`.
         labels: A `dataset.json` with the names of the classes. None: every value is a class.
         roi: Classes to score. () for all.
         tolerance_mm: Tolerance of the NSD in mm, one number or one for each class.
         convention: Whose definitions; docs/measuring.md lists them.
         compare_conventions: Score by all conventions, and give that table.
+        only_predicted: Leave out the references without a prediction.
         strict: Raise an error where cases could not be scored, after all others are. False: the
             reasons are in `table.attrs["failed"]`, by case.
         verbose: Show the progress on stderr.
 
     Returns:
         A row for each case and class; with `compare_conventions` a row for each class and metric.
+        Its `attrs` hold failed (reasons by case), without_prediction and without_reference (names
+        of label maps without a counterpart), only_predicted, unused_files, and
+        values_not_scored (label values that `labels` lacks).
 
     Raises:
-        ContextsegError: No file has a counterpart, or cases could not be scored; the message names
-            them, and what could be scored is written.
+        ContextsegError: No file has a counterpart, no file holds a class, or cases could not be
+            scored; the message names them, and what could be scored is written.
     """
     from contextseg.evaluation.folders import evaluate_folders
 
@@ -415,6 +432,7 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         convention=convention,
         all_conventions=compare_conventions,
+        only_predicted=only_predicted,
         strict=strict,
         progress_bar=progress_of(verbose),
     )
@@ -438,6 +456,15 @@ def report(run: StrPath) -> Path:
 
 
 # --- what the functions share ---------------------------------------------------------------------
+
+
+def _refuse_to_overwrite(output: StrPath | None, scan: Any, labels: Any) -> None:
+    """Refuse an output file that is one of the inputs: what was drawn would be gone."""
+    scans = scan if isinstance(scan, list | tuple) else [scan]
+    inputs = [path for path in (*scans, labels) if isinstance(path, str | Path)]
+    if output is not None and _resolved(output) in map(_resolved, inputs):
+        what = "the output file is the scan or the labels"
+        raise ContextsegError(output, what, "choose another --output file")
 
 
 def _resolved(path: StrPath | None) -> str:

@@ -10,8 +10,8 @@ from typing import TypeVar
 from contextseg.console import Progress
 from contextseg.errors import ContextsegError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def default_workers(most: int = 4) -> int:
@@ -20,11 +20,11 @@ def default_workers(most: int = 4) -> int:
 
 
 def map_cases(
-    work: Callable[[Item], Result],
-    cases: Sequence[Item],
+    work: Callable[[T], R],
+    cases: Sequence[T],
     workers: int | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[Item, Result | ContextsegError]]:
+) -> Iterator[tuple[T, R | ContextsegError]]:
     """Do `work` on every case in threads; yield each case with its result, in order.
 
     A case whose work raises `ContextsegError` yields that error in place of a result, so that one
@@ -44,7 +44,7 @@ def map_cases(
         [1, 2]
     """
 
-    def attempt(case: Item) -> Result | ContextsegError:
+    def attempt(case: T) -> R | ContextsegError:
         try:
             return work(case)
         except ContextsegError as error:

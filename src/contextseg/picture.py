@@ -8,7 +8,7 @@ import numpy as np
 
 _PICTURE_SIDE = 256  # pixels
 _FEW_VALUES = 64  # a slice of whole numbers with no more different values is one of labels
-_LABEL_COLOURS = (
+LABEL_COLOURS = (
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#FFFFFF",
 )  # fmt: skip
 _UNLABELLED = (70, 70, 70)
@@ -59,7 +59,7 @@ def _in_grey(plane: np.ndarray) -> np.ndarray:
 
 def _in_colours(plane: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: black background, dark grey where nothing is labelled."""
-    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _LABEL_COLOURS])
+    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in LABEL_COLOURS])
     label = plane.astype(np.int64)
     pixels = colours[(label - 1) % len(colours)]
     pixels[label == 0] = 0

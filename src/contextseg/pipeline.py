@@ -172,11 +172,12 @@ def pipeline_cases(run: Run, test: bool = True) -> list[Case]:
 # --- predictions ----------------------------------------------------------------------------------
 
 
-def open_predictor(folders: Sequence[str | Path]) -> Predictor:
+def open_predictor(folders: Sequence[str | Path], device: str = "") -> Predictor:
     """The finished methods of one or several runs as one `Predictor`.
 
     Args:
         folders: Folders of finished runs; several are an ensemble, the mean of their logits.
+        device: Where the networks run, see `Run.finished`.
 
     Returns:
         A predictor with the prediction settings of the first run.
@@ -191,7 +192,7 @@ def open_predictor(folders: Sequence[str | Path]) -> Predictor:
             if getattr(run.plan, name) != getattr(first.plan, name):
                 what = f"its plan differs in {name} from that of {first.folder}"
                 raise ContextsegError(run.folder, what, "predict with each on its own")
-    members = [Member(run.finished(), run.plan) for run in runs]
+    members = [Member(run.finished(device), run.plan) for run in runs]
     return Predictor(members, first.settings.prediction)
 
 

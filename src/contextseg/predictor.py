@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from contextseg.console import Progress, ProgressBar, no_progress_bar
+from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.components import Change, keep_largest, write_change
-from contextseg.data.layouts import Case, cases_in
+from contextseg.data.layouts import Case, scans_in
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import normalise, prepare, undo
-from contextseg.disk import writing
+from contextseg.data.unused import name_unused
+from contextseg.disk import digest, writing
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.calibration import confidence_file
 from contextseg.evaluation.efficiency import Efficiency
+from contextseg.interop.reading import write_classes
 from contextseg.methods import Method
 from contextseg.methods.presence import Flags, head_of, presence_flags, write_flags
 from contextseg.predict import segment
+from contextseg.predict.record import RECORD, PredictionRecord, weights_digest
 from contextseg.settings import PredictionSettings
-from contextseg.volume import Volume, as_volume, write
+from contextseg.volume import Volume, as_volume, read, write
 
 ALIKE = ("classes", "values", "orientation", "spacing_mm", "patch_vox")
 """What the plans of an ensemble share; they may differ in how they normalise, as folds of CT do."""
@@ -91,7 +94,8 @@ class Segmentation:
             path.parent.mkdir(parents=True, exist_ok=True)
         if self.confidence is not None:
             write(confidence_file(path), self.confidence)
-        write(path, self.label)  # last: a label map that is there is a case that is done
+        # Last: a label map that is there is a case that is done.
+        write_classes(path, self.label, self.classes)
         return path
 
     def __repr__(self) -> str:
@@ -152,12 +156,19 @@ class Predictor:
         """Value of each class in predicted label maps, by name, without the background."""
         return dict(zip(self.plan.classes[1:], self.plan.values[1:]))
 
+    def made_by(self) -> dict[str, Any]:
+        """What its label maps depend on, as JSON content: models and settings by name."""
+        settings = asdict(self.settings)
+        del settings["windows"]  # how many patches go at once; the label maps are the same
+        return {"models": [model_name(m.method, m.plan) for m in self.members], **settings}
+
     def predict(
         self,
         scan: Any,
         spacing_mm: Sequence[float] | None = None,
         *,
         name: str = "",
+        series: str = "",
         progress: Progress | None = None,
     ) -> Segmentation:
         """Segment one scan, on its own grid.
@@ -167,6 +178,7 @@ class Predictor:
                 SimpleITK image, a nibabel image, or an array (D, H, W) or (C, D, H, W).
             spacing_mm: Voxel size along D, H and W in millimetres; for an array, and only there.
             name: Name of the case, for messages and the result.
+            series: Which series of a DICOM folder, see `contextseg.read`. "" for the only one.
             progress: Called with (patches done, patches in all).
 
         Returns:
@@ -177,7 +189,7 @@ class Predictor:
             ContextsegError: The scan cannot be read, has another number of channels than the
                 training scans, or a shape that is no scan.
         """
-        volume = as_volume(scan, spacing_mm)
+        volume = scan_of(scan, spacing_mm, series)
         raw, _, _, record = prepare(volume, self.plan, name)
         confidence = np.empty(record.shape, np.uint8) if self.settings.confidence else None
         networks, image = self._networks(raw, record)
@@ -191,7 +203,7 @@ class Predictor:
             confidence=confidence,
             progress=progress,
         )
-        whole = undo(label, record, self.plan.values[0])
+        whole = volume.with_array(undo(label, record, self.plan.values[0]).array)
         kept, removed = whole, None
         if self.settings.largest_component:
             kept, removed = keep_largest(whole)
@@ -211,6 +223,8 @@ class Predictor:
         ending: str = ".nii.gz",
         progress: Progress = lambda *_: None,
         efficiency: Efficiency | None = None,
+        record: PredictionRecord | None = None,
+        series: str = "",
     ) -> dict[str, str]:
         """Segment cases into a folder; what is there already is kept.
 
@@ -224,6 +238,8 @@ class Predictor:
             ending: Ending of the label maps.
             progress: Called with (done, of) before and after each case.
             efficiency: Notes what each case costs that is segmented now.
+            record: Notes who made the label map of each case; None notes nothing.
+            series: Which series of each DICOM folder. "" for the only one.
 
         Returns:
             Why cases failed, by name; {} where none did.
@@ -231,7 +247,10 @@ class Predictor:
 
         def segment_case(case: Case, out: Path) -> None:
             with efficiency.case(case.name) if efficiency else nullcontext():
-                write_segmentation(self.predict(case.images, name=case.name), out)
+                segmentation = self.predict(case.images, name=case.name, series=series)
+                if record is not None:
+                    record.note(case)
+                write_prediction(segmentation, out)
 
         return segment_missing(cases, Path(folder), ending, segment_case, progress)
 
@@ -240,15 +259,21 @@ class Predictor:
         images: str | Path,
         output: str | Path,
         *,
+        series: str = "",
         profile: bool = False,
         profile_formula: str = "trapezoid",
         progress_bar: ProgressBar = no_progress_bar,
     ) -> dict[str, Path]:
-        """Segment every scan of a folder into another; what is there already is kept.
+        """Segment every scan of a folder into another; the same call goes on where it stopped.
+
+        The file `predicted_by.json` beside the label maps says what made them, so that no label map
+        of another model, other settings or another scan passes for one of this call.
 
         Args:
-            images: A scan, a folder of scans, or the folder of a data set.
+            images: A scan, a folder of scans, or the folder of a data set. What is no scan there
+                is named on stderr.
             output: Where the label maps go, CASE.nii.gz; see `predict_cases` for what else.
+            series: Which series of each DICOM folder, by number or UID. "" for the only one.
             profile: Note running time and memory of each scan in `efficiency.csv`, with a plot.
             profile_formula: How areas under the curves are taken: "trapezoid", or "official" for
                 FLARE22's own sum.
@@ -258,14 +283,24 @@ class Predictor:
             The label map of each case, by name.
 
         Raises:
-            ContextsegError: There is no scan, or scans could not be segmented; the message counts
-                them, and all others are done.
+            ContextsegError: There is no scan; the output folder holds the scans, or label maps of
+                others; or scans could not be segmented: the message counts them, and all others
+                are done.
         """
         output = Path(output)
-        cases = cases_in(images)
+        cases = cases_to_segment(images, output)
+        record = PredictionRecord(output, self.made_by())
+        record.check(cases)
         efficiency = Efficiency(output, profile_formula) if profile else None
         with progress_bar("predict") as progress:
-            failed = self.predict_cases(cases, output, progress=progress, efficiency=efficiency)
+            failed = self.predict_cases(
+                cases,
+                output,
+                progress=progress,
+                efficiency=efficiency,
+                record=record,
+                series=series,
+            )
         if efficiency:
             efficiency.plot()
         raise_failed(failed, len(cases))
@@ -300,12 +335,34 @@ class Predictor:
         return f"Predictor({names}; {', '.join(self.plan.classes[1:])}; {spacing} mm)"
 
 
+def scan_of(scan: Any, spacing_mm: Sequence[float] | None = None, series: str = "") -> Volume:
+    """A scan from whatever somebody has of it.
+
+    Args:
+        scan: What `Predictor.predict` takes.
+        spacing_mm: Voxel size along D, H and W in millimetres; for an array, and only there.
+        series: Which series of a DICOM folder; for folders, and only there.
+
+    Returns:
+        The scan, (C, D, H, W).
+
+    Raises:
+        ContextsegError: The scan cannot be read, or `series` is given with what is no folder.
+    """
+    if not series:
+        return as_volume(scan, spacing_mm)
+    paths = scan if isinstance(scan, list | tuple) else [scan]
+    if spacing_mm is not None or not all(isinstance(path, str | Path) for path in paths):
+        what = "only a DICOM folder has series"
+        raise ContextsegError(f"series={series}", what, "leave it out, or give the folder")
+    return read(*paths, series=series)
+
+
 def _confidence(confidence: np.ndarray, record: Any, whole: Volume, kept: Volume) -> Volume:
     """Confidence on the scan's grid; what was removed is background, as likely as its class was
     not."""
-    on_grid = undo(confidence, record, 255)
-    array = np.where(kept.array == whole.array, on_grid.array, 255 - on_grid.array)
-    return on_grid.with_array(array)
+    on_grid = undo(confidence, record, 255).array
+    return kept.with_array(np.where(kept.array == whole.array, on_grid, 255 - on_grid))
 
 
 def sliding_window_arguments(
@@ -333,7 +390,59 @@ def sliding_window_arguments(
     }
 
 
-def write_segmentation(segmentation: Segmentation, out: Path) -> None:
+def model_name(network: torch.nn.Module, plan: Plan) -> str:
+    """A trained network with its plan in a word: its class, and a digest of weights and plan.
+
+    Args:
+        network: The network or method.
+        plan: The plan it was trained with.
+
+    Returns:
+        The word.
+    """
+    return f"{type(network).__name__}-{digest(weights_digest(network), asdict(plan))}"
+
+
+def cases_to_segment(images: str | Path, output: Path) -> tuple[Case, ...]:
+    """The cases of a scan, a folder or a data set, for an output folder that holds none of them.
+
+    What is no scan is named on stderr. An output folder inside the folder of scans is no scan.
+
+    Args:
+        images: A scan, a folder of scans, or the folder of a data set.
+        output: Where the label maps will go.
+
+    Returns:
+        The cases.
+
+    Raises:
+        ContextsegError: There is no scan, or the output folder holds the scans or their labels.
+    """
+    target = output.resolve()
+    remedy = "choose a folder of its own for the predictions"
+    if Path(images).resolve() == target:
+        raise ContextsegError(output, "the output folder is the folder of the scans", remedy)
+    cases, unused = scans_in(images)
+    if (output / RECORD).exists():  # one of an earlier call, inside the folder of the scans
+        cases = tuple(case for case in cases if not _lies_in(case.images[0], target))
+        if not cases:
+            raise ContextsegError(images, "there is no scan but predictions", "give the scans")
+    for case in cases:
+        for path in (*case.images, *([case.label] if case.label else [])):
+            if _lies_in(path, target) or (path.is_dir() and _lies_in(output, path.resolve())):
+                what = f"the output folder holds the scans or their labels ({path.name})"
+                raise ContextsegError(output, what, remedy)
+    if line := name_unused(path for path in unused if path.resolve() != target):
+        say(f"{images}: {line}")
+    return cases
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, or a folder is it; links of files are not followed."""
+    return folder in (path.parent.resolve(), path.resolve())
+
+
+def write_prediction(segmentation: Segmentation, out: Path) -> None:
     """Write a label map with all that belongs to it; the label map last, since it says "done"."""
     if segmentation.removed is not None:
         write_change(out.parent, segmentation.name, segmentation.removed)

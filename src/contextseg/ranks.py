@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Mean = Callable[[list[Tensor]], None]
+"""Replaces tensors that are means over this rank's items by means over all items, in place."""
 
 
 def ranks() -> tuple[int, int]:

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from contextseg.batch import IGNORE
-from contextseg.console import Progress, ProgressBar, no_progress_bar
+from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached, fingerprint, load_record, preprocess
 from contextseg.data.check import check, raise_errors
@@ -351,17 +351,35 @@ class Run:
 
     # --- the recipe and its verbs -----------------------------------------------------------------
 
-    def finished(self) -> Method:
+    def finished(self, device: str = "") -> Method:
         """The method that this run ended with, in evaluation mode.
 
+        Args:
+            device: Where it runs. "" is where it was trained, or, where that device is not here,
+                the GPU or CPU that is.
+
+        Returns:
+            The method.
+
         Raises:
-            ContextsegError: The run is not finished.
+            ContextsegError: The run is not finished, or the device cannot be used here.
         """
         self._only_finished = True
         try:
-            return self.fit()
+            return self.fit().to(pick_device(device) if device else self._device())
         finally:
             self._only_finished = False
+
+    def _device(self) -> torch.device:
+        """The device of the settings; for a finished run another, where that one is not here."""
+        try:
+            return pick_device(self.settings.training.device)
+        except ContextsegError as error:
+            if not self._only_finished:
+                raise
+            other = pick_device()
+            say(f"{error.where}: {error.what}; {other} is used")
+            return other
 
     def predictor(self) -> Predictor:
         """The finished method as a `Predictor`, with the run's prediction settings."""
@@ -434,7 +452,7 @@ class Run:
             )
 
         folder = self.stage("train", work, together=True)
-        device = pick_device(settings.training.device)
+        device = self._device()
         weights = torch.load(folder / "model.pt", map_location=device, weights_only=True)
         method.load_state_dict(weights)
         # What a recipe makes next does not depend on whether this stage was resumed.
@@ -579,9 +597,8 @@ def _annotated_label(case: Cached) -> np.ndarray:
 
 
 def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, Any]) -> Plan:
-    """The plan for a data set from the facts of its training cases;
-
-    `arguments` are those of `make_plan`.
+    """The plan for a data set from the facts of its training cases; `arguments` are those of
+    `make_plan`.
     """
     data = dataset
     return make_plan(

@@ -28,12 +28,10 @@ from contextseg.batch import Batch
 from contextseg.console import Progress
 from contextseg.disk import csv_text, replacing, write_text
 from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.ranks import mean_over_ranks, names_on_any_rank, on_any_rank, ranks
+from contextseg.ranks import Mean, mean_over_ranks, names_on_any_rank, on_any_rank, ranks
 
 BatchAt = Callable[[int, int, int, torch.device], Batch]
 """(n, rank, world, device) to the items of batch `n` that belong to that rank."""
-Mean = Callable[[list[Tensor]], None]
-"""Replaces tensors that are means over this rank's items by the means over all items, in place."""
 PRECISIONS = ("auto", "float32")
 
 

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from contextseg.errors import ContextsegError
-from contextseg.formats import ending, from_itk, from_nibabel, load, save
+from contextseg.formats import Header, ending, from_itk, from_nibabel, load, save
+from contextseg.grids import TOLERANCE_VOX, apart_mm, label_type, onto, same_grid
+from contextseg.interop.reading import segmented, segmented_on
 from contextseg.picture import axial_png
 
 __all__ = [
     "AXIAL",
+    "Header",
     "Volume",
     "as_labels",
     "as_volume",
@@ -44,6 +47,8 @@ class Volume:
     Attributes:
         array: An image (C, D, H, W) or a label map (D, H, W). A 2-D image is one slice: D = 1.
         affine: (4, 4) from a voxel index (d, h, w, 1) to mm, RAS+.
+        header: What the file that it came from says of this grid beyond the affine, written back
+            when the volume is saved; None for an array, or where there is nothing to keep.
 
     Example:
         >>> volume = Volume(np.zeros((4, 5, 6), np.int16), np.diag([3.0, 1.0, 2.0, 1.0]))
@@ -55,6 +60,12 @@ class Volume:
 
     array: np.ndarray
     affine: np.ndarray
+    header: Header | None = None
+
+    @property
+    def doubts(self) -> tuple[tuple[str, str], ...]:
+        """What the file leaves open, such as two affines that disagree: (what, remedy) pairs."""
+        return () if self.header is None else self.header.doubts
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,13 +101,14 @@ class Volume:
         order, flips = axis_moves(self.orientation, orientation)
         lead = self.array.ndim - 3
         array = np.transpose(self.array, [*range(lead), *(lead + i for i in order)])
-        affine = self.affine[:, [*order, 3]].copy()
-        for axis, flip in enumerate(flips):
+        index = np.zeros((4, 4))  # from a new index to the one now
+        index[3, 3] = 1
+        for axis, (source, flip) in enumerate(zip(order, flips)):
+            index[source, axis] = -1 if flip else 1
             if flip:
                 array = np.flip(array, lead + axis)
-                affine[:3, 3] += affine[:3, axis] * (array.shape[lead + axis] - 1)
-                affine[:3, axis] *= -1
-        return Volume(array, affine)
+                index[source, 3] = array.shape[lead + axis] - 1
+        return self._moved(array, index)
 
     def cropped(self, box: Sequence[slice]) -> Volume:
         """The part inside a box, at the same place in the patient.
@@ -107,19 +119,24 @@ class Volume:
         Returns:
             A volume whose array is a view of this one's.
         """
-        affine = self.affine.copy()
-        affine[:3, 3] += affine[:3, :3] @ [s.start for s in box]
+        index = np.eye(4)
+        index[:3, 3] = [s.start for s in box]
         d, h, w = box
-        return Volume(self.array[..., d, h, w], affine)
+        return self._moved(self.array[..., d, h, w], index)
 
-    def same_grid(self, other: Volume, tolerance_mm: float = 0.1) -> bool:
+    def _moved(self, array: np.ndarray, index: np.ndarray) -> Volume:
+        """Another part of this lattice; `index` (4, 4) leads from its indices to those of this."""
+        header = None if self.header is None else self.header.moved(index)
+        return Volume(array, self.affine @ index, header)
+
+    def same_grid(self, other: Volume, tolerance_vox: float = TOLERANCE_VOX) -> bool:
         """Whether both have the same shape, and every voxel lies at the same place.
 
         Args:
-            other: The volume to compare with.
-            tolerance_mm: How far apart two voxels of the same index may lie.
+            other: The volume to compare with, whose voxels are the unit.
+            tolerance_vox: How far apart two voxels of the same index may lie along each axis.
         """
-        return self.shape == other.shape and self.apart_mm(other) <= tolerance_mm
+        return same_grid(self, other, tolerance_vox)
 
     def apart_mm(self, other: Volume) -> float:
         """Largest distance between voxels of the same index in both grids, found at a corner.
@@ -127,11 +144,10 @@ class Volume:
         Args:
             other: The volume to compare with, of the same shape.
         """
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1.0])).reshape(4, -1)
-        return float(np.linalg.norm((self.affine - other.affine) @ corners, axis=0).max())
+        return apart_mm(self, other)
 
     def with_array(self, array: np.ndarray) -> Volume:
-        """Another array on the same grid.
+        """Another array on the same grid, with the same header.
 
         Args:
             array: (D, H, W) or (C, D, H, W).
@@ -211,11 +227,13 @@ def axis_moves(source: str, target: str) -> tuple[list[int], list[bool]]:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def read(*paths: str | Path) -> Volume:
+def read(*paths: str | Path, series: str = "") -> Volume:
     """Read an image from one file or several.
 
     Args:
         *paths: One file or DICOM folder for each channel, or one file that holds all channels.
+        series: Which series of a DICOM folder, by its SeriesInstanceUID or SeriesNumber; "/2" after
+            it is the second stack or time point of the series. "" for the only one.
 
     Returns:
         An image (C, D, H, W). The array keeps the file's number type where there is no scaling.
@@ -224,7 +242,7 @@ def read(*paths: str | Path) -> Volume:
         ContextsegError: A file is missing, truncated or of no known format, or the channels lie on
             different grids.
     """
-    return _channels([(path, _load(Path(path))) for path in paths])
+    return _channels([(path, _load(Path(path), series=series)) for path in paths])
 
 
 def read_labels(path: str | Path) -> Volume:
@@ -240,14 +258,16 @@ def read_labels(path: str | Path) -> Volume:
         ContextsegError: The file cannot be read, has several channels that differ, or holds values
             that are not whole numbers.
     """
-    return _whole_numbers(_load(Path(path)), path)
+    return _whole_numbers(_load(Path(path), labels=True), path)
 
 
 def write(path: str | Path, volume: Volume) -> None:
     """Write a label map (D, H, W) or an image (C, D, H, W), atomically.
 
-    NIfTI is written by nibabel, the rest by SimpleITK. The number type is kept (bool becomes
-    uint8, float16 float32). TIFF and pictures keep the array alone: their affine is lost.
+    NIfTI is written by nibabel, the rest by SimpleITK. Whole numbers of a label map are written in
+    the smallest type that holds them; other number types are kept (bool becomes uint8, float16
+    float32). The header of the volume is written too: qform and sform with their codes and the
+    units to NIfTI, the space to NRRD. TIFF and pictures keep the array alone: their affine is lost.
 
     Args:
         path: File to write; its ending chooses the format.
@@ -257,11 +277,20 @@ def write(path: str | Path, volume: Volume) -> None:
         ContextsegError: The format cannot hold the array, or the disk is full or cannot be written
             to.
     """
-    save(Path(path), volume.array, volume.affine)
+    array = np.asarray(volume.array)
+    if array.ndim == 3 and array.dtype.kind in "iu" and array.size:
+        low, high = int(array.min()), int(array.max())
+        smallest = label_type(high, signed=low < 0)
+        fits = low >= np.iinfo(smallest).min and smallest.itemsize <= array.dtype.itemsize
+        array = array.astype(smallest) if fits else array
+    save(Path(path), array, volume.affine, volume.header)
 
 
-def _load(path: Path) -> Volume:
-    return Volume(*load(path))
+def _load(path: Path, labels: bool = False, series: str = "") -> Volume:
+    found = segmented(path) if labels else None
+    if found is not None:
+        return Volume(found.array[None], found.affine, found.header)
+    return Volume(*load(path, labels, series))
 
 
 def _channels(images: Sequence[tuple[str | Path, Volume]]) -> Volume:
@@ -310,7 +339,7 @@ def _whole_numbers(volume: Volume, where: str | Path) -> Volume:
         raise ContextsegError(
             where,
             f"label values from {low} to {high}",
-            "use small whole numbers, one for each class",
+            "use whole numbers from 0 to 2147483647, one for each class",
         )
     fits = low >= -(2**15) and high < 2**15
     return volume.with_array(array.astype(np.int16 if fits else np.int32, copy=False))
@@ -371,19 +400,23 @@ def as_labels(source: Any, like: Volume | None = None) -> Volume:
     Args:
         source: A path, a `Volume`, a SimpleITK image, a nibabel image, or an array (D, H, W).
         like: The scan that the labels belong to. An array takes its grid, and needs it; anything
-            else must lie on it. None takes the grid of the source.
+            else is turned and placed onto it, see `grids.onto`. None takes the grid of the source.
 
     Returns:
         A label map (D, H, W), int16 or, for larger values, int32.
 
     Raises:
         ContextsegError: The source is no label map, cannot be read, holds values that are not whole
-            numbers, or does not lie on the grid of `like`.
+            numbers, or does not lie on the lattice of `like`.
     """
     name = _name(source)
     array = _array_of(source)
-    if array is None:
-        labels = _whole_numbers(_image(_volume_of(source), name), name)
+    contours = None if like is None else segmented_on(source, like)
+    if contours is not None:
+        found = Volume(contours.array[None], contours.affine, contours.header)
+        labels = _whole_numbers(found, name)
+    elif array is None:
+        labels = _whole_numbers(_image(_volume_of(source, labels=True), name), name)
     elif like is None:
         raise ContextsegError(
             name, "an array does not say where its voxels lie", "give the scan too"
@@ -391,11 +424,13 @@ def as_labels(source: Any, like: Volume | None = None) -> Volume:
     else:
         labels = _whole_numbers(_image(Volume(array, like.affine), name), name)
 
-    if like is not None and not labels.same_grid(like):
+    if like is None:
+        return labels
+    if array is not None and labels.shape != like.shape:
         sizes = [" x ".join(map(str, volume.shape)) for volume in (labels, like)]
         what = f"its grid differs from the scan's ({sizes[0]} and {sizes[1]} voxels)"
-        raise ContextsegError(name, what, "draw on the scan, or resample the labels onto it")
-    return labels
+        raise ContextsegError(name, what, "give an array of the scan's shape")
+    return onto(labels, like, name, "scan")
 
 
 def _name(source: Any, channel: int | None = None) -> str:
@@ -424,12 +459,12 @@ def _array_of(source: Any) -> np.ndarray | None:
     return None
 
 
-def _volume_of(source: Any) -> Volume:
+def _volume_of(source: Any, labels: bool = False) -> Volume:
     """The volume of anything but an array."""
     if isinstance(source, Volume):
         return source
     if isinstance(source, str | Path):
-        return _load(Path(source))
+        return _load(Path(source), labels)
     if _is_of(source, "SimpleITK") and hasattr(source, "GetPixelIDTypeAsString"):
         return Volume(*from_itk(source))
     if _is_of(source, "nibabel") and hasattr(source, "dataobj"):

@@ -72,11 +72,19 @@ def evaluate(
             "--compare-conventions", help="How much of a difference is convention: all of them."
         ),
     ] = False,
+    only_predicted: Annotated[
+        bool,
+        typer.Option(
+            "--only-predicted",
+            help="Leave out references without a prediction; otherwise they count as missed.",
+        ),
+    ] = False,
 ) -> None:
     """Compare two folders of label maps: Dice, sensitivity, precision, HD95 and NSD in mm.
 
     Per case and class.
     """
+    from contextseg.evaluation.folders import notices
     from contextseg.evaluation.tables import conventions_markdown
     from contextseg.reports import summary_markdown
 
@@ -89,11 +97,14 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         convention=convention,
         compare_conventions=compare_conventions,
+        only_predicted=only_predicted,
         strict=False,
     )
     if len(result):
         to_markdown = conventions_markdown if compare_conventions else summary_markdown
         typer.echo(to_markdown(result))
+    for line in notices(result):
+        say(line)
     if output and len(result) and not compare_conventions:
         say(f"per case: {output / 'metrics.csv'}")
     if failed := result.attrs["failed"]:

@@ -56,6 +56,17 @@ Roi = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Series = Annotated[
+    str,
+    typer.Option(
+        metavar="NUMBER",
+        help="Which series of a DICOM folder, by number or UID; default: the only one.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="cpu, cuda, cuda:1 ...; default: where it was trained, or what is here."),
+]
 Model = Annotated[
     Path | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from contextseg import api
-from contextseg.cli.options import Images, Model, Output, Set, settings
+from contextseg.cli.options import Device, Images, Model, Output, Series, Set, settings
 from contextseg.console import progress_bar, say
 
 
@@ -25,15 +25,18 @@ def predict(
     profile_formula: Annotated[
         str, typer.Option(help="Areas by trapezoid, or official: FLARE22's own sum.")
     ] = "trapezoid",
+    series: Series = "",
+    device: Device = "",
     set_: Set = [],  # noqa: B006  typer copies it
 ) -> None:
     """Segment scans, each on its own grid.
 
     One that cannot be read does not stop the others; what is there is kept.
     """
-    made = api.load(*runs, **settings(set_, api.load)).predict_folder(
+    made = api.load(*runs, device=device, **settings(set_, api.load)).predict_folder(
         images,
         output,
+        series=series,
         profile=profile,
         profile_formula=profile_formula,
         progress_bar=progress_bar,
@@ -85,6 +88,7 @@ def propagate(
     plane: Annotated[
         str, typer.Option(help="axial, coronal or sagittal: what is labelled; auto finds it.")
     ] = "auto",
+    series: Series = "",
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Name the next slice worth labelling.")
     ] = False,
@@ -103,6 +107,7 @@ def propagate(
         stop_below=stop_below,
         unlabelled=unlabelled,
         plane=plane,
+        series=series,
     )
     slices = f"{len(filled.labelled.slices)} labelled slices of {len(filled.confidence)}"
     say(f"{slices}: {output}; slice by slice: {filled.slices_file(output)}")

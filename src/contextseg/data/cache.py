@@ -34,6 +34,7 @@ from contextseg.data.prepare import (
 )
 from contextseg.disk import digest, read_json, write_json, writing
 from contextseg.errors import ContextsegError
+from contextseg.grids import onto
 from contextseg.parallel import map_cases
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
@@ -219,10 +220,7 @@ def _read(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray | None]:
     check_channels(scan.array, dataset.channels, case.images)
     if case.label is None:
         return scan, None
-    on_disk = read_labels(case.label)
-    if not on_disk.same_grid(scan):
-        what = "its grid differs from the image's"
-        raise ContextsegError(case.label, what, "run `contextseg check` on the data set")
+    on_disk = onto(read_labels(case.label), scan, case.label)
     return scan, to_classes(dataset, on_disk.array, case.label)
 
 

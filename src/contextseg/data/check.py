@@ -22,8 +22,10 @@ from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
 from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
+from contextseg.data.unused import name_unused
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
+from contextseg.grids import difference, onto, times
 from contextseg.parallel import default_workers, map_cases
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
@@ -31,9 +33,11 @@ KINDS = {
     "dataset": "the folder is no data set, its table is broken, or a class of the ROI is unknown",
     "layout": "a file is missing, misnamed or listed wrongly, or a table says what cannot be",
     "unreadable": "an image or a label cannot be read, or a label holds fractions",
-    "grid": "a channel or a label lies on another grid than its case's first image",
+    "grid": "a channel or a label does not lie on the grid of its case's first image",
+    "cropped": "a label covers a part of its image; the rest counts as background",
+    "header": "a header leaves open where the scan lies, or a format loses voxels",
     "channels": "a case has other channels than the data set",
-    "not-finite": "an image holds NaN or infinity",
+    "not-finite": "an image holds NaN, infinity or numbers too large for float32",
     "constant": "all voxels of a channel have the same value",
     "spacing": "the voxels have an improbable size",
     "label-values": "a label holds values that are not in the label table",
@@ -47,8 +51,11 @@ KINDS = {
     "twin": "scans with the same voxels, all in training or all in test",
     "leak": "scans with the same voxels, in training and in test",
     "patient": "a patient is on both sides of a split",
+    "unused": "files in the folders of images or labels that no case uses",
 }
 """The kinds of findings and what each means. Code decides by `Finding.kind`, never by the text."""
+
+_LARGEST = 1e30  # intensities up to here can be subtracted and squared in preprocessing
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,7 @@ def check(
 
     findings += _check_labels(dataset, inspections)
     findings += _check_count(dataset, inspections)
+    findings += _check_unused(dataset)
     findings += _check_twins(dataset, inspections)
     findings += _check_patients(dataset)
     order = {"": -1} | {case.name: i for i, case in enumerate(cases)}
@@ -205,11 +213,12 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
             inspection.error("unreadable", error.where, error.what, error.remedy)
             all_read = False
             continue
+        _note_doubts(inspection, path, scan.doubts)
         if grid is None:
             grid = scan
             _check_spacing(inspection, path, scan)
-        elif difference := mismatch(scan, grid):
-            what = f"not on the grid of {images[0].name}: {difference}"
+        elif off := difference(scan, grid):
+            what = f"not on the grid of {images[0].name}: {off}"
             inspection.error("grid", path, what, "resample it onto that grid")
         several = len(scan.array) > 1
         for i, channel in enumerate(scan.oriented(AXIAL).array):
@@ -231,9 +240,11 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
 def _check_channel(inspection: _Inspection, path: Path, channel: np.ndarray, title: str) -> None:
     """Note NaN, infinity and a channel of one value; add the digest of its voxels."""
     finite = np.isfinite(channel) if channel.dtype.kind == "f" else np.True_
-    if not finite.all():
-        bad = int(channel.size - finite.sum())
-        what = f"{bad} of {channel.size} voxels of {title} are NaN or infinite"
+    usable = np.abs(channel) <= _LARGEST if channel.dtype.kind == "f" else np.True_
+    if not usable.all():
+        bad = int(channel.size - usable.sum())
+        kind = "NaN or infinite" if not finite.all() else f"beyond {_LARGEST:g}, a fill value?"
+        what = f"{bad} of {channel.size} voxels of {title} are {kind}"
         remedy = "write a number there, such as the value of air, or leave the case out"
         inspection.error("not-finite", path, what, remedy)
     elif channel.min() == channel.max():
@@ -246,10 +257,16 @@ def _check_channel(inspection: _Inspection, path: Path, channel: np.ndarray, tit
         inspection.voxels.append(voxels.hexdigest())
 
 
+def _note_doubts(inspection: _Inspection, path: Path, doubts: Iterable[tuple[str, str]]) -> None:
+    """Warn of what a header leaves open, as `Volume.doubts` says it."""
+    for what, remedy in doubts:
+        inspection.warning("header", path, what, remedy)
+
+
 def _check_spacing(inspection: _Inspection, path: Path, scan: Volume) -> None:
     sizes = [size for size, n in zip(scan.spacing_mm, scan.shape) if n > 1]
     if sizes and (min(sizes) < 0.01 or max(sizes) > 50):
-        what = f"voxels of {_times(scan.spacing_mm, ' mm')}"
+        what = f"voxels of {times(scan.spacing_mm, ' mm')}"
         remedy = "see whether the header counts in millimetres"
         inspection.warning("spacing", path, what, remedy)
 
@@ -262,12 +279,9 @@ def _check_label(
     except ContextsegError as error:
         inspection.error("unreadable", error.where, error.what, error.remedy)
         return
-    if grid and (difference := mismatch(label, grid)):
-        remedy = "resample it onto the image's grid, nearest neighbour"
-        if label.shape == grid.shape:
-            remedy = f"if it was drawn on this image, give it the image's header; else {remedy}"
-        what = f"not on the grid of its image: {difference}"
-        inspection.error("grid", path, what, remedy)
+    _note_doubts(inspection, path, [d for d in label.doubts if not grid or d not in grid.doubts])
+    if grid:
+        label = _on_grid(inspection, path, label, grid)
     try:
         classes = to_classes(dataset, label.array, path)
     except ContextsegError as error:
@@ -292,41 +306,18 @@ def _check_label(
         inspection.warning("not-listed", path, what, remedy)
 
 
-def mismatch(volume: Volume, image: Volume) -> str:
-    """How the grid of a volume differs from an image's.
-
-    Differences below 0.1 mm at every corner are a header's rounding, and none.
-
-    Args:
-        volume: A label or another channel.
-        image: The image that it should lie on.
-
-    Returns:
-        The difference in words, with sizes in the file's order x, y, z; "" for the same grid.
-    """
-    if volume.shape != image.shape:
-        return f"{_times(volume.shape)} voxels, the image has {_times(image.shape)}"
-    if volume.same_grid(image):
-        return ""
-    parts = []
-    if not np.allclose(volume.spacing_mm, image.spacing_mm, rtol=1e-3):
-        spacing = _times(volume.spacing_mm, " mm")
-        parts.append(f"spacing {spacing}, the image's {_times(image.spacing_mm, ' mm')}")
-    if volume.orientation != image.orientation:
-        axes = volume.orientation[::-1]
-        parts.append(f"axes along {axes}, the image's along {image.orientation[::-1]}")
-    if not parts:
-        middle = [*((n - 1) / 2 for n in volume.shape), 1]
-        shift = np.linalg.norm((volume.affine - image.affine) @ middle)
-        parts.append(f"shifted by {shift:.3g} mm" if shift > 0.1 else "turned")
-    apart = f"its voxels lie up to {volume.apart_mm(image):.3g} mm from the image's"
-    return f"{'; '.join(parts)}; {apart}"
-
-
-def _times(sizes: Iterable[float], unit: str = "") -> str:
-    """(D, H, W) in the order of the file: "75 x 70 x 60"."""
-    numbers = (f"{size:.4g}" if unit else f"{size:d}" for size in reversed(tuple(sizes)))
-    return " x ".join(numbers) + unit
+def _on_grid(inspection: _Inspection, path: Path, label: Volume, grid: Volume) -> Volume:
+    """The label on the image's grid; as it is where it does not lie on the image's lattice."""
+    try:
+        placed = onto(label, grid, path)
+    except ContextsegError as error:
+        inspection.error("grid", error.where, error.what, error.remedy)
+        return label
+    if placed.array.size != label.array.size:
+        what = f"covers {times(label.shape)} voxels of the image's {times(grid.shape)}"
+        remedy = "nothing, where all else is background: the rest counts as background"
+        inspection.warning("cropped", path, what, remedy)
+    return placed
 
 
 # --- all cases together ---------------------------------------------------------------------------
@@ -363,6 +354,15 @@ def _check_labels(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[
             remedy = "add a case that shows it, or take it out of the labels"
             findings.append(Finding("warning", "", where, what, remedy, "absent-class"))
     return findings
+
+
+def _check_unused(dataset: Dataset) -> list[Finding]:
+    """Files beside images and labels that no case uses."""
+    if not dataset.unused:
+        return []
+    remedy = "rename them by the data set's layout and ending, or move them away"
+    what = name_unused(dataset.unused)
+    return [Finding("warning", "", str(dataset.unused[0].parent), what, remedy, "unused")]
 
 
 def _check_count(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[Finding]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from contextseg.disk import note_case
+from contextseg.grids import lattice_mm, voxel_mm3
 from contextseg.volume import Volume
 
-TABLE = "postprocessing.csv"
+COMPONENTS_TABLE = "postprocessing.csv"
 """The table, in a folder of predictions, of what was removed from each."""
 
 
@@ -35,7 +36,7 @@ class Change:
 
 def largest_component(
     label: np.ndarray,
-    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    spacing_mm: Sequence[Any] = (1.0, 1.0, 1.0),
     connectivity: Literal[6, 18, 26] = 26,
 ) -> tuple[np.ndarray, Change]:
     """Keep the largest connected part of all classes of a label map together.
@@ -48,7 +49,7 @@ def largest_component(
 
     Args:
         label: Label values (D, H, W); 0 is background.
-        spacing_mm: Spacing along D, H, W.
+        spacing_mm: Spacing along D, H, W; on a sheared grid the step along each, a row.
         connectivity: Number of neighbours of a voxel: 6, 18 or 26.
 
     Returns:
@@ -78,7 +79,7 @@ def largest_component(
     if len(largest) > 1:
         number = parts.flat[np.isin(parts, largest).argmax()]
     removed = int(sizes.sum()) - most
-    change = Change(total, total - 1, removed, removed * float(np.prod(spacing_mm)))
+    change = Change(total, total - 1, removed, removed * voxel_mm3(spacing_mm))
     return np.where(parts == number, label, 0).astype(label.dtype), change
 
 
@@ -91,7 +92,7 @@ def keep_largest(prediction: Volume) -> tuple[Volume, Change]:
     Returns:
         The label map without the other parts, and what was removed.
     """
-    array, change = largest_component(prediction.array, prediction.spacing_mm)
+    array, change = largest_component(prediction.array, lattice_mm(prediction))
     return prediction.with_array(array), change
 
 
@@ -109,4 +110,4 @@ def write_change(folder: str | Path, case: str, change: Change) -> None:
         ContextsegError: A file of that name is another table, or cannot be written.
     """
     columns = ["case", *(field.name for field in fields(Change))]
-    note_case(Path(folder) / TABLE, columns, case, [asdict(change)])
+    note_case(Path(folder) / COMPONENTS_TABLE, columns, case, [asdict(change)])

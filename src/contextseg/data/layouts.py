@@ -24,6 +24,7 @@ import numpy as np
 
 from contextseg.batch import IGNORE
 from contextseg.data.listing import (
+    ENDINGS,
     Case,
     Problems,
     decathlon_cases,
@@ -39,8 +40,10 @@ from contextseg.data.tables import (
     read_table,
     with_statements,
 )
+from contextseg.data.unused import name_unused, unused_of_cases
 from contextseg.errors import ContextsegError
 from contextseg.formats import WRITABLE, ending
+from contextseg.interop.names import named_values
 from contextseg.parallel import map_cases
 from contextseg.volume import read, read_labels
 
@@ -67,6 +70,7 @@ class Dataset:
             that file.
         others: More file values that are background: those of the classes outside the ROI
             (`data.roi.restricted`).
+        unused: Files in the folders of images and labels that no case uses.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Dataset:
     test: tuple[Case, ...]
     splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     others: tuple[int, ...] = ()
+    unused: tuple[Path, ...] = ()
 
     def region_values(self) -> dict[str, list[int]]:
         """The label values of each region in label files, in the order of `regions`."""
@@ -125,20 +130,44 @@ def cases_in(path: str | Path) -> tuple[Case, ...]:
     Raises:
         ContextsegError: There is no such path, or no scan.
     """
+    return scans_in(path)[0]
+
+
+def scans_in(path: str | Path) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
+    """The cases to predict, as `cases_in`, and the files that are left out.
+
+    Args:
+        path: A scan, a folder of scans, a DICOM series or a data set.
+
+    Returns:
+        The cases, and the files that may be scans and are none of the cases'.
+
+    Raises:
+        ContextsegError: There is no such path, or no scan.
+    """
     path = Path(path)
     problems: Problems = []
     if not path.exists():
         raise ContextsegError(path, "there is no such file or folder", "check the path")
-    if _looks_like_data_set(path):
+    if _looks_like_data_set(path) and not _is_table_beside_scans(path):
         dataset = open_dataset(path)
-        return dataset.test or dataset.train
+        return dataset.test or dataset.train, dataset.unused
     cases = unlabelled_cases(path, problems)
     if problems:
         raise problems[0][1]
+    unused = unused_of_cases([path], cases)
     if not cases:
-        remedy = "give a scan, a folder of scans, or a data set's folder"
-        raise ContextsegError(path, "there is no scan", remedy)
-    return tuple(cases)
+        what = f"there is no scan of a known ending; {name_unused(unused)}".rstrip("; ")
+        remedy = f"give a scan ({', '.join(ENDINGS)}), a folder of scans, or a data set's folder"
+        raise ContextsegError(path, what, remedy)
+    return tuple(cases), unused
+
+
+def _is_table_beside_scans(folder: Path) -> bool:
+    """Whether a `dataset.json` lies among scans and lists none, as nnU-Net leaves it."""
+    if any((folder / name).exists() for name in ("images", "imagesTr", "imagesTs")):
+        return False
+    return not {"training", "test", "dataset"} & set(read_table(folder / "dataset.json"))
 
 
 def survey(folder: str | Path) -> tuple[Dataset, Problems]:
@@ -162,9 +191,10 @@ def survey(folder: str | Path) -> tuple[Dataset, Problems]:
     table = {**cases_table, **read_table(folder / "dataset.json")}
     channels = read_channels(table, where)
     try:
-        if "training" in table:
+        v2 = where.name == "dataset.json" and ("file_ending" in table or "channel_names" in table)
+        if table.get("training") or (table.get("test") and "training" in table and not v2):
             train, test = decathlon_cases(folder, table, problems)
-        elif where.name == "dataset.json" and ("file_ending" in table or "channel_names" in table):
+        elif v2:
             train, test = nnunet_cases(folder, table, channels, problems)
         else:
             train, test = plain_cases(folder, channels, problems)
@@ -173,10 +203,12 @@ def survey(folder: str | Path) -> tuple[Dataset, Problems]:
         raise ContextsegError(where, f"not the expected table ({error!r})", remedy) from error
     if not train and not test:
         end = table.get("file_ending")
-        remedy = "put scans into its images folder"
+        remedy = f"put scans into its images folder ({', '.join(ENDINGS)})"
         if end:
             remedy = f"dataset.json says that they end in {end}; is that so?"
-        raise ContextsegError(folder, "there is no image", remedy)
+        unused = name_unused(unused_of_cases(_folders(folder, ()), ()))
+        what = f"there is no image; {unused}" if unused else "there is no image"
+        raise ContextsegError(folder, what, remedy)
 
     channels = channels or _guess_channels([*train, *test])
     labels = table.get("labels") or _table_of_values([*train, *test], problems)
@@ -194,8 +226,22 @@ def survey(folder: str | Path) -> tuple[Dataset, Problems]:
         train=tuple(train),
         test=tuple(test),
         splits=read_splits(folder / "splits_final.json", train, problems),
+        unused=_unused(folder, [*train, *test], problems),
     )
     return dataset, problems
+
+
+def _folders(folder: Path, cases: Sequence[Case]) -> list[Path]:
+    """The folders of images and labels of a data set, those of listed files too."""
+    usual = [folder / f"{kind}{part}" for kind in ("images", "labels") for part in ("", "Tr", "Ts")]
+    files = [path for case in cases for path in (*case.images, case.label) if path]
+    return [*usual, *dict.fromkeys(p.parent for p in files if folder in p.parent.parents)]
+
+
+def _unused(folder: Path, cases: Sequence[Case], problems: Problems) -> tuple[Path, ...]:
+    """The files of a data set that no case uses, without those that are a problem already."""
+    told = [Path(problem.where) for _, problem in problems]
+    return unused_of_cases(_folders(folder, cases), cases, told)
 
 
 def _recognised(folder: Path) -> Path:
@@ -235,7 +281,10 @@ def _guess_channels(cases: Sequence[Case]) -> tuple[str, ...]:
 
 
 def _table_of_values(cases: Sequence[Case], problems: Problems, most: int = 255) -> dict[str, int]:
-    """A label table from the label files themselves, read once: the value V is "label_V"."""
+    """A label table from the label files themselves, read once.
+
+    Values are named by `.seg.nrrd` files and ITK-SNAP's label descriptions, else "label_V".
+    """
 
     def label_values(case: Case) -> set[int]:
         if not case.label:
@@ -253,7 +302,11 @@ def _table_of_values(cases: Sequence[Case], problems: Problems, most: int = 255)
             problems.append((case.name, ContextsegError(str(case.label), what, remedy)))
         else:
             known |= values
-    return {f"label_{value}": value for value in sorted(known - {0})}
+    try:
+        return named_values(known, [case.label for case in cases if case.label])
+    except ContextsegError as error:
+        problems.append(("", error))
+        return named_values(known, ())
 
 
 def _ending(table: Mapping[str, Any], cases: Sequence[Case]) -> str:
@@ -266,6 +319,8 @@ def _ending(table: Mapping[str, Any], cases: Sequence[Case]) -> str:
     files = files or [case.images[0] for case in cases if case.images]
     counted = Counter(ending(path) for path in files if not path.is_dir())
     end = table.get("file_ending") or (counted.most_common(1)[0][0] if counted else ".nii.gz")
+    if end == ".nrrd" and all(path.name.lower().endswith(".seg.nrrd") for path in files):
+        return ".seg.nrrd"  # 3D Slicer's, with the names of the classes
     return _WRITTEN_AS.get(end, end if end in WRITABLE else ".nii.gz")
 
 

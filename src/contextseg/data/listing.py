@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,8 +18,16 @@ from typing import Any
 
 from contextseg.errors import ContextsegError, did_you_mean
 
-ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".png", ".bmp", ".tif", ".tiff")
-"""The files that plain folders are searched for; nnU-Net's `file_ending` may be any other too."""
+PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+"""Pictures; beside scans of other kinds they are previews as a rule."""
+
+ENDINGS = (
+    *(".nii.gz", ".nii", ".hdr", ".mgz", ".mgh"),
+    *(".mha", ".mhd", ".seg.nrrd", ".nrrd", ".nhdr"),
+    *PICTURES,
+)
+"""The files that plain folders are searched for, in any letter case; `.hdr` stands for its pair of
+header and voxels. nnU-Net's `file_ending` may be any other too."""
 
 Problems = list[tuple[str, ContextsegError]]
 """Problems, each with its case's name, or "" where it concerns the whole data set."""
@@ -70,7 +79,7 @@ def nnunet_cases(
         return _folder_cases(images, labels, [end], channels, problems), test
 
     train = []
-    for name, entry in table["dataset"].items():
+    for name, entry in ((nfc(name), entry) for name, entry in table["dataset"].items()):
         paths = [_listed(folder, path, name, problems) for path in entry.get("images", ())]
         label = _listed(folder, entry["label"], name, problems) if entry.get("label") else None
         train.append(Case(name, tuple(paths), label))
@@ -84,7 +93,7 @@ def decathlon_cases(
     """The cases of a Medical Decathlon folder: the pairs that `dataset.json` lists.
 
     An entry without a label is an unlabelled case. nnU-Net v1 lists `CASE.nii.gz` for files called
-    `CASE_0000.nii.gz`; those are found too.
+    `CASE_0000.nii.gz`; those are found too. Paths may have been written on Windows.
 
     Args:
         folder: The data set.
@@ -99,7 +108,7 @@ def decathlon_cases(
     for entry in table.get("test") or ():
         case = _decathlon_case(folder, entry, problems)
         if case.label is None:
-            beside = folder / "labelsTs" / Path(_listed_images(entry)[0]).name
+            beside = folder / "labelsTs" / _as_path(_listed_images(entry)[0]).name
             case = Case(case.name, case.images, beside if beside.is_file() else None)
         test.append(case)
     return train, test
@@ -113,7 +122,7 @@ def _listed_images(entry: Any) -> list[str]:
 
 def _decathlon_case(folder: Path, entry: Any, problems: Problems) -> Case:
     listed = _listed_images(entry)
-    name = stem(Path(listed[0]))
+    name = stem(_as_path(listed[0]))
     if len(listed) > 1:
         name = re.sub(r"_0000$", "", name)
     images = [path for image in listed for path in _channel_files(folder, image, name, problems)]
@@ -165,10 +174,10 @@ def unlabelled_cases(path: Path, problems: Problems) -> list[Case]:
         return cases or ([Case(path.resolve().name, (path,))] if series else [])
     if not stem(path).endswith("_0000"):
         return [Case(stem(path), (path,))]
-    name = stem(path)[:-5]
-    end = path.name[len(stem(path)) :]
+    end = _known_ending(path)
+    name = path.name[: len(path.name) - len(f"_0000{end}")]
     pattern = f"{escape(name)}_[0-9][0-9][0-9][0-9]{escape(end)}"
-    return [Case(name, tuple(sorted(path.parent.glob(pattern))))]
+    return [Case(nfc(name), tuple(sorted(path.parent.glob(pattern))))]
 
 
 def stem(path: Path) -> str:
@@ -178,14 +187,37 @@ def stem(path: Path) -> str:
         path: The file or folder.
 
     Returns:
-        The name.
+        The name, in the normal form `nfc`.
 
     Example:
         >>> stem(Path("a/b.c_0000.nii.gz"))
         'b.c_0000'
     """
+    return nfc(path.name if path.is_dir() else path.name.removesuffix(_known_ending(path)))
+
+
+def nfc(name: str) -> str:
+    """A name in one normal form of Unicode (NFC), so that names which look alike are alike.
+
+    File systems and archives of macOS write an accent as a character of its own, others do not.
+
+    Args:
+        name: The name of a file or case.
+
+    Returns:
+        The name, composed.
+
+    Example:
+        >>> nfc("e\u0301") == "\u00e9"
+        True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def _known_ending(path: Path) -> str:
+    """The ending of a file, as it is spelt: a known one, both parts of `.nii.gz`, else the last."""
     known = next((end for end in ENDINGS if path.name.lower().endswith(end)), path.suffix)
-    return path.name if path.is_dir() else path.name[: len(path.name) - len(known)]
+    return path.name[len(path.name) - len(known) :]
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
@@ -247,21 +279,36 @@ def _scans(folder: Path, endings: Sequence[str], problems: Problems) -> dict[str
         end = _ending_of(path, endings)
         if end is None:
             continue
-        name = path.name[: len(path.name) - len(end)]
+        name = nfc(path.name[: len(path.name) - len(end)])
         if name in scans:
             what = f"the same name as {scans[name].name}"
             problems.append((name, ContextsegError(path, what, "keep one of the two")))
         else:
-            scans[name] = path
+            scans[name] = _only_scan_of(path) or path
     return scans
 
 
 def _ending_of(path: Path, endings: Sequence[str]) -> str | None:
-    """Which of the endings a file has, "" for a folder with something in it; None for no scan."""
+    """Which of the endings a file has, "" for a folder with something in it; None for no scan.
+
+    A folder that holds one scan alone has the ending that its own name has.
+    """
+    named = next((e for e in endings if e and path.name.lower().endswith(e.lower())), None)
     if not path.is_dir():
-        return next((e for e in endings if e and path.name.lower().endswith(e.lower())), None)
+        return named
+    if named and _only_scan_of(path):
+        return named
     filled = any(not p.name.startswith(".") for p in path.iterdir())
     return "" if filled and "" in endings else None
+
+
+def _only_scan_of(folder: Path) -> Path | None:
+    """The scan of a folder that holds nothing else, as unpacked archives do; else None."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    files = [path for path in inside if not path.name.startswith(".")]
+    if len(files) != 1 or not files[0].is_file() or not files[0].name.lower().endswith(ENDINGS):
+        return None
+    return files[0]
 
 
 def _grouped(
@@ -281,7 +328,7 @@ def _grouped(
             groups.setdefault(match[1], {})[int(match[2])] = path
         elif strict:
             what = "the name does not end in a channel number"
-            remedy = f"rename it to {name}_0000{path.name[len(name) :]}"
+            remedy = f"rename it to {name}_0000{nfc(path.name)[len(name) :]}"
             problems.append((name, ContextsegError(path, what, remedy)))
         else:
             groups.setdefault(name, {})[0] = path
@@ -313,12 +360,37 @@ def _check_channels(
             problems.append((name, ContextsegError(parts[i], what, remedy)))
 
 
+def _as_path(listed: str) -> Path:
+    """A path of a table; on Windows a backslash parts folders."""
+    return Path(os.path.expandvars(listed).replace("\\", "/"))
+
+
+def _in_folder(folder: Path, listed: str) -> Path:
+    """Where a path of a table lies: as it is written, or else as it was meant.
+
+    A table may come from Windows, and a name in another normal form of Unicode than the file's.
+    """
+    literal = folder / os.path.expandvars(listed)
+    if literal.exists():
+        return literal
+    full = folder / _as_path(listed)
+    if full.exists() or not full.parent.is_dir():
+        return full
+    alike = (path for path in full.parent.iterdir() if nfc(path.name) == nfc(full.name))
+    return next(alike, full)
+
+
 def _listed(folder: Path, path: str, name: str, problems: Problems) -> Path:
     """A path that a table lists, relative to the data set's folder."""
-    full = folder / os.path.expandvars(path)
+    full = _in_folder(folder, path)
     if not full.exists():
+        beside = full.parent.iterdir() if full.parent.is_dir() else ()
+        near = [p.name for p in beside if p.name.lower() == full.name.lower()]
         remedy = (
-            "put the file there, or take it out of dataset.json (a case without a label may stay)"
+            f"there is {near[0]}: correct the letter case in dataset.json"
+            if near
+            else "put the file there, or take it out of dataset.json (a case without a label may "
+            "stay)"
         )
         problems.append((name, ContextsegError(full, "the file does not exist", remedy)))
     return full
@@ -326,9 +398,10 @@ def _listed(folder: Path, path: str, name: str, problems: Problems) -> Path:
 
 def _channel_files(folder: Path, path: str, name: str, problems: Problems) -> list[Path]:
     """The file that a Decathlon table lists or, after nnU-Net v1, its numbered channels."""
-    full = folder / path
+    full = _in_folder(folder, path)
     if full.exists():
         return [full]
-    rest = full.name[len(stem(full)) :]
-    numbered = sorted(full.parent.glob(f"{escape(stem(full))}_[0-9][0-9][0-9][0-9]{rest}"))
+    end = _known_ending(full)
+    pattern = f"{escape(full.name.removesuffix(end))}_[0-9][0-9][0-9][0-9]{escape(end)}"
+    numbered = sorted(full.parent.glob(pattern))
     return numbered or [_listed(folder, path, name, problems)]

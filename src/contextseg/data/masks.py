@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from contextseg.console import Progress
-from contextseg.data.listing import ENDINGS, Case, some, stem
+from contextseg.data.listing import ENDINGS, PICTURES, Case, some, stem
 from contextseg.data.tables import read_label_table, read_table
 from contextseg.errors import ContextsegError
+from contextseg.grids import fits, label_type, onto
+from contextseg.interop.names import named_values
 from contextseg.parallel import map_cases
 from contextseg.volume import Volume, read, read_labels
 
 LABELS, STRUCTURES = "labels", "structures"
 """The two layouts: one label map for each case, or a folder of masks for each."""
-
-_PICTURES = (".png", ".bmp", ".tif", ".tiff")
 
 
 def read_masks(
@@ -36,8 +36,8 @@ def read_masks(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The structures of a case as one label map on the grid of its scan.
 
-    Where masks overlap, the later name has the voxel. Masks on another grid are resampled, nearest
-    neighbour; nothing lies beyond their field of view.
+    Where masks overlap, the later name has the voxel. Masks on the scan's lattice are turned
+    and placed; others are resampled, nearest neighbour. Nothing lies beyond their field of view.
 
     Args:
         folder: The folder of masks.
@@ -48,12 +48,13 @@ def read_masks(
             `structures`.
 
     Returns:
-        (D, H, W) int16, i + 1 in the structure `names[i]` and 0 elsewhere; and the names.
+        (D, H, W) int16 (int32 for more than 32767 structures), i + 1 in the structure `names[i]`
+        and 0 elsewhere; and the names.
 
     Raises:
         ContextsegError: The case has no masks, one cannot be read, masks of one case lie on
-            different grids, a value has no name in the table, or masks and scan do not overlap in
-            space.
+            different lattices, a value has no name in the table, or masks and scan do not overlap
+            in space.
     """
     folder = Path(folder)
     layout, files = _files(folder, case)
@@ -71,7 +72,7 @@ def read_masks(
         wanted = {i: paths[name] for i, name in enumerate(names, 1) if name in paths}
         if not wanted:
             return np.zeros(scan.shape, np.int16), tuple(names)
-        masks = painted(wanted)
+        masks = painted(wanted, scan)
     array, overlap = _onto(masks, scan)
     if not overlap:
         what = f"the masks of {case} and its scan have no place in common"
@@ -135,7 +136,7 @@ def check_masks(
         read_masks(folder, case.name, read(*case.images), names)
 
     try:
-        if cases and not mask_files(folder)[1]:
+        if cases and not _holds_masks(Path(folder)):
             remedy = "give label maps called as the cases, or a folder of masks for each"
             raise ContextsegError(folder, "no masks here", remedy)
         label_names(folder)
@@ -164,10 +165,15 @@ def mask_files(folder: str | Path) -> tuple[str, dict[str, tuple[Path, ...]]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ContextsegError(folder, "there is no such folder", "check the path")
-    maps: dict[str, tuple[Path, ...]] = {stem(path): (path,) for path in _scans(folder)}
+    maps: dict[str, tuple[Path, ...]] = {}
+    for path in _scans(folder):
+        if stem(path) in maps:
+            what = f"the same name as {maps[stem(path)][0].name}"
+            raise ContextsegError(path, what, "keep one of the two")
+        maps[stem(path)] = (path,)
     if maps:
         return LABELS, maps
-    inside = {path.name: _parts(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    inside = {stem(path): _parts(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     inside = {case: masks for case, masks in inside.items() if masks and not case.startswith(".")}
     return (STRUCTURES, inside) if inside else ("", {})
 
@@ -217,31 +223,42 @@ def recoded(label: np.ndarray, to: Mapping[int, int], where: str | Path) -> np.n
     return codes[np.searchsorted(values, label)]
 
 
-def painted(masks: Mapping[int, Path]) -> Volume:
+def painted(masks: Mapping[int, Path], scan: Volume | None = None) -> Volume:
     """Masks as one label map.
+
+    Masks whose axes are stored in another order or direction are turned, and masks of a part of the
+    lattice are placed in it.
 
     Args:
         masks: The file of each number. Where several masks are above 0, the later one has it.
+        scan: Their scan. Masks on its lattice come onto its grid, so that each may cover another
+            part of it. None, or masks on another lattice: the grid of the first mask.
 
     Returns:
-        The numbers (D, H, W) where masks are above 0, and 0 elsewhere, on the grid of the masks.
+        The numbers (D, H, W) where masks are above 0, and 0 elsewhere.
 
     Raises:
-        ContextsegError: A mask cannot be read, or lies on another grid than the first.
+        ContextsegError: A mask cannot be read, or does not lie on the grid of the first.
         ValueError: There are no masks.
     """
     whole: Volume | None = None
     for number, path in masks.items():
         mask = read_labels(path)
         if whole is None:
-            whole = mask.with_array(np.zeros(mask.shape, np.min_scalar_type(max(masks))))
-        if not mask.same_grid(whole):
-            what = "its grid differs from the other masks'"
-            raise ContextsegError(path, what, "resample it onto their grid")
+            like = scan if scan is not None and fits(mask, scan) else mask
+            whole = like.with_array(np.zeros(like.shape, label_type(max(masks))))
+        mask = onto(mask, whole, path, "case's first mask")
         whole.array[mask.array > 0] = number
     if whole is None:
         raise ValueError("no masks")
     return whole
+
+
+def _holds_masks(folder: Path) -> bool:
+    """Whether there is anything in a folder that `mask_files` lists, also of the same name."""
+    if not folder.is_dir():
+        raise ContextsegError(folder, "there is no such folder", "check the path")
+    return bool(_scans(folder)) or any(_parts(path) for path in folder.iterdir() if path.is_dir())
 
 
 def _files(folder: Path, case: str) -> tuple[str, tuple[Path, ...]]:
@@ -278,7 +295,7 @@ def _scans(folder: Path) -> list[Path]:
         return []
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     files = [p for p in files if p.name.lower().endswith(ENDINGS)]
-    return [p for p in files if not p.name.lower().endswith(_PICTURES)] or files
+    return [p for p in files if not p.name.lower().endswith(PICTURES)] or files
 
 
 def _numbered_names(label: np.ndarray, where: Path, most: int = 255) -> dict[int, str]:
@@ -288,22 +305,24 @@ def _numbered_names(label: np.ndarray, where: Path, most: int = 255) -> dict[int
         extent = f"from {min(values)} to {max(values)}"
         what = f"{len(values)} label values {extent}; a scan instead of a label map?"
         raise ContextsegError(where, what, "use whole numbers from 0 up, one for each structure")
-    return {value: f"label_{value}" for value in values}
+    names = {value: name for name, value in named_values(values, [where]).items()}
+    return {value: names.get(value, f"label_{value}") for value in values}
 
 
 # --- grids ----------------------------------------------------------------------------------------
 
 
 def _onto(label: Volume, scan: Volume) -> tuple[np.ndarray, bool]:
-    """A label map on the grid of a scan, (D, H, W) int16, and whether the two grids overlap.
+    """A label map on the grid of a scan, (D, H, W), and whether the two grids overlap.
 
     The nearest voxel is taken. Half-way between two voxels the one with the higher index is, less a
     thousandth of a voxel: otherwise the rounding of a header's float32 would decide from one voxel
     to the next.
     """
+    kind = label_type(int(label.array.max()), signed=True)
     if label.same_grid(scan):
-        return label.array.astype(np.int16), True
-    out = np.zeros(scan.shape, np.int16)
+        return label.array.astype(kind), True
+    out = np.zeros(scan.shape, kind)
     to_label = np.linalg.solve(label.affine, scan.affine)
     to_label[:3, 3] += 0.5 + 1e-3
     depth, height, width = scan.shape

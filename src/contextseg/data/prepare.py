@@ -155,7 +155,8 @@ def prepare(
         ContextsegError: The number of channels is not the plan's, or an intensity is not finite.
     """
     turned = scan.oriented(plan.orientation)
-    image = np.ascontiguousarray(turned.array, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 is named below
+        image = np.ascontiguousarray(turned.array, dtype=np.float32)
     check_channels(image, plan.scanned, [name])
     if label is not None:
         label = scan.with_array(label).oriented(plan.orientation).array
@@ -217,10 +218,11 @@ def check_channels(image: np.ndarray, names: Sequence[str], files: Sequence[str 
     for i, channel in enumerate(image):
         if channel.dtype.kind in "iub":
             continue
-        bad = channel.size - int(np.isfinite(channel).sum())
+        bad = channel.size - int((np.abs(channel) <= np.finfo(np.float32).max).sum())
         if bad:
             where = files[i] if len(files) == len(image) else files[0]
-            what = f"{bad} intensit{'ies are' if bad > 1 else 'y is'} NaN or infinite"
+            subject = "intensities are" if bad > 1 else "intensity is"
+            what = f"{bad} {subject} NaN or infinite, or too large for float32"
             raise ContextsegError(where, what, "replace them, or leave the case out")
 
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from contextseg.data.listing import Case, Problems, some
+from contextseg.data.listing import Case, Problems, nfc, some
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError, did_you_mean
 
@@ -200,7 +200,11 @@ def _statements(
             files.append((path, {name: {"annotated": names} for name, names in table.items()}))
         elif "annotated" in table:  # a file of another program beside a label has no such key
             files.append((path, {path.stem: table}))
-    return [(path, entries) for path, entries in files if entries]
+    return [
+        (path, {nfc(name): entry for name, entry in entries.items()})
+        for path, entries in files
+        if entries
+    ]
 
 
 def _add_statements(
@@ -284,7 +288,7 @@ def read_splits(
         return ()
     try:
         splits = tuple(
-            (tuple(map(str, split["train"])), tuple(map(str, split["val"])))
+            (tuple(nfc(str(n)) for n in split["train"]), tuple(nfc(str(n)) for n in split["val"]))
             for split in read_json(path)
         )
     except (TypeError, KeyError):

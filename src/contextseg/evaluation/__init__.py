@@ -1,6 +1,7 @@
 """Evaluation: from predicted label maps to a table of metrics, and from tables to statistics.
 
 - `evaluate`: label files to the table, one row for each case and class.
+- `matching`: two folders of label maps to pairs of files, and what has no counterpart.
 - `calibration`: confidence maps to a table of bins: how often a prediction is right.
 - `efficiency`: time, memory and processor use of predicting a case.
 - `importing`: predictions and scores of other tools, as rows of the same table.
@@ -19,20 +20,22 @@ from contextseg.evaluation.evaluate import (
     Pair,
     compare_conventions,
     evaluate,
-    pairs,
     parse_tolerances,
-    regions_in_references,
+    regions_in_files,
     save_table,
 )
+from contextseg.evaluation.matching import Matched, match_folders, pairs
 
 __all__ = [
+    "Matched",
     "Pair",
     "calibration",
     "compare_conventions",
     "evaluate",
+    "match_folders",
     "pairs",
     "parse_tolerances",
-    "regions_in_references",
+    "regions_in_files",
     "save_calibration",
     "save_table",
 ]

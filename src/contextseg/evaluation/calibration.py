@@ -13,6 +13,7 @@ from contextseg.console import Progress
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.evaluate import Pair, gather_rows, read_pair
+from contextseg.grids import fits, onto
 from contextseg.metrics import reliability
 from contextseg.metrics.calibration import within
 from contextseg.parallel import map_cases
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 CONFIDENCE = "confidence"
 """Folder beside label maps with a confidence map of the same name: 0 to 255 for 0 to 1."""
 
-ALL = "all"
+ALL_VOXELS = "all"
 """In the column `voxels`: all voxels that are annotated."""
 
 
@@ -87,7 +88,7 @@ def calibration(
         confidence = _read_confidence(pair, annotated.shape)
         return [
             {"case": pair.case, "voxels": name, **row}
-            for name, where in ((f"within {near_mm:g} mm", near), (ALL, annotated))
+            for name, where in ((f"within {near_mm:g} mm", near), (ALL_VOXELS, annotated))
             for row in reliability(confidence[where], correct[where])
         ]
 
@@ -100,7 +101,10 @@ def calibration(
 def _read_confidence(pair: Pair, shape: tuple[int, ...]) -> np.ndarray:
     """The confidence map beside a prediction of that shape, uint8."""
     path = confidence_file(pair.prediction)
-    confidence = read_labels(path).array
+    volume, reference = read_labels(path), read_labels(pair.reference)
+    if volume.array.size == reference.array.size and fits(volume, reference):
+        volume = onto(volume, reference)
+    confidence = volume.array
     low, high = confidence.min(), confidence.max()
     if confidence.shape != shape or low < 0 or high > 255:
         grid = f"on a grid of {confidence.shape}; the label map's is {shape}"

@@ -35,7 +35,7 @@ FORMULAS = ("trapezoid", "official")
 The script takes the sum of the samples times 0.1 s, however far apart they were.
 """
 
-TABLE = "efficiency.csv"
+EFFICIENCY_TABLE = "efficiency.csv"
 PLOT = "efficiency.png"
 _COLUMNS = (
     "case",
@@ -72,7 +72,7 @@ def area(times_s: Sequence[float], values: Sequence[float], formula: str = "trap
 
 
 @dataclass
-class Curve:
+class SampledCurve:
     """Samples of one case.
 
     Attributes:
@@ -129,12 +129,12 @@ class Efficiency:
             )
         self.folder = Path(folder)
         self.formula = formula
-        self.curves: dict[str, Curve] = {}
+        self.curves: dict[str, SampledCurve] = {}
         self._start = time.perf_counter()
-        read_rows(self.folder / TABLE, _COLUMNS)
+        read_rows(self.folder / EFFICIENCY_TABLE, _COLUMNS)
 
     @contextmanager
-    def case(self, name: str) -> Iterator[Curve]:
+    def case(self, name: str) -> Iterator[SampledCurve]:
         """Take samples while the block runs, then write the case's row; nothing if it raises.
 
         Args:
@@ -144,12 +144,12 @@ class Efficiency:
             The samples.
         """
         peak = PeakMemory()
-        curve = Curve(began_s=time.perf_counter() - self._start)
+        curve = SampledCurve(began_s=time.perf_counter() - self._start)
         with sampled(curve):
             yield curve
         curve.peak_mb = peak.peak_mb()
         self.curves[name] = curve
-        note_case(self.folder / TABLE, _COLUMNS, name, [curve.row(self.formula)])
+        note_case(self.folder / EFFICIENCY_TABLE, _COLUMNS, name, [curve.row(self.formula)])
 
     def plot(self) -> Path | None:
         """Draw GPU memory and processor use over the time of all cases.
@@ -196,7 +196,7 @@ class Efficiency:
 
 
 @contextmanager
-def sampled(curve: Curve) -> Iterator[None]:
+def sampled(curve: SampledCurve) -> Iterator[None]:
     """Take samples every `INTERVAL_S` in a thread that ends with the block, however that ends.
 
     Args:

@@ -14,6 +14,8 @@ from contextseg.batch import IGNORE
 from contextseg.console import Progress
 from contextseg.disk import replacing, write_json
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.grids import Spacing, fits, lattice_mm, onto
+from contextseg.interop.names import named_values
 from contextseg.metrics import CONVENTION_METRICS, CONVENTIONS, evaluate_case, nnunet_summary
 from contextseg.parallel import map_cases
 from contextseg.volume import read_labels
@@ -34,6 +36,8 @@ class Pair:
         reference: Reference label map.
         image: The image, one file for each channel; only pictures need it.
         annotated: The classes annotated in the reference. None: all.
+        predicted: Whether there is a prediction. Without one nothing was predicted: every class of
+            the reference is missed.
     """
 
     case: str
@@ -41,59 +45,58 @@ class Pair:
     reference: Path
     image: tuple[Path, ...] = ()
     annotated: tuple[str, ...] | None = None
+    predicted: bool = True
 
 
-def pairs(predictions: str | Path, references: str | Path) -> list[Pair]:
-    """The label files of two folders that have the same name, endings aside.
+def values_in_files(cases: Sequence[Pair], most: int = 1000) -> set[int]:
+    """Every label value in references and predictions but 0 and `IGNORE`.
 
     Args:
-        predictions: Folder of predicted label maps.
-        references: Folder of reference label maps. One without a prediction is left out.
+        cases: The files. One that cannot be read gives no value; to score it says why.
+        most: Number of values above which a file is taken for a scan.
 
     Returns:
-        One pair for each name in both, in the order of the references' names.
+        The values.
 
     Raises:
-        ContextsegError: A folder does not exist, or no name is in both.
+        ContextsegError: A file has more than `most` values.
     """
-    predicted = _label_files(predictions)
-    reference = _label_files(references)
-    names = [name for name in reference if name in predicted]
-    if not names:
-        raise ContextsegError(
-            predictions,
-            f"no file has the name of one in {references}",
-            "name predictions as their references",
-        )
-    return [Pair(name, predicted[name], reference[name]) for name in names]
+
+    def values_of(path: Path) -> set[int]:
+        return {int(value) for value in np.unique(read_labels(path).array)}
+
+    values: set[int] = set()
+    files = [case.reference for case in cases]
+    files += [case.prediction for case in cases if case.predicted]
+    for path, held in map_cases(values_of, files):
+        if isinstance(held, ContextsegError):
+            continue
+        if len(held) > most:
+            what = f"{len(held)} label values; a scan instead of a label map?"
+            raise ContextsegError(path, what, "take it away, or give label maps")
+        values |= held
+    return values - {0, IGNORE}
 
 
-def _label_files(folder: str | Path) -> dict[str, Path]:
-    """The files of a folder that may be label maps, by name without ending."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ContextsegError(folder, "there is no such folder", "check the path")
-    files = (p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith("."))
-    return {
-        path.name.split(".nii")[0].removesuffix(path.suffix): path
-        for path in files
-        if path.suffix not in (".json", ".csv")
-    }
+def regions_in_files(cases: Sequence[Pair]) -> dict[str, tuple[int, ...]]:
+    """Every label value in the files as a class: for folders without a table of labels.
 
-
-def regions_in_references(cases: Sequence[Pair]) -> dict[str, tuple[int, ...]]:
-    """Every label value in the references as a class: for folders without a table of labels.
+    A value that only predictions hold is a class too: it is spurious wherever it is. Names come
+    from segments in the files and label descriptions beside them, where there are some.
 
     Args:
         cases: The files.
 
     Returns:
-        "label_V" -> (V,) for each value V but 0, in ascending order.
+        Name, or "label_V", -> (V,) for each value V but 0, in ascending order.
+
+    Raises:
+        ContextsegError: As `values_in_files`, or two files give a value different names.
     """
-    values: set[int] = set()
-    for case in cases:
-        values |= {int(v) for v in np.unique(read_labels(case.reference).array)}
-    return {f"label_{v}": (v,) for v in sorted(values - {0, IGNORE})}
+    files = [case.reference for case in cases]
+    files += [case.prediction for case in cases if case.predicted]
+    named = named_values(values_in_files(cases), files)
+    return {name: (value,) for name, value in named.items()}
 
 
 def evaluate(
@@ -122,8 +125,9 @@ def evaluate(
 
     Returns:
         The table and the problems by case. The table has case, the columns of
-        `metrics.evaluate_case`, prediction_file and reference_file. A case that cannot be read or
-        does not fit is in the problems, not in the table. No case gives an empty table.
+        `metrics.evaluate_case`, prediction_file (empty where there is none) and reference_file. An
+        image of one slice has the distances of its plane. A case that cannot be read or does not
+        fit is in the problems, not in the table. No case gives an empty table.
 
     Raises:
         ContextsegError: The convention is unknown.
@@ -147,7 +151,10 @@ def evaluate(
             annotated=pair.annotated,
             near_mm=near_mm,
         )
-        files = {"prediction_file": str(pair.prediction), "reference_file": str(pair.reference)}
+        files = {
+            "prediction_file": str(pair.prediction) if pair.predicted else "",
+            "reference_file": str(pair.reference),
+        }
         return [{"case": pair.case, **row, **files} for row in rows]
 
     rows, problems = gather_rows(map_cases(rows_of, cases, workers, progress))
@@ -293,7 +300,7 @@ def parse_tolerances(text: str, classes: Collection[str]) -> float | dict[str, f
     return {name: by_class.get(name, *others) for name in classes}
 
 
-def read_pair(pair: Pair, ignore: int | None) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+def read_pair(pair: Pair, ignore: int | None) -> tuple[np.ndarray, np.ndarray, Spacing]:
     """Read the label maps of a pair.
 
     Args:
@@ -302,23 +309,26 @@ def read_pair(pair: Pair, ignore: int | None) -> tuple[np.ndarray, np.ndarray, t
 
     Returns:
         The prediction (D, H, W), the reference of the same shape with `IGNORE` where it is
-        `ignore`, and the spacing in mm.
+        `ignore`, and the spacing in mm as `grids.lattice_mm` gives it. The prediction is turned and
+        placed onto the reference's grid; a reference of a part of the prediction's grid is placed
+        in that, with background outside.
 
     Raises:
-        ContextsegError: A file cannot be read, or they are not on one grid.
+        ContextsegError: A file cannot be read, or they do not lie on one lattice.
     """
-    prediction = read_labels(pair.prediction)
     reference = read_labels(pair.reference)
-    if not prediction.same_grid(reference):
-        raise ContextsegError(
-            pair.prediction,
-            "its grid differs from the reference's",
-            "predict on the image's own grid",
-        )
+    if pair.predicted:
+        prediction = read_labels(pair.prediction)
+    else:
+        prediction = reference.with_array(np.zeros_like(reference.array))
+    if fits(reference, prediction) and not fits(prediction, reference):
+        reference = onto(reference, prediction, pair.reference, "prediction")
+    else:
+        prediction = onto(prediction, reference, pair.prediction, "reference")
     label = reference.array
     if ignore is not None:
         label = np.where(label == ignore, IGNORE, label)
-    return prediction.array, label, reference.spacing_mm
+    return prediction.array, label, lattice_mm(reference)
 
 
 def save_table(table: DataFrame, folder: str | Path) -> None:

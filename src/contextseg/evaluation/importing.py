@@ -193,9 +193,10 @@ def _merged(
 
     A class is in all cases or in none.
     """
-    files = {pair.case: {_words(stem(p)): p for p in source.cases[pair.case]} for pair in wanted}
+    files = {pair.case: _by_words(source.cases[pair.case]) for pair in wanted}
     index = {_words(name): k for k, name in enumerate(data.classes) if k}
     known = {k for key, k in index.items() if any(key in masks for masks in files.values())}
+    references = {pair.case: pair.reference for pair in wanted}
     predictions = {}
     for case, masks in files.items():
         missing = [data.classes[k] for key, k in index.items() if k in known and key not in masks]
@@ -208,8 +209,19 @@ def _merged(
         if known:
             by_value = {data.values[k]: masks[key] for key, k in index.items() if k in known}
             predictions[case] = into / f"{case}.nii.gz"
-            write(predictions[case], painted(by_value))
+            write(predictions[case], painted(by_value, read_labels(references[case])))
     return predictions, frozenset(known | {0} if known else ())
+
+
+def _by_words(masks: Iterable[Path]) -> dict[tuple[str, ...], Path]:
+    """Masks by the words of their names, which are those of one structure each."""
+    by_words: dict[tuple[str, ...], Path] = {}
+    for path in masks:
+        if other := by_words.get(_words(stem(path))):
+            what = f"a mask of the same structure as {other.name}"
+            raise ContextsegError(path, what, "keep one of the two")
+        by_words[_words(stem(path))] = path
+    return by_words
 
 
 def _words(name: str) -> tuple[str, ...]:
@@ -229,7 +241,8 @@ def _summary_cases(path: Path) -> dict[str, Mapping[str, Mapping[str, float]]]:
     content = read_json(path)
     try:
         cases = content["metric_per_case"]
-        names = [re.split(r"[\\/]", case["prediction_file"])[-1] for case in cases]
+        files = [case["prediction_file"] or case["reference_file"] for case in cases]
+        names = [re.split(r"[\\/]", file)[-1] for file in files]
         return {stem(Path(name)): dict(case["metrics"]) for name, case in zip(names, cases)}
     except (KeyError, TypeError, ValueError) as error:
         raise ContextsegError(

@@ -197,7 +197,7 @@ def results(
     )
 
 
-def save(results: Results, folder: str | Path, name: str) -> None:
+def save_results(results: Results, folder: str | Path, name: str) -> None:
     """Write NAME.md and NAME.tex to be read, NAME.csv (all means) and NAME-pairs.csv (all tests).
 
     Args:

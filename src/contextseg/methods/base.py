@@ -25,6 +25,7 @@ from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.losses import LOSSES, POOLED, Loss
 from contextseg.nets import NETS, Presence
 from contextseg.nets.weights import load_weights
+from contextseg.ranks import Mean
 from contextseg.volume import Volume
 
 OPTIMIZERS = {
@@ -37,9 +38,6 @@ OPTIMIZERS = {
 
 Maps = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
 """(label (*S) with classes and `IGNORE`, spacing_mm) to (N, *S) float16."""
-
-Mean = Callable[[list[Tensor]], None]
-"""Replaces means over this process's items by the means over all processes' items, in place."""
 
 
 class BatchSource(Protocol):

@@ -23,7 +23,7 @@ from contextseg.batch import IGNORE, Batch
 from contextseg.data.plan import Plan
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.losses import Loss, deep, deep_weights, dice_ce, shrunk
-from contextseg.methods.base import Mean, Method, build_net, loss_of, optimizer
+from contextseg.methods.base import Method, build_net, loss_of, optimizer
 from contextseg.methods.context import (
     check_contexts,
     context_label,
@@ -34,7 +34,7 @@ from contextseg.methods.context import (
     roi_distance,
 )
 from contextseg.nets import UNet
-from contextseg.ranks import ranks
+from contextseg.ranks import Mean, ranks
 
 Weights = dict[str, Tensor]
 """Weights by their names in the network."""

@@ -28,7 +28,7 @@ from contextseg.nets import Presence
 
 SHARES = (0.0, 0.01, 0.02, 0.05)
 """The gates that are tried on validation cases: each shuts out that share of a class's patches."""
-TABLE = "presence.csv"
+PRESENCE_TABLE = "presence.csv"
 """The table in a folder of predictions with what the head saw in each case."""
 Flags = dict[str, dict[str, Any]]
 """Class to {"presence", "predicted_vox", "flag"}, of one case."""
@@ -175,9 +175,9 @@ def largest_presence(head: Presence, image: np.ndarray, plan: Plan) -> list[floa
 def gate(run: RecipeRun, method: Method) -> Method:
     """The stage "gate": thresholds below which a class is not in a patch, by validation cases.
 
-    Also chosen is the probability above which a class counts as seen in a case (`chosen`). Without
-    validation cases (`--fold all`) there is no stage and no gate, and nothing counts as seen. The
-    stage's `gate.json` holds for each class what `chosen` gives.
+    Also chosen is the probability above which a class counts as seen in a case (`choose_gate`).
+    Without validation cases (`--fold all`) there is no stage and no gate, and nothing counts as
+    seen. The stage's `gate.json` holds for each class what `choose_gate` gives.
 
     Args:
         run: The run.
@@ -202,7 +202,7 @@ def gate(run: RecipeRun, method: Method) -> Method:
         content = {}
         for k, name in enumerate(plan.classes[1:]):
             known = [part for part, case in zip(patches, cached) if case.annotated[k + 1]]
-            content[name] = chosen([p[:, k] for p, _ in known], [n[:, k] for _, n in known])
+            content[name] = choose_gate([p[:, k] for p, _ in known], [n[:, k] for _, n in known])
         write_json(folder / "gate.json", content)
 
     thresholds = read_json(run.stage("gate", work) / "gate.json")
@@ -236,7 +236,9 @@ def _patches(
     return np.concatenate(probabilities), np.concatenate(counts)
 
 
-def chosen(probabilities: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> dict[str, Any]:
+def choose_gate(
+    probabilities: Sequence[np.ndarray], counts: Sequence[np.ndarray]
+) -> dict[str, Any]:
     """The gate of one class, and when it counts as seen, by the validation cases that annotate it.
 
     Tried are thresholds, midway between two patches, that shut out `SHARES` of those with the
@@ -258,7 +260,7 @@ def chosen(probabilities: Sequence[np.ndarray], counts: Sequence[np.ndarray]) ->
 
     Example:
         >>> patches = np.array([[5, 5, 5], [0, 5, 0]])
-        >>> gate = chosen([np.array([0.9, 0.2])] * 2, [patches] * 2)
+        >>> gate = choose_gate([np.array([0.9, 0.2])] * 2, [patches] * 2)
         >>> gate["threshold"], gate["seen"], round(gate["dice"], 3), gate["tried"]
         (0.55, 0.2, 0.667, [[0.55, 1.0]])
     """
@@ -357,4 +359,4 @@ def write_flags(folder: str | Path, case: str, rows: Flags) -> None:
         ContextsegError: A file of that name is another table, or cannot be written.
     """
     table = ({"class": name, **row} for name, row in rows.items())
-    note_case(Path(folder) / TABLE, _COLUMNS, case, table)
+    note_case(Path(folder) / PRESENCE_TABLE, _COLUMNS, case, table)

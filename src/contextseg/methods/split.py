@@ -14,18 +14,19 @@ import numpy as np
 from contextseg.console import Progress
 from contextseg.data.cache import Cached
 from contextseg.data.layouts import Case, open_dataset, to_classes
-from contextseg.data.masks import check_masks, read_masks, structures
+from contextseg.data.masks import check_masks, read_masks, recoded, structures
 from contextseg.data.plan import lateral
 from contextseg.data.prepare import placed
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.grids import onto
 from contextseg.methods.base import Method, RecipeRun, ScanPredictor
 from contextseg.methods.colab import CoLab
 from contextseg.methods.context import Contexts, Dilated, kmeans, nearest_centre, with_contexts
 from contextseg.methods.supervised import Supervised
 from contextseg.volume import read, read_labels
 
-CONTEXTS = ("none", "kmeans", "dilated", "anatomy", "predicted", "colab")
+CONTEXT_KINDS = ("none", "kmeans", "dilated", "anatomy", "predicted", "colab")
 """Ways to split the background."""
 
 Organs = Callable[[Case], np.ndarray]
@@ -88,9 +89,9 @@ def context(
         "distance_unit": distance_unit,
         "background": background,
     }
-    if context not in CONTEXTS:
+    if context not in CONTEXT_KINDS:
         raise ContextsegError(
-            f"context={context}", "there is no such context", did_you_mean(context, CONTEXTS)
+            f"context={context}", "there is no such context", did_you_mean(context, CONTEXT_KINDS)
         )
     if context == "none":
         return run.train(Supervised(plan, **common))
@@ -207,7 +208,7 @@ def _own_organs(
 
     def organs(case: Case) -> np.ndarray:
         path = whole[case.name].label or ""
-        label = to_classes(full, read_labels(path).array, path)
+        label = to_classes(full, onto(read_labels(path), read(*case.images), path).array, path)
         return number[np.maximum(label, 0)]
 
     return names, organs, lambda case: whole[case.name].annotated
@@ -229,9 +230,8 @@ def _predicted_organs(run: RecipeRun, folder: str, roi: set[str]) -> tuple[list[
             other = run.open(folder)
             opened.append((other.plan.values, other.predictor()))
         values, predictor = opened[0]
-        to = np.zeros(max(values) + 1, np.int64)
-        to[list(values)] = number
-        return to[predictor.predict(read(*case.images), name=case.name).label.array]
+        label = predictor.predict(read(*case.images), name=case.name).label.array
+        return recoded(label, dict(zip(values, number)), folder)
 
     return names, organs
 

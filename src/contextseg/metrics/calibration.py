@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from contextseg.errors import ContextsegError
+from contextseg.metrics.lattice import is_sheared, layers_mm
+from contextseg.metrics.surface import distances_mm
 
 BINS = 15
 """Number of bins, as in Guo et al. (ICML 2017): each holds 17 of the 255 steps of a confidence."""
@@ -134,12 +136,12 @@ def calibration_error(
     return float((count[full] * apart).sum() / count.sum()) if full.any() else nan
 
 
-def within(mask: np.ndarray, spacing_mm: Sequence[float], reach_mm: float) -> np.ndarray:
+def within(mask: np.ndarray, spacing_mm: Sequence[Any], reach_mm: float) -> np.ndarray:
     """The voxels whose centre is near that of a set voxel.
 
     Args:
         mask: Bool grid of any number of axes.
-        spacing_mm: Distance between voxel centres along each axis, in mm.
+        spacing_mm: Distance between voxel centres along each axis, in mm; or the steps, a row each.
         reach_mm: Largest distance that counts as near.
 
     Returns:
@@ -149,7 +151,7 @@ def within(mask: np.ndarray, spacing_mm: Sequence[float], reach_mm: float) -> np
 
     near = np.zeros(mask.shape, bool)
     box = []
-    for axis, (length, mm) in enumerate(zip(mask.shape, spacing_mm)):
+    for axis, (length, mm) in enumerate(zip(mask.shape, layers_mm(spacing_mm).tolist())):
         set_at = np.flatnonzero(mask.any(axis=tuple(set(range(mask.ndim)) - {axis})))
         if not len(set_at):
             return near
@@ -157,6 +159,11 @@ def within(mask: np.ndarray, spacing_mm: Sequence[float], reach_mm: float) -> np
         start = max(int(set_at[0]) - more, 0)
         box.append(slice(start, min(int(set_at[-1]) + more + 1, length)))
 
+    if is_sheared(spacing_mm):
+        part = mask[tuple(box)]
+        apart_mm = distances_mm(np.ones_like(part), part, spacing_mm, np.inf)
+        near[tuple(box)] = apart_mm.reshape(part.shape) <= reach_mm * (1 + 1e-6)
+        return near
     part = np.ascontiguousarray(~mask[tuple(box)])
     distance_mm = edt(part, anisotropy=tuple(map(float, spacing_mm)), black_border=False)
     near[tuple(box)] = distance_mm <= reach_mm * (1 + 1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 
 from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.grids import Spacing, voxel_mm3
 from contextseg.metrics.catalogue import (
     DSC,
     FP_FAR,
@@ -24,6 +25,7 @@ from contextseg.metrics.catalogue import (
     Metric,
     MetricFunction,
 )
+from contextseg.metrics.lattice import as_spacing, diagonal_mm, is_sheared
 from contextseg.metrics.lesions import false_positives, lesion_counts
 from contextseg.metrics.surface import ASSD, CONVENTIONS, HD, HD95, NSD, Convention, surface_scores
 
@@ -39,7 +41,7 @@ _SLAB_VOX = 1 << 22
 def evaluate_case(
     pred: np.ndarray,
     ref: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[Any],
     classes: Mapping[str, Sequence[int]],
     *,
     tolerance_mm: float | Mapping[str, float] = 2.0,
@@ -63,9 +65,12 @@ def evaluate_case(
       1.
 
     Args:
-        pred: Predicted label values, integers, (D, H, W) or (H, W).
+        pred: Predicted label values, integers, (D, H, W) or (H, W). With one voxel along an axis it
+            is a 2-D image: distances are those of its contours, volumes have its thickness.
         ref: Reference label values, integers, the same shape. Voxels of -1 do not count.
-        spacing_mm: Distance between voxel centres along each axis, in mm, slowest axis first.
+        spacing_mm: Distance between voxel centres along each axis, in mm, slowest axis first. On a
+            sheared grid, the step along each axis, a row of three each, as `grids.lattice_mm`
+            gives them: distances, areas and volumes are those of the true lattice.
         classes: Name of each class -> the label values whose union it is, so that a region (whole
             tumour = {1, 2, 3}) is a class like any other.
         tolerance_mm: Tolerance of the NSD in mm, one number or one for each class.
@@ -98,13 +103,19 @@ def evaluate_case(
         return []
     settings = _convention(convention)
     _check(pred, ref, spacing_mm, classes, tolerance_mm, annotated)
+    spacing = as_spacing(spacing_mm)
+    voxel_ml = voxel_mm3(spacing) / 1000
+    if pred.ndim == 3 and 1 in pred.shape:
+        flat = pred.shape.index(1)
+        pred, ref = pred.squeeze(flat), ref.squeeze(flat)
+        spacing = as_spacing([mm for axis, mm in enumerate(spacing) if axis != flat])
     counts = _Counts.of(pred, ref, {value for labels in classes.values() for value in labels})
     rows = []
     for name, labels in classes.items():
         if annotated is not None and name not in annotated:
             continue
         tolerance = float(tolerance_mm[name] if isinstance(tolerance_mm, Mapping) else tolerance_mm)
-        case = _Case(pred, ref, counts, tuple(float(s) for s in spacing_mm), list(labels))
+        case = _Case(pred, ref, counts, spacing, list(labels), voxel_ml)
         row = {"class": name} | _row(case, name, settings, tolerance)
         row |= _registered(case, row["status"])
 
@@ -112,9 +123,9 @@ def evaluate_case(
             row |= lesion_counts(*case.masks()[:2])
         if near_mm is not None:
             voxels = false_positives(*case.masks()[:2], case.spacing_mm, near_mm)
-            voxel_ml = nan if row["status"] == ABSENT else case.voxel_ml
+            ml = nan if row["status"] == ABSENT else voxel_ml
             row |= voxels
-            row |= {FP_NEAR: voxels["fp_near"] * voxel_ml, FP_FAR: voxels["fp_far"] * voxel_ml}
+            row |= {FP_NEAR: voxels["fp_near"] * ml, FP_FAR: voxels["fp_far"] * ml}
         rows.append(row)
     return rows
 
@@ -132,7 +143,7 @@ def _convention(convention: str | Convention) -> Convention:
 def _check(
     pred: np.ndarray,
     ref: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[Any],
     classes: Mapping[str, Sequence[int]],
     tolerance_mm: float | Mapping[str, float],
     annotated: Collection[str] | None,
@@ -147,7 +158,8 @@ def _check(
         raise ContextsegError(
             "prediction", what, "give both on one grid, (D, H, W) or (H, W), not empty"
         )
-    if len(spacing_mm) != ref.ndim or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
+    sizes = [voxel_mm3(spacing_mm)] if is_sheared(spacing_mm) else spacing_mm
+    if len(spacing_mm) != ref.ndim or not all(np.isfinite(s) and s > 0 for s in sizes):
         what = f"{tuple(spacing_mm)} for {ref.ndim} axes"
         raise ContextsegError(
             "spacing", what, "give one positive number of mm for each axis, slowest first"
@@ -225,23 +237,19 @@ def _index(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Case:
-    """One class of a case."""
+    """One class of a case. A voxel of a 2-D array is 1 mm thick."""
 
     pred: np.ndarray
     ref: np.ndarray
     counts: _Counts
-    spacing_mm: tuple[float, ...]
+    spacing_mm: Spacing
     labels: list[int]
+    voxel_ml: float
 
     @property
     def diagonal_mm(self) -> float:
         """Length of the image's diagonal."""
-        return float(np.linalg.norm(np.array(self.ref.shape) * self.spacing_mm))
-
-    @property
-    def voxel_ml(self) -> float:
-        """Volume of a voxel; in 2-D, of one that is 1 mm thick."""
-        return float(np.prod(self.spacing_mm)) / 1000
+        return diagonal_mm(self.ref.shape, self.spacing_mm)
 
     @property
     def tallies(self) -> tuple[int, int, int, int]:
@@ -281,9 +289,9 @@ class _Case:
         """One slice along axis 0, as a case in 2-D."""
         pred = self.pred[at]
         ref = self.ref[at]
-        return _Case(
-            pred, ref, _Counts.of(pred, ref, set(self.labels)), self.spacing_mm[1:], self.labels
-        )
+        counts = _Counts.of(pred, ref, set(self.labels))
+        spacing = as_spacing(self.spacing_mm[1:])
+        return _Case(pred, ref, counts, spacing, self.labels, voxel_mm3(spacing) / 1000)
 
 
 def _is_any(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:

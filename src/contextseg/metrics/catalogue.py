@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, nan
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,8 +33,9 @@ RVD = "rvd"
 FP_NEAR = "fp_near_ml"
 FP_FAR = "fp_far_ml"
 
-MetricFunction = Callable[[np.ndarray, np.ndarray, tuple[float, ...]], float]
-"""(prediction, reference, spacing_mm) -> value, of two bool masks of one shape."""
+MetricFunction = Callable[[np.ndarray, np.ndarray, Any], float]
+"""(prediction, reference, spacing_mm) -> value, of two bool masks of one shape. The spacing is one
+number for each axis; on a sheared grid the step along each, a row of three."""
 
 
 @dataclass(frozen=True)

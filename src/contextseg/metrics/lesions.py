@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from contextseg.grids import voxel_mm3
 from contextseg.metrics.surface import distances_mm
 
 
 def lesion_table(
-    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float]
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """One row for each lesion of the reference, then of the prediction.
 
@@ -20,7 +21,7 @@ def lesion_table(
     Args:
         pred: Predicted mask, bool, (D, H, W) or (H, W).
         ref: Reference mask, bool, the same shape.
-        spacing_mm: Distance between voxel centres along each axis, in mm.
+        spacing_mm: Distance between voxel centres along each axis, in mm; or the steps, a row each.
 
     Returns:
         Rows with `of` ("ref" or "pred"), volume_ml, overlap_ml with the other mask, and `hit`:
@@ -32,7 +33,7 @@ def lesion_table(
         >>> [(row["of"], row["hit"]) for row in lesion_table(pred, ref, (1.0, 1.0))]
         [('ref', True), ('ref', False), ('pred', True), ('pred', False)]
     """
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    voxel_ml = voxel_mm3(spacing_mm) / 1000
     return [
         {
             "of": of,
@@ -77,14 +78,14 @@ def _lesions(mask: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def false_positives(
-    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float], near_mm: float
+    pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[Any], near_mm: float
 ) -> dict[str, int]:
     """Count the false-positive voxels near the reference, and the others.
 
     Args:
         pred: Predicted mask, bool, (D, H, W) or (H, W).
         ref: Reference mask, bool, the same shape.
-        spacing_mm: Distance between voxel centres along each axis, in mm.
+        spacing_mm: Distance between voxel centres along each axis, in mm; or the steps, a row each.
         near_mm: Distance from a reference voxel's centre up to which a voxel is near.
 
     Returns:

@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from contextseg.grids import Spacing
+from contextseg.metrics.lattice import as_spacing, is_sheared, places_mm, sheared_areas
+
 HD95, HD, ASSD, NSD = "hd95_mm", "hd_mm", "assd_mm", "nsd"
 
 
@@ -110,16 +113,28 @@ def element_areas(spacing_mm: tuple[float, ...]) -> np.ndarray:
     if len(spacing_mm) == 2:  # a contour is a wall of unit height
         tall = element_areas((1.0, *spacing_mm))
         return np.array([tall[pattern | pattern << 4] for pattern in range(16)])
-    corners = np.array([[b >> 2 & 1, b >> 1 & 1, b & 1] for b in range(8)])
     areas = np.zeros(256)
     for pattern in range(1, 255):
-        inside = {b for b in range(8) if pattern >> b & 1}
-        fewer = inside if len(inside) <= 4 else set(range(8)) - inside
         areas[pattern] = sum(
-            _patch_area(corners[part], np.array(spacing_mm)) for part in _parts(fewer)
+            _patch_area(corners, np.array(spacing_mm)) for corners in cut_off_parts(pattern)
         )
     areas.flags.writeable = False
     return areas
+
+
+def cut_off_parts(pattern: int) -> list[np.ndarray]:
+    """The corners of a cell that are cut off, in connected parts.
+
+    Args:
+        pattern: Which corners are inside, as in `element_areas`.
+
+    Returns:
+        The parts of the inside or the outside, whichever has fewer corners, each (N, 3) of 0 and 1.
+    """
+    corners = np.array([[b >> 2 & 1, b >> 1 & 1, b & 1] for b in range(8)])
+    inside = {b for b in range(8) if pattern >> b & 1}
+    fewer = inside if len(inside) <= 4 else set(range(8)) - inside
+    return [corners[part] for part in _parts(fewer)]
 
 
 def _parts(corners: set[int]) -> list[list[int]]:
@@ -165,7 +180,7 @@ def _patch_area(corners: np.ndarray, spacing_mm: np.ndarray) -> float:
 def surface_scores(
     pred: np.ndarray,
     ref: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[Any],
     tolerance_mm: float,
     far_mm: float,
     convention: Convention = CONVENTIONS["default"],
@@ -182,7 +197,7 @@ def surface_scores(
     Args:
         pred: Predicted mask, bool, (D, H, W) or (H, W).
         ref: Reference mask, bool, the same shape.
-        spacing_mm: Distance between voxel centres along each axis, in mm.
+        spacing_mm: Distance between voxel centres along each axis, in mm; or the steps, a row each.
         tolerance_mm: Tolerance of the NSD. A distance equal to it is within it, whatever the
             rounding.
         far_mm: Distance to a mask without a surface.
@@ -194,7 +209,7 @@ def surface_scores(
     """
     if known is not None:
         pred, ref = _extended(pred, ref, known)
-    spacing = tuple(float(s) for s in spacing_mm)
+    spacing = as_spacing(spacing_mm)
     on_pred, weight_pred = _surface(pred, known, spacing, convention.elements)
     on_ref, weight_ref = _surface(ref, known, spacing, convention.elements)
     from_pred = distances_mm(on_pred, on_ref, spacing, far_mm)
@@ -220,7 +235,7 @@ def surface_scores(
 
 
 def _surface(
-    mask: np.ndarray, known: np.ndarray | None, spacing_mm: tuple[float, ...], elements: bool
+    mask: np.ndarray, known: np.ndarray | None, spacing_mm: Spacing, elements: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where the surface is, and the weight of each voxel or element of it.
 
@@ -237,7 +252,8 @@ def _surface(
     on = pattern - np.uint8(1) < full - 1  # neither 0, which wraps to 255, nor full
     if known is not None:
         on &= _patterns(known) > 0
-    return on, element_areas(spacing_mm)[pattern[on]]
+    areas: Any = sheared_areas if is_sheared(spacing_mm) else element_areas
+    return on, areas(spacing_mm)[pattern[on]]
 
 
 def _patterns(mask: np.ndarray) -> np.ndarray:
@@ -284,17 +300,18 @@ def _extended(
 
 
 def distances_mm(
-    source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], far_mm: float
+    source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[Any], far_mm: float
 ) -> np.ndarray:
     """Distance from each set voxel of `source` to the nearest set voxel of `target`.
 
     A search tree over the few points is several times faster than a distance map of the whole box,
-    and exact; the map is used only where the points fill a good part of the box (noise).
+    and exact; the map is used only where the points fill a good part of the box (noise), and never
+    on a sheared grid.
 
     Args:
         source: Bool grid.
         target: Bool grid of the same shape.
-        spacing_mm: Distance between voxel centres along each axis, in mm.
+        spacing_mm: Distance between voxel centres along each axis, in mm; or the steps, a row each.
         far_mm: The distance where `target` is empty.
 
     Returns:
@@ -307,7 +324,7 @@ def distances_mm(
     out = np.zeros(len(at))
     apart = ~target.ravel()[at]
     at = at[apart]
-    if len(at) < max(5000, source.size / 30):
+    if is_sheared(spacing_mm) or len(at) < max(5000, source.size / 30):
         from scipy.spatial import cKDTree
 
         tree = cKDTree(
@@ -321,9 +338,9 @@ def distances_mm(
     return out
 
 
-def _points(at: np.ndarray, shape: tuple[int, ...], spacing_mm: Sequence[float]) -> np.ndarray:
+def _points(at: np.ndarray, shape: tuple[int, ...], spacing_mm: Any) -> np.ndarray:
     """Flat indices as positions in mm, (N, ndim) float64."""
-    return np.stack(np.unravel_index(at, shape), axis=1) * np.asarray(spacing_mm, float)
+    return places_mm(np.stack(np.unravel_index(at, shape), axis=1), spacing_mm)
 
 
 def _area_percentile(distance: np.ndarray, area: np.ndarray) -> float:

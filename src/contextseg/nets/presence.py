@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from contextseg.errors import ContextsegError
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 class Presence(nn.Module):
@@ -90,7 +90,7 @@ class Presence(nn.Module):
         """
         return self.during(lambda: self.net(x))
 
-    def during(self, work: Callable[[], Result]) -> tuple[Result, Tensor]:
+    def during(self, work: Callable[[], T]) -> tuple[T, Tensor]:
         """The result of `work()`, and the presence logits of the image it was done with."""
         result, deepest = self._deepest(work)
         return result, self.linear(deepest.flatten(2).mean(2))
@@ -106,7 +106,7 @@ class Presence(nn.Module):
         self.train(training)
         return [p for p, gradient in zip(parameters, gradients) if gradient is not None]
 
-    def _deepest(self, work: Callable[[], Result]) -> tuple[Result, Tensor]:
+    def _deepest(self, work: Callable[[], T]) -> tuple[T, Tensor]:
         outputs: list[Tensor] = []
         here = get_ident()
 

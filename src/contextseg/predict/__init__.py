@@ -1,8 +1,9 @@
 """From a network to a label map, with bounded memory.
 
 A sliding window gives finished slabs of logits, and each slab becomes classes on the output grid at
-once. Arrays in, arrays out; no files here. The logits are held for one window's depth of the image,
-never for all of it, and at the resolution of the network, never at that of the output.
+once. Arrays in, arrays out; no files here, but those of `record`, which says who made label maps.
+The logits are held for one window's depth of the image, never for all of it, and at the resolution
+of the network, never at that of the output.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def _largest_probability(logits: Tensor, axis: int) -> Tensor:
 
 
 def _smallest_type(values: np.ndarray) -> type:
-    for kind in (np.uint8, np.int16):
+    for kind in (np.uint8, np.int16, np.uint16):
         limits = np.iinfo(kind)
         if limits.min <= values.min() and values.max() <= limits.max:
             return kind
@@ -184,7 +184,7 @@ def labels_from_slabs(
             for no confidence.
 
     Returns:
-        (D, H, W) uint8, or int16 or int32 where the values need it.
+        (D, H, W) uint8, or int16, uint16 or int32 where the values need it.
 
     Raises:
         ValueError: The slabs have gaps, do not fit `size`, or stop early; or `to_class` or

@@ -14,10 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from contextseg.batch import IGNORE
+from contextseg.data.listing import stem
 from contextseg.data.plan import Plan
 from contextseg.data.prepare import normalise, prepare
 from contextseg.disk import csv_text, write_text
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.grids import label_type
 from contextseg.propagation.labelled import LabelledSlices, cut_to_ranges
 from contextseg.propagation.session import PropagationResult, Session
 from contextseg.propagation.shapes import ShapePrior, copy_nearest, interpolate_shapes
@@ -118,11 +120,11 @@ class Filled:
             A CSV file beside it.
 
         Example:
-            >>> Filled.slices_file("filled.nii.gz").name
-            'filled-slices.csv'
+            >>> Filled.slices_file("1.3.6.02.nii.gz").name
+            '1.3.6.02-slices.csv'
         """
         path = Path(path)
-        return path.with_name(path.name.split(".")[0] + "-slices.csv")
+        return path.with_name(stem(path) + "-slices.csv")
 
     def __repr__(self) -> str:
         labelled = f"{len(self.labelled.slices)} of {len(self.confidence)} slices labelled"
@@ -191,7 +193,7 @@ def fill(
     for i, label in labelled.slices.items():
         labels[i] = np.where(label == IGNORE, labels[i], label)
     whole = np.ascontiguousarray(np.moveaxis(labels, 0, labelled.axis))
-    smallest = np.uint8 if whole.max() < 256 else np.int16
+    smallest = label_type(int(whole.max()))
     return Filled(scan.with_array(whole.astype(smallest)), confidence, labelled)
 
 
@@ -253,7 +255,7 @@ def _open_stretches(filled: Filled, known: list[int]) -> list[tuple[int, int, in
 def _by_shape(
     scan: Volume, labelled: LabelledSlices, way: str, ranges: Mapping[int, tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(labels (n, H, W) int16 with the slices first, confidence (n,))."""
+    """(labels (n, H, W) with the slices first, confidence (n,))."""
     n = scan.shape[labelled.axis]
     references = {i: np.maximum(label, 0) for i, label in labelled.slices.items()}
     if way == "interpolation":
@@ -324,7 +326,7 @@ def _propagated(
     ranges: Mapping[int, tuple[int, int]],
     options: Mapping[str, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(labels (n, H, W) int16 with the slices first, confidence (n,))."""
+    """(labels (n, H, W) with the slices first, confidence (n,))."""
     plan = model.plan
     turned = scan.oriented(plan.orientation)
     grids = _Grids(scan, turned, plan.orientation, labelled.axis)
@@ -368,12 +370,12 @@ def _decide(
     ranges: Mapping[int, tuple[int, int]],
     shapes: ShapePrior | None,
 ) -> np.ndarray:
-    """The most likely classes (n, *size) int16 of probabilities (1 + O, n, h, w), slice by slice.
+    """The most likely classes (n, *size) of probabilities (1 + O, n, h, w), slice by slice.
 
     Probabilities are interpolated linearly; with `shapes` their log-odds are added to.
     """
-    values = np.array([0, *classes], np.int16)
-    out = np.empty((probabilities.shape[1], *size), np.int16)
+    values = np.array([0, *classes], label_type(max(classes), signed=True))
+    out = np.empty((probabilities.shape[1], *size), values.dtype)
     for i in range(len(out)):
         plane = torch.from_numpy(probabilities[:, i].astype(np.float32))[None]
         if list(plane.shape[2:]) != size:

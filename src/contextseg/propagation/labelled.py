@@ -9,6 +9,7 @@ import numpy as np
 
 from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError
+from contextseg.grids import label_type
 from contextseg.volume import Volume
 
 AXES = {"axial": "SI", "coronal": "AP", "sagittal": "RL"}
@@ -21,8 +22,8 @@ class LabelledSlices:
 
     Attributes:
         axis: 0, 1 or 2 of (D, H, W): what the slices are across.
-        slices: Slice number to label (H, W) int16, in the values of the label map; `IGNORE` where
-            nobody has annotated.
+        slices: Slice number to label (H, W), int16 or int32, in the values of the label map;
+            `IGNORE` where nobody has annotated.
     """
 
     axis: int
@@ -114,11 +115,12 @@ def labelled_slices(
             )
             raise ContextsegError("labels", "every slice has labels, in each plane", remedy)
     axis = axes[plane]
+    kind = label_type(int(array.max()), signed=True)
     slices = {}
     for i in numbers[plane].tolist():
-        drawn = array.take(i, axis).astype(np.int16)
+        drawn = array.take(i, axis).astype(kind)
         if unlabelled is not None:
-            drawn = np.where(known.take(i, axis), drawn, IGNORE).astype(np.int16)
+            drawn = np.where(known.take(i, axis), drawn, IGNORE).astype(kind)
         slices[i] = drawn
     return LabelledSlices(axis, slices)
 

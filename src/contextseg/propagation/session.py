@@ -51,7 +51,8 @@ class PropagationResult:
     """A filled volume; n is its number of slices along the session's axis.
 
     Attributes:
-        labels: (D, H, W) int16, 0 or one of `classes`. The labels of the references stand as given.
+        labels: (D, H, W) int16, or int32 for larger values; 0 or one of `classes`. The labels of
+            the references stand as given.
         confidence: (n,) float32 in [0, 1], one number for each slice. 1 where a reference is fully
             annotated; else the Dice to be expected of the labels if the probabilities were right.
             Where two walks met, the mean of that and of their agreement. The lowest is the slice
@@ -317,10 +318,11 @@ class _Round:
     def _allocate(self) -> None:
         n, *plane = self.session.slices.shape[1:]
         on: Any = {"device": self.session.device}
-        self.out = torch.zeros(n, *plane, dtype=torch.int16, **on)
+        kind = torch.int16 if max(self.classes) < 2**15 else torch.int32
+        self.out = torch.zeros(n, *plane, dtype=kind, **on)
         self.confidence = torch.ones(n, **on)
         self.agreement = torch.full((n,), torch.nan, **on)
-        self.values = torch.tensor([0, *self.classes], dtype=torch.int16, **on)
+        self.values = torch.tensor([0, *self.classes], dtype=kind, **on)
         self.expected_dice = torch.zeros(n, len(self.classes), **on)  # where a class is filled
         self.probabilities: np.ndarray | None = None
         if self.options.probabilities:

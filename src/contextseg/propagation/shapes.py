@@ -14,6 +14,7 @@ import numpy as np
 
 from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError
+from contextseg.grids import label_type
 
 
 def interpolate_shapes(
@@ -38,7 +39,7 @@ def interpolate_shapes(
             default they are background.
 
     Returns:
-        Labels (slices, H, W) int16. References come back as they are.
+        Labels (slices, H, W), int16 or, for larger values, int32. References come back as they are.
 
     Raises:
         ContextsegError: If there is no reference, if one lies outside the volume, and if two have
@@ -53,7 +54,8 @@ def interpolate_shapes(
     if ends:
         out = copy_nearest(references, slices)
     else:
-        out = np.zeros((slices, *next(iter(labels.values())).shape), np.int16)
+        first = next(iter(labels.values()))
+        out = np.zeros((slices, *first.shape), first.dtype)
     classes = sorted({int(k) for label in labels.values() for k in np.unique(label) if k > 0})
     for a, b in pairwise(sorted(labels)):
         if b - a > 1:
@@ -72,7 +74,7 @@ def copy_nearest(references: Mapping[int, Any], slices: int) -> np.ndarray:
         slices: Number of slices of the volume.
 
     Returns:
-        Labels (slices, H, W) int16.
+        Labels (slices, H, W), int16 or, for larger values, int32.
 
     Raises:
         ContextsegError: As `interpolate_shapes`.
@@ -165,7 +167,7 @@ class ShapePrior:
 def check_references(
     references: Mapping[int, Any], slices: int, shape: tuple[int, ...] | None = None
 ) -> dict[int, np.ndarray]:
-    """The reference labels as int16 arrays, sorted by slice number.
+    """The reference labels as arrays of one type, sorted by slice number.
 
     Args:
         references: Slice number to label (H, W), integers.
@@ -173,12 +175,14 @@ def check_references(
         shape: (H, W) of the labels. None is the shape of the first.
 
     Returns:
-        Slice number to label (H, W) int16.
+        Slice number to label (H, W), int16 or, where one of them has larger values, int32.
 
     Raises:
         ContextsegError: If there is none, if one lies outside the volume, or has another shape.
     """
-    labels = {int(i): np.asarray(label).astype(np.int16) for i, label in sorted(references.items())}
+    labels = {int(i): np.asarray(label) for i, label in sorted(references.items())}
+    largest = max((int(label.max()) for label in labels.values() if label.size), default=0)
+    labels = {i: label.astype(label_type(largest, signed=True)) for i, label in labels.items()}
     if not labels:
         raise ContextsegError("reference slices", "there is none", "label at least one slice")
     shape = next(iter(labels.values())).shape if shape is None else shape
@@ -208,7 +212,7 @@ def _blend(
 ) -> np.ndarray:
     """(n, H, W): the labels at `share` (n, 1, 1) of the way. One class in memory at a time."""
     best = np.zeros((len(share), *first.shape), np.float32)
-    out = np.zeros(best.shape, np.int16)
+    out = np.zeros(best.shape, first.dtype)
     for k in classes:
         ends = _ends(first == k, last == k, spacing)
         if ends is None:

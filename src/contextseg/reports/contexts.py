@@ -21,10 +21,14 @@ from contextseg.reports.planes import NEAR_MM, PLANES, Lines, Plane, outlines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Arrays = Mapping[str, np.ndarray]
-Facts = Mapping[str, Any]
-SPLITS = {"training": "Training cases", "validation": "Validation cases"}
-TISSUES = {"roi": "ROI", "near": f"Background within {NEAR_MM:g} mm", "far": "Background beyond"}
+DiagnosisArrays = Mapping[str, np.ndarray]
+DiagnosisFacts = Mapping[str, Any]
+DIAGNOSIS_SPLITS = {"training": "Training cases", "validation": "Validation cases"}
+TISSUE_TITLES = {
+    "roi": "ROI",
+    "near": f"Background within {NEAR_MM:g} mm",
+    "far": "Background beyond",
+}
 CONTEXTS = (
     "#009E73",
     "#CC79A7",
@@ -43,7 +47,7 @@ _BINS = 80  # in a chart, of the finer ones that were counted
 # --- logits ---------------------------------------------------------------------------------------
 
 
-def logit_charts(facts: Facts, arrays: Arrays) -> dict[str, bytes]:
+def logit_charts(facts: DiagnosisFacts, arrays: DiagnosisArrays) -> dict[str, bytes]:
     """z_background against z_roi of all voxels (Fig. 3), and the margins of each tissue.
 
     Args:
@@ -54,11 +58,15 @@ def logit_charts(facts: Facts, arrays: Arrays) -> dict[str, bytes]:
         A chart for each split, and one of the margins.
     """
     rows = np.concatenate(
-        [arrays[f"{split}/{tissue}/pairs"][:, :2] for split in SPLITS for tissue in TISSUES]
+        [
+            arrays[f"{split}/{tissue}/pairs"][:, :2]
+            for split in DIAGNOSIS_SPLITS
+            for tissue in TISSUE_TITLES
+        ]
     )
     grids = [_edges(rows[:, axis]) for axis in (0, 1)]
     charts = {}
-    for split, title in SPLITS.items():
+    for split, title in DIAGNOSIS_SPLITS.items():
         draw = partial(_logits, facts, arrays, split, title, grids)
         charts[f"Logits of {title.lower()}"] = chart(draw, 4.6, (1, 1))
     charts["Margins"] = chart(partial(_margins, facts, arrays), 4.6, (1, 1, 1))
@@ -73,7 +81,12 @@ def _edges(places: np.ndarray) -> np.ndarray:
 
 
 def _logits(
-    facts: Facts, arrays: Arrays, split: str, title: str, grids: Sequence[np.ndarray], *rows: Axes
+    facts: DiagnosisFacts,
+    arrays: DiagnosisArrays,
+    split: str,
+    title: str,
+    grids: Sequence[np.ndarray],
+    *rows: Axes,
 ) -> None:
     """Background above, ROI below: where their voxels lie, darker for more (logarithmic)."""
     tissues = facts[split]["tissues"]
@@ -116,11 +129,11 @@ def _logits(
     rows[1].set_xlabel("logit of the background")
 
 
-def _margins(facts: Facts, arrays: Arrays, *rows: Axes) -> None:
+def _margins(facts: DiagnosisFacts, arrays: DiagnosisArrays, *rows: Axes) -> None:
     """Shares of the voxels of each tissue by margin, logarithmic, training dashed."""
-    known = {(s, t): arrays[f"{s}/{t}/margins"] for s in SPLITS for t in TISSUES}
+    known = {(s, t): arrays[f"{s}/{t}/margins"] for s in DIAGNOSIS_SPLITS for t in TISSUE_TITLES}
     edges = _edges(np.concatenate([values[:, 0] for values in known.values()]))
-    for axes, (tissue, title) in zip(rows, TISSUES.items()):
+    for axes, (tissue, title) in zip(rows, TISSUE_TITLES.items()):
         for split, colour, style in (("training", BLUE, "--"), ("validation", ORANGE, "-")):
             places, n = known[split, tissue].T
             counts = np.histogram(places, edges, weights=n)[0] / max(n.sum(), 1)
@@ -147,7 +160,7 @@ def _margins(facts: Facts, arrays: Arrays, *rows: Axes) -> None:
 # --- overlap and false positives ------------------------------------------------------------------
 
 
-def overlap_chart(facts: Facts) -> bytes:
+def overlap_chart(facts: DiagnosisFacts) -> bytes:
     """Dice, sensitivity and precision of training beside validation cases (Fig. 4).
 
     Args:
@@ -159,7 +172,7 @@ def overlap_chart(facts: Facts) -> bytes:
     return chart(partial(_overlap, facts), 2.9)
 
 
-def _overlap(facts: Facts, axes: Axes) -> None:
+def _overlap(facts: DiagnosisFacts, axes: Axes) -> None:
     names = {name: METRICS[name].title for name in (DSC, SEN, PRC)}
     for shift, (split, hatch, colour) in zip(
         (-0.2, 0.2), (("training", "", PALE), ("validation", "////", "#a9cfe6"))
@@ -202,7 +215,7 @@ def _overlap(facts: Facts, axes: Axes) -> None:
     axes.legend(loc="upper right", ncols=2)
 
 
-def distance_chart(facts: Facts) -> bytes:
+def distance_chart(facts: DiagnosisFacts) -> bytes:
     """How far false positives lie from the ROI.
 
     Args:
@@ -214,7 +227,7 @@ def distance_chart(facts: Facts) -> bytes:
     return chart(partial(_distances, facts), 2.9)
 
 
-def _distances(facts: Facts, axes: Axes) -> None:
+def _distances(facts: DiagnosisFacts, axes: Axes) -> None:
     ends = [f"{mm:g}" for mm in facts["edges_mm"]]
     names = [f"{a}–{b}" for a, b in zip(["0", *ends], ends)] + [f"> {ends[-1]}"]
     for shift, (split, hatch, colour) in zip(
@@ -245,7 +258,7 @@ def _distances(facts: Facts, axes: Axes) -> None:
 # --- contexts -------------------------------------------------------------------------------------
 
 
-def intensity_chart(arrays: Arrays) -> bytes:
+def intensity_chart(arrays: DiagnosisArrays) -> bytes:
     """The normalised intensities of the background, by context class.
 
     Args:
@@ -270,7 +283,7 @@ def _intensity(edges: np.ndarray, counts: np.ndarray, axes: Axes) -> None:
     axes.legend(handlelength=2.6)
 
 
-def learning_charts(arrays: Arrays) -> dict[str, bytes]:
+def learning_charts(arrays: DiagnosisArrays) -> dict[str, bytes]:
     """A slice, and its likeliest contexts at growing steps of training (Fig. 8).
 
     Args:
@@ -316,7 +329,7 @@ def colour_of(context: int) -> str:
     return CONTEXTS[context % len(CONTEXTS)]
 
 
-def panels(facts: Facts, arrays: Arrays) -> dict[str, list[str]]:
+def panels(facts: DiagnosisFacts, arrays: DiagnosisArrays) -> dict[str, list[str]]:
     """The planes of the shown case as inline SVG.
 
     The errors; M (Fig. 7); the likeliest context of each voxel and, of few, the probability of each
@@ -345,7 +358,7 @@ ERRORS = "Prediction"
 _KINDS = ("grey", "label", "called", "false", "near", "q")
 
 
-def _layers(part: Arrays) -> dict[str, np.ndarray]:
+def _layers(part: DiagnosisArrays) -> dict[str, np.ndarray]:
     """What is painted under the contours: heading -> (H, W) or (H, W, 3) uint8."""
     from matplotlib import colormaps
 
@@ -373,7 +386,12 @@ def _tinted(grey: np.ndarray, colour: np.ndarray, where: np.ndarray) -> np.ndarr
 
 
 def _plane(
-    name: str, letters: str, part: Arrays, pixel_mm: Sequence[float], grey: np.ndarray, errors: bool
+    name: str,
+    letters: str,
+    part: DiagnosisArrays,
+    pixel_mm: Sequence[float],
+    grey: np.ndarray,
+    errors: bool,
 ) -> Plane:
     """One plane in the middle of a square field of view."""
     dy, dx = pixel_mm

@@ -10,12 +10,12 @@ from typing import Any
 from contextseg.disk import write_text
 from contextseg.metrics import DSC, FP_FAR, FP_NEAR, METRICS, PRC, QUANTITIES, SEN
 from contextseg.reports.contexts import (
+    DIAGNOSIS_SPLITS,
     ERRORS,
     SOFT,
-    SPLITS,
-    TISSUES,
-    Arrays,
-    Facts,
+    TISSUE_TITLES,
+    DiagnosisArrays,
+    DiagnosisFacts,
     colour_of,
     distance_chart,
     grouped,
@@ -38,7 +38,7 @@ from contextseg.reports.numbers import number, plural
 from contextseg.reports.pictures import KEY
 from contextseg.reports.planes import NEAR_MM
 
-ALL = {**TISSUES, "background": "All background"}
+ALL = {**TISSUE_TITLES, "background": "All background"}
 OVERLAPS = (DSC, SEN, PRC)
 LOGITS = (
     "All ROI classes count as one. Margin: the largest logit of the ROI minus that of the "
@@ -75,7 +75,7 @@ LEARNING = (
     "perhaps), and its likeliest context at growing steps of the training; white where all "
     "contexts are equally likely."
 )
-VIEW = (
+DIAGNOSIS_VIEW = (
     f"Near: within {NEAR_MM:g} mm of the ROI, also across slices; the others are far. The "
     "patient’s right (R) is at the left of the axial and coronal planes, the front (A) at the "
     "left of the sagittal. Grey values: the 1st to 99th percentile of the preprocessed scan."
@@ -83,7 +83,7 @@ VIEW = (
 
 
 def write_diagnosis(
-    path: str | Path, facts: Facts, arrays: Arrays, provenance: Mapping[str, Any]
+    path: str | Path, facts: DiagnosisFacts, arrays: DiagnosisArrays, provenance: Mapping[str, Any]
 ) -> None:
     """Write the page of a diagnosis: one self-contained HTML file.
 
@@ -115,7 +115,7 @@ def write_diagnosis(
     write_text(path, page_html(title, sections))
 
 
-def diagnosis_text(facts: Facts) -> str:
+def diagnosis_text(facts: DiagnosisFacts) -> str:
     """The diagnosis for a terminal.
 
     Args:
@@ -124,31 +124,33 @@ def diagnosis_text(facts: Facts) -> str:
     Returns:
         The text.
     """
-    counted = " and ".join(f"{len(facts[split]['cases'])} {split}" for split in SPLITS)
+    counted = " and ".join(f"{len(facts[split]['cases'])} {split}" for split in DIAGNOSIS_SPLITS)
     lines = [f"{facts['dataset']}, {facts['method']}: {counted} cases"]
 
     def block(heading: str, rows: Mapping[str, list[str]]) -> None:
-        lines.extend(["", f"{heading:36}" + "".join(f"{split:>24}" for split in SPLITS)])
+        lines.extend(["", f"{heading:36}" + "".join(f"{split:>24}" for split in DIAGNOSIS_SPLITS)])
         lines.extend(
             f"  {name:34}" + "".join(f"{cell:>24}" for cell in cells)
             for name, cells in rows.items()
         )
 
     margins = {
-        name: [_mean_sd(facts[s]["tissues"][tissue], 2) for s in SPLITS]
+        name: [_mean_sd(facts[s]["tissues"][tissue], 2) for s in DIAGNOSIS_SPLITS]
         for tissue, name in ALL.items()
     }
     block("Margin, z_roi - z_background", margins)
     called = {
-        name: [_called(facts[s]["tissues"][tissue]) for s in SPLITS] for tissue, name in ALL.items()
+        name: [_called(facts[s]["tissues"][tissue]) for s in DIAGNOSIS_SPLITS]
+        for tissue, name in ALL.items()
     }
     block("Voxels called ROI", called)
     block(
         "Mean over cases",
-        {METRICS[c].title: [_mean_sd(facts[s][c], 3) for s in SPLITS] for c in OVERLAPS},
+        {METRICS[c].title: [_mean_sd(facts[s][c], 3) for s in DIAGNOSIS_SPLITS] for c in OVERLAPS},
     )
     false = {
-        kind.capitalize(): [_false(facts[s], kind) for s in SPLITS] for kind in ("near", "far")
+        kind.capitalize(): [_false(facts[s], kind) for s in DIAGNOSIS_SPLITS]
+        for kind in ("near", "far")
     }
     block("False positives, of the prediction", false)
     lines += ["", _recommended(facts), *(f"But: {note}" for note in facts["advice"]["notes"])]
@@ -188,7 +190,7 @@ def _false(split: Mapping[str, Any], kind: str) -> str:
     return f"{_ml(split['fp_ml'][kind])} ml, {_percent(split['fp_share'][kind])}"
 
 
-def _recommended(facts: Facts) -> str:
+def _recommended(facts: DiagnosisFacts) -> str:
     """What to do, in words that start with it."""
     contexts = facts["advice"]["context_classes"]
     reason = facts["advice"]["reason"]
@@ -204,7 +206,7 @@ def _recommended(facts: Facts) -> str:
 # --- sections -------------------------------------------------------------------------------------
 
 
-def _cards(facts: Facts) -> str:
+def _cards(facts: DiagnosisFacts) -> str:
     validation = facts["validation"]
     contexts = facts["advice"]["context_classes"]
     value = "none needed" if contexts == 1 else f"t = {contexts}"
@@ -224,16 +226,16 @@ def _cards(facts: Facts) -> str:
     return cards_html(cards)
 
 
-def _advice(facts: Facts) -> str:
+def _advice(facts: DiagnosisFacts) -> str:
     advice = f"<p>{escape(_recommended(facts))}</p>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in facts["advice"]["notes"])
     return advice + (f"<p>But:</p><ul>{notes}</ul>" if notes else "")
 
 
-def _margin_table(facts: Facts) -> str:
+def _margin_table(facts: DiagnosisFacts) -> str:
     body = ""
     for tissue, name in ALL.items():
-        training, validation = (facts[split]["tissues"][tissue] for split in SPLITS)
+        training, validation = (facts[split]["tissues"][tissue] for split in DIAGNOSIS_SPLITS)
         cells = []
         for part in (training, validation):
             below = f"{grouped(part['n'])} voxels, {_called(part)} called ROI"
@@ -243,11 +245,11 @@ def _margin_table(facts: Facts) -> str:
             shift = f"{validation['mean'] - training['mean']:+.2f}".replace("-", "−")
         cells.append(shift)
         body += f"<tr>{row_name(name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    heads = [f"Margin, {title.lower()}" for title in SPLITS.values()]
+    heads = [f"Margin, {title.lower()}" for title in DIAGNOSIS_SPLITS.values()]
     return table_html(["Voxels"], [*heads, "Shift"], body)
 
 
-def _cases(facts: Facts) -> str:
+def _cases(facts: DiagnosisFacts) -> str:
     """A row for each validation case, most false positives first."""
     voxel_ml = facts["validation"]["voxel_ml"]
     cases = facts["validation"]["cases"]
@@ -272,7 +274,7 @@ def _cases(facts: Facts) -> str:
     )
 
 
-def _pictures(facts: Facts, arrays: Arrays) -> str:
+def _pictures(facts: DiagnosisFacts, arrays: DiagnosisArrays) -> str:
     drawn = panels(facts, arrays)
     name = facts["picture"]["case"]
     intro = sentence(
@@ -281,7 +283,7 @@ def _pictures(facts: Facts, arrays: Arrays) -> str:
     if "intensity/counts" not in arrays:
         planes = "".join(drawn[ERRORS])
         figure = f'<figure class="case"><div class="planes">{planes}</div></figure>'
-        return intro + KEY + figure + sentence(VIEW)
+        return intro + KEY + figure + sentence(DIAGNOSIS_VIEW)
 
     columns = "".join(
         f'<figure class="planes side"><figcaption>{heading}</figcaption>{"".join(planes)}</figure>'
@@ -294,13 +296,13 @@ def _pictures(facts: Facts, arrays: Arrays) -> str:
         explanation += f" More than {SOFT} contexts are not shown one by one."
     charts = charts_html({"Intensity by context class": intensity_chart(arrays)})
     html = intro + KEY + _contexts_key(facts) + sides
-    html += sentence(VIEW) + sentence(explanation) + charts
+    html += sentence(DIAGNOSIS_VIEW) + sentence(explanation) + charts
     if "learnt/q" in arrays:
         html += charts_html(learning_charts(arrays)) + sentence(LEARNING)
     return html
 
 
-def _contexts_key(facts: Facts) -> str:
+def _contexts_key(facts: DiagnosisFacts) -> str:
     """A coloured square and the share of each context class."""
     box = "display:inline-block;width:1.5em;height:0.7em;margin-right:0.45em;border-radius:1px"
     items = ""

@@ -37,7 +37,9 @@ VIEW = (
 )
 REFERENCE = "#45C4FF"  # blue and orange are told apart by every kind of colour vision
 PREDICTION = "#FFA826"
-FAR = "#FF4B33"  # outlined in white besides, so that it is told from the near ones without colour
+FAR_COLOUR = (
+    "#FF4B33"  # outlined in white besides, so that it is told from the near ones without colour
+)
 DASHES = (0, (2.6, 1.6))  # dashed over solid: where both run together, both are seen
 RULERS_MM = (100, 50, 20, 10, 5, 2, 1)
 
@@ -245,7 +247,12 @@ def _figure(columns: int, rows: int) -> Figure:
         Line2D([], [], color=REFERENCE, linewidth=2, label="reference"),
         Line2D([], [], color=PREDICTION, linewidth=2, linestyle=DASHES, label="prediction"),
         Patch(facecolor=PREDICTION, alpha=0.5, label="false positive, near"),
-        Patch(facecolor=FAR, edgecolor="black", linewidth=0.6, label=f"far (> {NEAR_MM:g} mm off)"),
+        Patch(
+            facecolor=FAR_COLOUR,
+            edgecolor="black",
+            linewidth=0.6,
+            label=f"far (> {NEAR_MM:g} mm off)",
+        ),
         Patch(facecolor=REFERENCE, alpha=0.5, label="missed"),
     ]
     figure.legend(
@@ -277,7 +284,7 @@ def _draw(axes: Axes, plane: Plane) -> None:
     axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
     _fill(axes, plane.missed, REFERENCE)
     _fill(axes, plane.false, PREDICTION)
-    _fill(axes, plane.far, FAR, 0.75, "white")
+    _fill(axes, plane.far, FAR_COLOUR, 0.75, "white")
     _outline(axes, plane.reference.values(), REFERENCE)
     _outline(axes, plane.prediction.values(), PREDICTION, DASHES)
     places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from contextseg.errors import ContextsegError
+from contextseg.grids import onto
 from contextseg.volume import Volume, read, read_labels
 
 UPRIGHT = "IPL"
@@ -182,12 +183,7 @@ def _image(case: Mapping[str, Any]) -> Volume:
 
 def _labels(path: str | Path, image: Volume) -> np.ndarray:
     """An upright label map on the image's grid, in one byte for each voxel where its values fit."""
-    labels = read_labels(path).oriented(UPRIGHT)
-    if not labels.same_grid(image):
-        raise ContextsegError(
-            path, "its grid differs from the image's", "write it on the grid of the image"
-        )
-    array = labels.array
+    array = onto(read_labels(path), image, path).array
     return array.astype(np.uint8) if array.min() >= 0 and array.max() < 256 else array
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextseg.twostage.reference import SlicePrediction, SliceReference, VolumeReference
 from contextseg.twostage.stages import (
     SELECTIONS,
-    TABLE,
+    TWO_STAGE_TABLE,
     ClassOutcome,
     TwoStageResult,
     TwoStageSettings,
@@ -25,7 +25,7 @@ from contextseg.twostage.stages import (
 
 __all__ = [
     "SELECTIONS",
-    "TABLE",
+    "TWO_STAGE_TABLE",
     "ClassOutcome",
     "SlicePrediction",
     "SliceReference",

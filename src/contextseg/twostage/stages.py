@@ -23,11 +23,19 @@ import numpy as np
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.components import Change, keep_largest, write_change
-from contextseg.data.layouts import Case, cases_in
+from contextseg.data.layouts import Case
 from contextseg.disk import changes, note_case, read_json, write_json
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.methods.presence import head_of
-from contextseg.predictor import Member, Predictor, raise_failed, segment_missing
+from contextseg.predict.record import PredictionRecord
+from contextseg.predictor import (
+    Member,
+    Predictor,
+    cases_to_segment,
+    model_name,
+    raise_failed,
+    segment_missing,
+)
 from contextseg.propagation import (
     AXES,
     SELECTION_RULES,
@@ -42,7 +50,7 @@ from contextseg.settings import PredictionSettings
 from contextseg.twostage.reference import SlicePrediction, SliceReference, VolumeReference
 from contextseg.volume import Volume, axis_moves, read, write
 
-TABLE = "two-stage.csv"
+TWO_STAGE_TABLE = "two-stage.csv"
 """The table in a folder of results with the outcome of each class in each case."""
 SELECTIONS = ("largest", "certain", "covering", "presence", "all")
 """Rules for reference slices: `propagation.SELECTION_RULES`, and "presence" of `TwoStageSettings`.
@@ -397,10 +405,16 @@ def segment_folder(
     [member] = reference.members
     folder = Path(folder)
     check_runs(member, model, stages)
-    cases = cases_in(images)
+    cases = cases_to_segment(images, folder)
+    networks = [(member.method, member.plan), *([(model.net, model.plan)] if model else [])]
+    made_by = {"models": [model_name(*network) for network in networks]}
+    record = PredictionRecord(folder, {**made_by, **asdict(stages), **asdict(reference.settings)})
+    record.check(cases)
     check_folder(folder, {**asked, **asdict(stages), **asdict(reference.settings)})
     with progress_bar("two-stage") as progress:
-        failed = segment_cases(cases, member, model, stages, reference.settings, folder, progress)
+        failed = segment_cases(
+            cases, member, model, stages, reference.settings, folder, progress, record
+        )
     raise_failed(failed, len(cases))
     return {case.name: folder / f"{case.name}.nii.gz" for case in cases}
 
@@ -413,6 +427,7 @@ def segment_cases(
     settings: PredictionSettings,
     folder: Path,
     progress: Progress = lambda *_: None,
+    record: PredictionRecord | None = None,
 ) -> dict[str, str]:
     """Segment cases into a folder; what is there already is kept.
 
@@ -427,6 +442,7 @@ def segment_cases(
         settings: As in `segment_two_stage`.
         folder: Where the results go.
         progress: Called with (done, of) before and after each case.
+        record: Notes who made the label map of each case; None notes nothing.
 
     Returns:
         Why cases failed, by name; {} where none did.
@@ -438,6 +454,8 @@ def segment_cases(
         if result.change:
             write_change(folder, case.name, result.change)
         write_class_outcomes(folder, case.name, result.outcomes)
+        if record is not None:
+            record.note(case)
         write(out, result.label)  # last: a label map that is there is a case that is done
 
     return segment_missing(cases, folder, ".nii.gz", segment_case, progress)
@@ -465,7 +483,7 @@ def write_class_outcomes(
         slices = " ".join(map(str, outcome.slices))
         rows.append({"class": name, **row, **numbers, "slices": slices})
     columns = ["case", "class", *(field.name for field in fields(ClassOutcome))]
-    note_case(Path(folder) / TABLE, columns, case, rows)
+    note_case(Path(folder) / TWO_STAGE_TABLE, columns, case, rows)
 
 
 def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:

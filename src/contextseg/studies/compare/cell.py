@@ -7,7 +7,6 @@ weights is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,14 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.layouts import Case
 from contextseg.disk import read_json, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.methods import Method
 from contextseg.pipeline import references, run_pipeline, score, train_run
+from contextseg.predict.record import weights_digest
 from contextseg.predictor import Member, Predictor
 from contextseg.runs import Run
 from contextseg.settings import Settings
@@ -230,22 +228,6 @@ def logged_evaluations(log: str | Path) -> list[dict[str, Any]]:
         what = f"line not in JSON ({error})"
         remedy = "mend it: it says what the test split was used for"
         raise ContextsegError(path, what, remedy) from error
-
-
-def weights_digest(method: Method) -> str:
-    """16 hexadecimal digits that name the values of all weights, on whatever device they are.
-
-    Args:
-        method: The trained method.
-
-    Returns:
-        The digest of its state.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(method.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from contextseg.disk import digest, read_json, replacing, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.importing import Source, find, imported
 from contextseg.evaluation.learning_curve import learning_curve
-from contextseg.evaluation.tables import AS_IT_WAS, Results, check_metrics, results, save
+from contextseg.evaluation.tables import AS_IT_WAS, Results, check_metrics, results, save_results
 from contextseg.metrics import DEFAULT_METRICS, DSC, NSD
 from contextseg.pipeline import references
 from contextseg.provenance import PeakMemory, provenance
@@ -49,13 +49,13 @@ from contextseg.studies.compare.cell import (
     log_test_evaluation,
     logged_evaluations,
 )
-from contextseg.studies.compare.grid import ALL, BUDGETS, Cell, Grid, cells
+from contextseg.studies.compare.grid import BUDGETS, EVERYTHING, Cell, Grid, cells
 from contextseg.studies.compare.pools import run_in_processes, run_in_turn, run_on_cluster
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LOG = "test_evaluations.jsonl"
+TEST_LOG = "test_evaluations.jsonl"
 _TEXT = dict.fromkeys(("case", "class", "label", "method", "budget", "fold", "patient"), str)
 _FIRST = ["run", "method", "budget", "seed", "fold", "split", "source", "case", "patient", "class"]
 
@@ -274,7 +274,9 @@ def _prepare(cell: Cell, grid: Grid, test: bool) -> Task:
     (grid.folder / "cache").mkdir(exist_ok=True)
     with suppress(OSError):  # it is there, or links cannot be made, and then the run has its own
         os.symlink(Path("..", "..", "cache"), cell.folder / "cache", target_is_directory=True)
-    return Task(cell.name, str(cell.folder), cell.settings.to_json(), str(grid.folder / LOG), test)
+    return Task(
+        cell.name, str(cell.folder), cell.settings.to_json(), str(grid.folder / TEST_LOG), test
+    )
 
 
 def _check(
@@ -333,7 +335,7 @@ def _rows(cell: Cell, due: Sequence[str], data: Dataset) -> list[DataFrame]:
 
     Where the predictions lie is written anew: the folder may have been moved.
     """
-    fold = str(cell.settings.fold) if cell.validated else ALL
+    fold = str(cell.settings.fold) if cell.validated else EVERYTHING
     scores = cell_scores(cell)
     frames = []
     for split in due:
@@ -400,7 +402,7 @@ def _other_rows(
             with progress_bar(f"{title} {split}") as progress:
                 table = _import(grid, data, title, source, split, cases, progress)
             table = _with_patients(table, data).assign(
-                run=title, method=name, budget=budget or ALL, seed=None, fold="", split=split
+                run=title, method=name, budget=budget or EVERYTHING, seed=None, fold="", split=split
             )
             frames.append(table)
     return frames
@@ -420,7 +422,7 @@ def _import(
     files = sorted({path for case in cases for path in source.cases.get(case.name, ())})
     names = digest(*files)
     if split == TEST and source.kind != AS_IT_WAS:
-        log_test_evaluation(grid.folder / LOG, title, names, len(cases))
+        log_test_evaluation(grid.folder / TEST_LOG, title, names, len(cases))
     done = folder / "done.json"
     if not done.exists() or read_json(done)["files"] != names:
         pairs = references(data, cases, Path())
@@ -454,7 +456,7 @@ def _write_results(
         if not len(part):
             continue
         compared[split] = _statistics(grid, data, split, part, metrics)
-        save(compared[split], grid.folder, split)
+        save_results(compared[split], grid.folder, split)
         if compared[split].curves:
             curves[split] = grid.folder / f"{split}-curve.csv"
             _write_curves(compared[split].curves, curves[split])
@@ -524,6 +526,6 @@ def _files(cases: Sequence[Case]) -> list[dict[str, Any]]:
 def _test_note(grid: Grid, rows: DataFrame) -> str:
     """How often the test split was scored, for this table and in this folder."""
     here = rows.loc[rows["source"] != AS_IT_WAS, "run"].nunique()
-    total = len(logged_evaluations(grid.folder / LOG))
-    so_far = f"{total} in this comparison so far: {LOG}"
+    total = len(logged_evaluations(grid.folder / TEST_LOG))
+    so_far = f"{total} in this comparison so far: {TEST_LOG}"
     return f"Test split scored once for each of {here} runs ({so_far})."

@@ -17,7 +17,7 @@ from contextseg.errors import ContextsegError
 from contextseg.pipeline import resolve_fold
 from contextseg.settings import AUTO_FOLD, Settings
 
-ALL = "all"
+EVERYTHING = "all"
 BUDGETS = "budgets.json"
 
 
@@ -125,8 +125,8 @@ def parse_grid(
         folder=Path(folder),
         methods=tuple(entries),
         seeds=_parse_numbers("--seeds", seeds, {}),
-        budgets=_parse_numbers("--budgets", budgets, {ALL: None}) if budgets else (None,),
-        folds=_parse_numbers("--folds", folds, {ALL: -1}) if folds else (),
+        budgets=_parse_numbers("--budgets", budgets, {EVERYTHING: None}) if budgets else (None,),
+        folds=_parse_numbers("--folds", folds, {EVERYTHING: -1}) if folds else (),
         settings=tuple(settings),
         roi=tuple(roi),
     )
@@ -223,7 +223,9 @@ def cells(grid: Grid, data: Dataset, keep_budgets: bool = True) -> list[Cell]:
                     if budget:
                         settings = replace(settings, labelled=labelled[fold, budget])
                     folder = grid.folder / "runs" / title
-                    grid_cells.append(Cell(title, folder, name, str(budget or ALL), settings))
+                    grid_cells.append(
+                        Cell(title, folder, name, str(budget or EVERYTHING), settings)
+                    )
     return grid_cells
 
 
@@ -266,7 +268,7 @@ def _budget_labels(
     labelled: dict[tuple[int, int | None], tuple[str, ...]] = {}
     for fold in fold_numbers:
         training = folds(data, fold)[0]
-        by_budget = content["labelled"].setdefault(ALL if fold == -1 else f"fold {fold}", {})
+        by_budget = content["labelled"].setdefault(EVERYTHING if fold == -1 else f"fold {fold}", {})
         for n in budgets:
             labelled[fold, n] = _first_labelled(training, content["patients"], n, data, fold)
             by_budget[str(n)] = list(labelled[fold, n])

@@ -24,7 +24,7 @@ from contextseg.errors import ContextsegError
 from contextseg.studies.compare.cell import Task, failure_of
 from contextseg.training import Stopped
 
-LOG = "log.txt"
+PROCESS_LOG = "log.txt"
 """The output of a cell in a process of its own, in the folder of the cell."""
 
 
@@ -74,7 +74,7 @@ def run_in_processes(
 
     def run_one(task: Task) -> str:
         slot = slots.get()
-        log_path = Path(task.folder) / LOG
+        log_path = Path(task.folder) / PROCESS_LOG
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with open(log_path, "a", encoding="utf-8") as log:
             if stopped.is_set():
@@ -213,7 +213,7 @@ def failure(folder: str | Path, code: int) -> str:
         The error that it left in the folder, or how it ended, and where its output is; "" where it
         ended well.
     """
-    log = Path(folder) / LOG
+    log = Path(folder) / PROCESS_LOG
     if code == 0:
         return ""
     if code < 0:

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from contextseg.console import Progress
-from contextseg.data.check import mismatch
 from contextseg.data.tables import read_table
 from contextseg.disk import read_json, replacing, write_json
 from contextseg.errors import ContextsegError
+from contextseg.grids import difference
 from contextseg.parallel import map_cases
 from contextseg.studies.reproduce.find import Download, DownloadedCase, find_cases
 from contextseg.studies.reproduce.table import Reproduction
@@ -199,7 +199,7 @@ def _read_case(reproduction: Reproduction, case: DownloadedCase, out: Path) -> d
     errors: list[ContextsegError] = []
     image = _attempt(lambda: read(case.image), errors)
     label = _attempt(lambda: _label(reproduction, case), errors)
-    if image and label and (off := mismatch(label, image)):
+    if image and label and (off := difference(label, image)):
         what = f"not on the grid of its scan: {off}"
         remedy = "see that both are of the same release"
         errors.append(ContextsegError(case.labels[0], what, remedy))
@@ -253,7 +253,7 @@ def _united(paths: Sequence[Path]) -> Volume:
         inside = (array > array.max() / 2).astype(np.int16)
         if union is None:
             union = mask.with_array(inside)
-        elif off := mismatch(mask, union):
+        elif off := difference(mask, union):
             what = f"not on the grid of {paths[0].name}: {off}"
             raise ContextsegError(path, what, "see that both are of the same scan")
         else:

@@ -201,7 +201,7 @@ def arranged_text(arranged: Arranged, reproduction: Reproduction) -> str:
     return "\n".join(lines)
 
 
-def describe(reproduction: Reproduction) -> str:
+def describe_reproduction(reproduction: Reproduction) -> str:
     """A data set as Markdown: data, layout, split, settings, command, published results.
 
     Args:
@@ -362,7 +362,7 @@ def page() -> str:
             str(r.epochs),
         ]
         table.append(f"| {' | '.join(cells)} |")
-    descriptions = "\n".join(describe(r) for r in REPRODUCTIONS.values())
+    descriptions = "\n".join(describe_reproduction(r) for r in REPRODUCTIONS.values())
     return _HEAD + "\n".join(table) + "\n\n" + descriptions
 
 

@@ -173,7 +173,7 @@ def _absent(reproduction: Reproduction, known: set[str], files: Sequence[Path]) 
     listed = set(reproduction.numbers) or _listed(reproduction, files)
     absent = listed - {int(case) for case in known if case.isdecimal()}
     if absent:
-        numbers = f"{len(absent)} of {len(listed)} cases is there: number {ranges(absent)}"
+        numbers = f"{len(absent)} of {len(listed)} cases is there: number {number_ranges(absent)}"
         return [f"neither scan nor label of {numbers}"]
     if len(known) < reproduction.count:
         return [f"{len(known)} cases are there, of {reproduction.count}"]
@@ -194,7 +194,7 @@ def _listed(reproduction: Reproduction, files: Sequence[Path]) -> set[int]:
     return set()
 
 
-def ranges(numbers: Iterable[int]) -> str:
+def number_ranges(numbers: Iterable[int]) -> str:
     """Numbers as people write them.
 
     Args:
@@ -204,7 +204,7 @@ def ranges(numbers: Iterable[int]) -> str:
         Text in which numbers that follow one another are a range.
 
     Example:
-        >>> ranges([7, 1, 2, 3])
+        >>> number_ranges([7, 1, 2, 3])
         '1-3, 7'
     """
     runs = [

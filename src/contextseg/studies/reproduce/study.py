@@ -16,7 +16,7 @@ from contextseg.studies.reproduce.command import (
     arranged_text,
     beside_published,
     command_line,
-    describe,
+    describe_reproduction,
     listing,
     method_rows,
     paper_settings,
@@ -63,7 +63,7 @@ class Reproduced:
         if self.reproduction is None:
             return listing()
         if self.arranged is None:
-            return describe(self.reproduction)
+            return describe_reproduction(self.reproduction)
         parts = [arranged_text(self.arranged, self.reproduction)]
         if self.comparison is not None:
             files = [

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from contextseg.errors import ContextsegError, did_you_mean
 
-Scores = tuple[float, float, float, float]
+PublishedScores = tuple[float, float, float, float]
 """DSC, SEN and PRC in per cent, and HD95 in mm: a cell of the paper's tables."""
 
 ROWS = ("none", "kmeans", "dilated", "CoLab-2", "CoLab-4", "CoLab-6", "anatomy", "predicted")
@@ -74,7 +74,7 @@ class Reproduction:
     test: int
     epochs: int
     clusters: int
-    published: Mapping[str, Mapping[str, Scores]]
+    published: Mapping[str, Mapping[str, PublishedScores]]
     notes: tuple[str, ...] = ()
     organ: str = ""
     masks: bool = False
@@ -106,9 +106,9 @@ def find_reproduction(name: str) -> Reproduction:
     return REPRODUCTIONS[name]
 
 
-def _published(text: str) -> Mapping[str, Scores]:
+def _published(text: str) -> Mapping[str, PublishedScores]:
     """A line of the paper's tables, "DSC/SEN/PRC/HD95" for each of `ROWS`; "-" is no number."""
-    cells: dict[str, Scores] = {}
+    cells: dict[str, PublishedScores] = {}
     for row, cell in zip(ROWS, text.split(), strict=True):
         if cell != "-":
             dsc, sen, prc, hd95 = map(float, cell.split("/"))

@@ -18,6 +18,7 @@ import numpy as np
 
 from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.grids import lattice_mm
 from contextseg.metrics import evaluate_case
 from contextseg.propagation import Filled, LabelledSlices, suggest_slice
 from contextseg.volume import Volume
@@ -278,7 +279,7 @@ def evaluate_slices(
     [scores] = evaluate_case(
         filled.label.array,
         truth.array,
-        truth.spacing_mm,
+        lattice_mm(truth),
         {"structure": [1]},
         tolerance_mm=tolerance_mm,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextseg.batch import IGNORE
+from contextseg.grids import label_type
 from contextseg.losses import dice_ce
 from contextseg.nets import UNet
 from contextseg.propagation import Filled, LabelledSlices, cut_to_ranges
@@ -50,10 +51,8 @@ def train_and_fill(
         probabilities were right.
     """
     image, numbers = _slices(scan, labelled.axis), sorted(labelled.slices)
-    values = np.array(
-        sorted({0} | {int(k) for y in labelled.slices.values() for k in np.unique(y) if k > 0}),
-        np.int16,
-    )
+    held = {int(k) for y in labelled.slices.values() for k in np.unique(y) if k > 0}
+    values = np.array(sorted({0} | held), label_type(max(held, default=0), signed=True))
     labels = np.stack([labelled.slices[i] for i in numbers])
     index = np.where(labels == IGNORE, IGNORE, np.searchsorted(values, labels))
     shape = labels.shape[1:]
@@ -64,7 +63,7 @@ def train_and_fill(
         torch.manual_seed(seed)
         net = _trained(small[numbers], target, len(values), steps)
 
-    predicted = np.empty((len(image), *shape), np.int16)
+    predicted = np.empty((len(image), *shape), values.dtype)
     confidence = np.empty(len(image), np.float32)
     for i in range(len(image)):
         predicted[i], confidence[i] = _predicted(net, small[i : i + 1], shape, values)

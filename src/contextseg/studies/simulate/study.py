@@ -21,6 +21,7 @@ from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, open_dataset, to_classes
 from contextseg.disk import changes, read_json, write_json, write_text
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.grids import onto
 from contextseg.pipeline import open_propagation_model
 from contextseg.propagation import AXES, NETWORK_WAYS, WAYS, PropagationModel, fill
 from contextseg.provenance import provenance
@@ -209,10 +210,7 @@ def _case_rows(
     """The rows of one case, a list for each class and way."""
     assert case.label is not None
     scan, label = read(*case.images), read_labels(case.label)
-    if not label.same_grid(scan):
-        raise ContextsegError(
-            case.label, "its grid differs from the scan's", "resample the labels onto the scan"
-        )
+    label = onto(label, scan, case.label)
     known = to_classes(data, label.array, case.label)
     axis = next(i for i, letter in enumerate(label.orientation) if letter in AXES[study.plane])
     for name, union in classes.items():

@@ -1,0 +1,116 @@
+"""Who made the label maps of a folder, so that another model's never pass for this one's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contextseg.data.listing import Case, some
+from contextseg.disk import changes, digest, read_json, write_json
+from contextseg.errors import ContextsegError
+
+RECORD = "predicted_by.json"
+"""File beside label maps: what made them, and for each case a digest of its scan."""
+
+
+def weights_digest(network: torch.nn.Module) -> str:
+    """16 hexadecimal digits that name the values of all weights, on whatever device they are.
+
+    Args:
+        network: The network, or a method with its networks.
+
+    Returns:
+        The digest of its state.
+    """
+    hashed = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(network.state_dict().items()):
+        hashed.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        hashed.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+@dataclass
+class PredictionRecord:
+    """What made the label maps of a folder, and of which scans.
+
+    `check` refuses a folder with other label maps before anything is predicted; `note` is called
+    for each case before its label map is written.
+
+    Args:
+        folder: Folder of the label maps.
+        made_by: Models and settings by name, JSON content: all that the label maps depend on.
+        scans: Digest of the scan of each case that was noted.
+    """
+
+    folder: Path
+    made_by: Mapping[str, Any]
+    scans: dict[str, str] = field(default_factory=dict)
+
+    def check(self, cases: Sequence[Case], ending: str = ".nii.gz") -> None:
+        """Take up the record of the folder, or refuse label maps that are not of this kind.
+
+        Args:
+            cases: The cases that are to be segmented.
+            ending: Ending of the label maps.
+
+        Raises:
+            ContextsegError: The folder holds label maps of another model or other settings, of
+                other scans with the same names, or of nobody knows whom.
+        """
+        before, self.scans = self._read()
+        there = [name for name in self.scans if (self.folder / f"{name}{ending}").exists()]
+        remedy = "choose another --output folder, or delete these label maps"
+        if there and (what := changes(before, self.made_by)):
+            what = f"it holds label maps of another model or other settings: {what}"
+            raise ContextsegError(self.folder, what, remedy)
+        self.scans = {name: self.scans[name] for name in there}
+        done = [case for case in cases if (self.folder / f"{case.name}{ending}").exists()]
+        unknown = [case.name for case in done if case.name not in self.scans]
+        if unknown:
+            what = f"nothing says which model made the files of {some(unknown)} in it"
+            raise ContextsegError(self.folder, what, remedy)
+        others = [case.name for case in done if self.scans[case.name] != _digest(case.images)]
+        if others:
+            what = f"it holds label maps of other scans with the same names: {some(others)}"
+            raise ContextsegError(self.folder, what, remedy)
+
+    def note(self, case: Case) -> None:
+        """Write down that the label map of a case is of this kind.
+
+        Args:
+            case: The case, before its label map is written.
+
+        Raises:
+            ContextsegError: The disk is full or cannot be written to.
+        """
+        self.scans[case.name] = _digest(case.images)
+        content = {"made_by": dict(self.made_by), "scans": self.scans}
+        write_json(self.folder / RECORD, content)
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, str]]:
+        path = self.folder / RECORD
+        if not path.exists():
+            return {}, {}
+        try:
+            content = read_json(path)
+            return dict(content["made_by"]), {str(k): str(v) for k, v in content["scans"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"it does not say what made the label maps here ({error!r})"
+            raise ContextsegError(path, what, "choose another --output folder") from error
+
+
+def _digest(images: Sequence[Path]) -> str:
+    """A name of the content of scans; "" where they cannot be read, as nobody could segment."""
+    files: list[Path] = []
+    for path in images:
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files += inside
+    try:
+        return digest(*files)
+    except OSError:
+        return ""
