@@ -209,6 +209,25 @@ def test_the_key_is_the_content_of_the_files_and_what_was_asked(
     )
 
 
+def test_the_voxels_beside_a_header_are_part_of_the_key(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    image, label = rng.normal(0, 9, (6, 7, 8)), np.zeros((6, 7, 8), np.uint8)
+    label[2:4, 2:5, 2:5] = 1
+    sitk.WriteImage(sitk.GetImageFromArray(image), str(tmp_path / "data/images/a.mhd"))
+    sitk.WriteImage(sitk.GetImageFromArray(label), str(tmp_path / "data/labels/a.mhd"))
+    data = open_dataset(tmp_path / "data")
+    [before] = done(data, tmp_path)
+    label[:, :, :4] = 0
+    (tmp_path / "data/labels/a.raw").write_bytes(label.tobytes())
+    [after] = done(data, tmp_path)
+    assert before.folder != after.folder
+    assert 0 < int((after.label == 1).sum()) < int((before.label == 1).sum())
+
+
 def test_ct_is_cropped_otherwise_than_mr_and_so_has_another_key(
     data: Dataset, tmp_path: Path
 ) -> None:

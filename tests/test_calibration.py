@@ -489,7 +489,8 @@ def test_it_can_be_left_out(finished, tmp_path):
     assert np.array_equal(with_confidence.label.array, without.label.array)
     predictor.predict_cases(finished.dataset.test, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"{case.name}.nii.gz" for case in finished.dataset.test
+        "label_descriptions.txt",
+        *(f"{case.name}.nii.gz" for case in finished.dataset.test),
     ]
 
 

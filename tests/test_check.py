@@ -101,11 +101,11 @@ def test_channels_on_different_grids(tmp_path: Path) -> None:
 
 def test_voxels_of_a_strange_size_are_a_warning(tmp_path: Path) -> None:
     put_nnunet(tmp_path)
-    metres = np.diag([0.003, 0.001, 0.001, 1])
-    put(tmp_path / "imagesTr" / "a_0000.nii.gz", seed=9, affine=metres)
-    put_label(tmp_path / "labelsTr" / "a.nii.gz", affine=metres)
+    small = np.diag([0.3, 0.3, 0.009, 1])
+    put(tmp_path / "imagesTr" / "a_0000.nii.gz", seed=9, affine=small)
+    put_label(tmp_path / "labelsTr" / "a.nii.gz", affine=small)
     assert only(tmp_path).level == "warning"
-    assert "0.001 x 0.001 x 0.003 mm" in only(tmp_path).what
+    assert "0.009 x 0.3 x 0.3 mm" in only(tmp_path).what
 
 
 # --- voxels ---------------------------------------------------------------------------------------
@@ -392,3 +392,16 @@ def test_errors_are_raised_as_one(ruin: Path) -> None:
     with pytest.raises(ContextsegError, match=r"channel 1 .*, and 4 more.*lists every problem"):
         raise_errors(findings, ruin)
     raise_errors([f for f in findings if f.level == "warning"], ruin)
+
+
+@pytest.mark.parametrize("factor", [1000.0, 0.001])
+def test_a_scan_in_another_unit_than_the_others_is_an_error(tmp_path: Path, factor: float) -> None:
+    rng = np.random.default_rng(0)
+    for name, scale in (("a", 1.0), ("b", 1.0), ("c", factor)):
+        affine = np.diag([3.0 * scale, scale, scale, 1.0])
+        image = rng.normal(0, 9, (4, 5, 6)).astype(np.float32)
+        write(tmp_path / "images" / f"{name}.nii.gz", Volume(image[None], affine))
+        write(tmp_path / "labels" / f"{name}.nii.gz", Volume((image > 0).astype(np.uint8), affine))
+    found = only(tmp_path)
+    assert (found.level, found.case, found.kind) == ("error", "c", "spacing")
+    assert "most have 3 x 1 x 1 mm" in found.what

@@ -301,6 +301,17 @@ def test_time_points_are_refused_or_chosen(tmp_path: Path) -> None:
     assert "give each its own folder" in refusal(tmp_path / "unnamed")
 
 
+@pytest.mark.parametrize("tag", ["AcquisitionTime", "ContentTime", "AcquisitionDateTime"])
+def test_times_on_the_clock_tell_time_points_apart(tmp_path: Path, tag: str) -> None:
+    array = numbers()
+    day = "20240101" if tag == "AcquisitionDateTime" else ""
+    for time in range(2):
+        images = slices(array + time, **{tag: f"{day}10000{time}"})
+        write_slices(tmp_path / str(time), images)
+    assert f"4/2 (6 slices, {tag} {day}100001)" in refusal(tmp_path)
+    assert np.array_equal(read_series(tmp_path, "4/2")[0][0], array + 1)
+
+
 def test_echoes_and_phases_of_one_series_are_told_apart(tmp_path: Path) -> None:
     array = numbers()
     kinds = [("M", 12.5), ("P", 12.5), ("M", 2.5), ("P", 2.5)]

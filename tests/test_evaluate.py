@@ -221,6 +221,41 @@ def test_a_class_that_only_predictions_hold_is_spurious(tmp_path: Path) -> None:
         evaluate_folders(tmp_path / "p", tmp_path / "r", roi=["label_2"])
 
 
+def test_two_cropped_segmentations_are_compared_in_a_box_around_both(tmp_path: Path) -> None:
+    whole = np.zeros((12, 12, 12), np.uint8)
+    whole[3:9, 3:9, 3:9] = 1
+    other = np.zeros((12, 12, 12), np.uint8)
+    other[4:10, 3:9, 3:9] = 1
+    affine = np.diag([3.0, 2.0, 1.0, 1.0])
+    for name, array in (("p", whole), ("r", other)):
+        write(tmp_path / name / "a.nii.gz", Volume(array, affine))
+    low = Volume(whole, affine).cropped([slice(1, 10), slice(2, 10), slice(3, 10)])
+    write(tmp_path / "p2" / "a.nii.gz", low.oriented("LPS"))
+    high = Volume(other, affine).cropped([slice(4, 11), slice(3, 9), slice(2, 11)])
+    write(tmp_path / "r2" / "a.nii.gz", high)
+    columns = ["dsc", "hd95_mm", "nsd", "ref_ml", "pred_ml", "tp", "fp", "fn"]
+    wanted = evaluate_folders(tmp_path / "p", tmp_path / "r")[columns]
+    found = evaluate_folders(tmp_path / "p2", tmp_path / "r2")[columns]
+    pd.testing.assert_frame_equal(found, wanted)
+    resized = Volume(np.ones((10, 14, 12), np.uint8), affine)  # the header of another array
+    write(tmp_path / "p" / "a.nii.gz", resized)
+    table = evaluate_folders(tmp_path / "p", tmp_path / "r", strict=False)
+    assert "beyond the reference" in table.attrs["failed"]["a"]
+
+
+@pytest.mark.parametrize("folder", ["p", "r"])
+def test_values_below_0_are_told(tmp_path: Path, folder: str) -> None:
+    for name in ("p", "r"):
+        put(tmp_path / name / "a.nii.gz", (1, 2, 6))
+        put(tmp_path / name / "b.nii.gz", (1, 2, 6))
+    array = np.zeros((12, 12, 12), np.int16)
+    array[0], array[2:6] = -1, 1
+    write(tmp_path / folder / "a.nii.gz", Volume(array, np.eye(4)))
+    table = evaluate_folders(tmp_path / "p", tmp_path / "r", strict=False)
+    assert table["case"].tolist() == ["b"]
+    assert f"{folder}/a.nii.gz: its label values begin at -1" in table.attrs["failed"]["a"]
+
+
 def test_nothing_to_score_is_no_success(tmp_path: Path) -> None:
     put(tmp_path / "r" / "a.nii.gz")
     put(tmp_path / "p" / "a.nii.gz")

@@ -103,6 +103,9 @@ def test_what_cannot_be_filled_is_refused() -> None:
         labelled_slices(label.with_array(np.ones(label.shape, np.uint8)))
     with pytest.raises(ContextsegError, match="choose auto"):
         labelled_slices(label, plane="oblique")
+    below = np.where(label.array > 0, 1, -2).astype(np.int16)
+    with pytest.raises(ContextsegError, match=r"below 0, -2.*--unlabelled -2"):
+        labelled_slices(label.with_array(below))
     labelled = labelled_slices(some(label, [5, 10]))
     with pytest.raises(ContextsegError, match="needs a network"):
         fill(scan, labelled, way="propagation")

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from contextseg import volume
 from contextseg.disk import write_json
 from contextseg.errors import ContextsegError
+from contextseg.formats.parts import files_of
 from contextseg.volume import Volume, read, read_labels, write
 from test_volume import ORIENTATIONS, counting, oblique
 
@@ -381,3 +382,37 @@ def test_labels_that_are_not_whole(tmp_path: Path, bad: float) -> None:
     nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii.gz")
     with pytest.raises(ContextsegError, match="1 voxel whose label is not a whole number"):
         read_labels(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("told", [0.5, [0.5, 0.5], ["a", None, 1], [1, 0, 1], None])
+def test_a_spacing_beside_a_picture_that_is_none_is_told(tmp_path: Path, told: object) -> None:
+    write(tmp_path / "a.png", counting((1, 5, 6)))
+    write_json(tmp_path / "a.json", {"spacing": told})
+    with pytest.raises(ContextsegError, match="three numbers above 0") as caught:
+        read(tmp_path / "a.png")
+    assert caught.value.where == str(tmp_path / "a.json")
+    write_json(tmp_path / "a.json", ["spacing"])  # the file of another tool
+    assert read(tmp_path / "a.png").spacing_mm == (1, 1, 1)
+
+
+def test_all_files_of_a_scan_are_known(tmp_path: Path) -> None:
+    scan = sitk.GetImageFromArray(np.zeros((3, 4, 5), np.int16))
+    for name in ("a.mhd", "a.nhdr"):
+        sitk.WriteImage(scan, str(tmp_path / name))
+        assert len(files_of(tmp_path / name)) == 2
+    nibabel.save(nibabel.Nifti1Pair(np.zeros((3, 4, 5)), np.eye(4)), tmp_path / "b.img")
+    (tmp_path / "c_0000.png").touch()
+    (tmp_path / "c.json").touch()
+    (tmp_path / "d.mhd").write_text("NDims = 3\nElementDataFile = s%02d.raw 1 2 1\n")
+    (tmp_path / "s01.raw").touch()
+    (tmp_path / "s02.raw").touch()
+    (tmp_path / "dicom" / "inside").mkdir(parents=True)
+    (tmp_path / "dicom" / "inside" / "1.dcm").touch()
+    for name, files in {
+        "b.hdr": ["b.hdr", "b.img"],
+        "c_0000.png": ["c_0000.png", "c.json"],
+        "d.mhd": ["d.mhd", "s01.raw", "s02.raw"],
+        "dicom": ["1.dcm"],
+        "none.nii": ["none.nii"],
+    }.items():
+        assert [path.name for path in files_of(tmp_path / name)] == files

@@ -336,3 +336,11 @@ def test_unlabelled_and_large_values_in_one_map() -> None:
     labelled = labelled_slices(Volume(drawn, SAR), unlabelled=2**31 - 1, plane="axial")
     assert isinstance(labelled, LabelledSlices)
     assert np.unique(labelled.slices[1]).tolist() == [-1, 7]
+
+
+def test_outside_of_a_part_may_have_another_value() -> None:
+    scan = Volume(np.zeros((4, 5, 6), np.int16), np.eye(4))
+    part = Volume(np.ones((2, 5, 6), np.uint8), np.eye(4))
+    placed = onto(part, scan, outside=40000)
+    assert placed.array[:2].min() == 1
+    assert placed.array[2:].min() == 40000

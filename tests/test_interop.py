@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +15,21 @@ import SimpleITK as sitk
 import contextseg as cs
 from contextseg.data.layouts import open_dataset, survey
 from contextseg.data.masks import structures
+from contextseg.data.plan import Facts, Plan
+from contextseg.data.roi import restricted
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.folders import evaluate_folders
 from contextseg.interop.itksnap import is_description, read_descriptions, write_descriptions
-from contextseg.interop.names import label_table, named_values
-from contextseg.interop.segments import Segment, default_colour
+from contextseg.interop.names import describe_folder, known_segments, label_table, named_values
+from contextseg.interop.segments import Segment, class_segments, default_colour
 from contextseg.interop.slicer import (
     is_segmentation,
     read_segmentation,
     read_segments,
     write_segmentation,
 )
-from contextseg.predictor import Segmentation
+from contextseg.predictor import Segmentation, model_name, plan_segments
+from contextseg.runs import planned
 from contextseg.volume import Volume, as_labels, read, read_labels, write
 
 LIVER_TAG = "Segmentation category and type~SCT^85756007^Tissue~SCT^10200004^Liver~^^~Anatomy~^^~^^"
@@ -503,3 +507,134 @@ def test_predictions_carry_the_names_of_classes(tmp_path: Path) -> None:
     path = Segmentation(volume, {"liver": 1, "vein": 2}).save(tmp_path / f"c0{data.ending}")
     assert [(s.name, s.value) for s in read_segments(path)] == [("liver", 1), ("vein", 2)]
     assert (read_labels(path).array == volume.array).all()
+
+
+# --- colours of classes ---------------------------------------------------------------------------
+
+
+def coloured(root: Path) -> Path:
+    """A plain data set of two cases, whose files give the liver two colours, and the vein none."""
+    array = label((1, slice(0, 2)), (2, slice(3, 5)))
+    for i, colour in enumerate(("0.1 0.2 0.3", "0.9 0.9 0.9")):
+        scan(root / "images" / f"c{i}.nrrd")
+        liver = segment("liver", 1, Color=colour, Tags=f"TerminologyEntry:{LIVER_TAG}|")
+        slicer_file(root / "labels" / f"c{i}.seg.nrrd", array, liver, segment("vein", 2))
+    return root
+
+
+def plan_of(root: Path) -> Plan:
+    facts = [Facts(f"c{i}", (16, 16, 16), (1, 1, 1), "SAR", ([1.0, 2.0],)) for i in range(2)]
+    return planned(open_dataset(root), facts, {"patch_vox": (16, 16, 16), "batch_size": 2})
+
+
+def test_colours_go_from_label_files_into_predictions(tmp_path: Path) -> None:
+    data = open_dataset(coloured(tmp_path / "data"))
+    assert data.colours == {"liver": (0.1, 0.2, 0.3)}
+    assert data.terminology == {"liver": LIVER_TAG}
+    assert restricted(data, ["vein"]).colours == restricted(data, ["vein"]).terminology == {}
+    plan_of(tmp_path / "data").save(tmp_path / "plan.json")
+
+    segments = plan_segments(Plan.load(tmp_path / "plan.json"))
+    volume = Volume(label((2, slice(3, 5))), np.eye(4))
+    result = Segmentation(volume, {"liver": 1, "vein": 2}, segments=segments)
+    found = read_segments(result.save(tmp_path / "c0.seg.nrrd"))
+    assert [(s.name, s.value, s.terminology) for s in found] == [
+        ("liver", 1, LIVER_TAG),
+        ("vein", 2, ""),
+    ]
+    assert found[0].colour == (0.1, 0.2, 0.3)
+    assert found[1].colour == pytest.approx(default_colour(2), abs=1e-5)
+
+
+def test_colours_come_from_a_description_beside_labels(tmp_path: Path) -> None:
+    root = coloured(tmp_path)
+    (root / "labels.txt").write_text('2 0 255 51 1 1 1 "vein"\n', encoding="utf-8")
+    assert open_dataset(root).colours == {"liver": (0.1, 0.2, 0.3), "vein": (0, 1, 0.2)}
+
+
+def test_a_table_names_the_classes_that_files_colour(tmp_path: Path) -> None:
+    root = coloured(tmp_path)
+    table = {"labels": {"background": 0, "Leber": 1, "Vene": 2}}
+    (root / "cases.json").write_text(json.dumps(table), encoding="utf-8")
+    assert open_dataset(root).colours == {"Leber": (0.1, 0.2, 0.3)}
+
+
+def test_plans_of_earlier_runs_have_no_colours_and_are_the_same(tmp_path: Path) -> None:
+    import torch
+
+    plan = plan_of(coloured(tmp_path / "data"))
+    assert plan.colours
+    plan.save(tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    del content["colours"], content["terminology"]
+    (tmp_path / "plan.json").write_text(json.dumps(content), encoding="utf-8")
+    old = Plan.load(tmp_path / "plan.json")
+    assert (old.colours, old.terminology) == ({}, {})
+    assert old == plan
+    network = torch.nn.Linear(1, 1)
+    assert model_name(network, old) == model_name(network, plan)
+    content["colours"] = {"liver": [0, 300, 0]}
+    (tmp_path / "plan.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ContextsegError, match="a colour has three numbers from 0 to 1"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_a_description_lies_beside_predictions(tmp_path: Path) -> None:
+    segments = class_segments({"liver": 1, "vein": 2}, {"liver": (1, 0, 0.2)})
+    describe_folder(tmp_path / "none" / "a.seg.nrrd", segments)
+    describe_folder(tmp_path / "none" / "a.nii.gz", class_segments({"label_1": 1}))
+    assert not (tmp_path / "none").exists()
+    for case in "ab":
+        describe_folder(tmp_path / "out" / f"{case}.nii.gz", segments)
+    found = read_descriptions(tmp_path / "out" / "label_descriptions.txt")
+    assert [(s.name, s.value) for s in found] == [("liver", 1), ("vein", 2)]
+    assert found[0].colour == (1, 0, 0.2)
+    describe_folder(tmp_path / "two" / "a.nii.gz", [Segment("two\nlines", 1)])
+    assert read_descriptions(tmp_path / "two" / "label_descriptions.txt")[0].name == "two lines"
+
+
+def test_predictions_as_labels_keep_names_and_colours(tmp_path: Path) -> None:
+    scan(tmp_path / "images" / "a.nrrd")
+    out = tmp_path / "labels" / "a.nii.gz"
+    volume = read_labels(tmp_path / "images" / "a.nrrd").with_array(label((1, slice(0, 2))))
+    out.parent.mkdir()
+    write(out, volume)
+    describe_folder(out, class_segments({"liver": 1}, {"liver": (1, 0, 0.2)}))
+    data = open_dataset(tmp_path)
+    assert data.classes == ("background", "liver")
+    assert data.colours == {"liver": (1, 0, 0.2)}
+    assert not data.unused
+
+
+def test_propagate_describes_other_files(tmp_path: Path) -> None:
+    scan(tmp_path / "scan.nrrd", drawn().shape)
+    liver = segment("liver", 1, Color="1 0 0.2")
+    path = slicer_file(tmp_path / "l.seg.nrrd", drawn(), liver, segment("cyst", 2), segment("x", 3))
+    cs.propagate(tmp_path / "scan.nrrd", path, tmp_path / "o" / "f.nii.gz", verbose=False)
+    found = read_descriptions(tmp_path / "o" / "f.label")
+    assert [(s.name, s.value) for s in found] == [("liver", 1), ("cyst", 2)]
+    assert found[0].colour == (1, 0, 0.2)
+
+    # And from the description beside that label map into a file of 3D Slicer.
+    again = tmp_path / "o" / "f.nii.gz"
+    cs.propagate(tmp_path / "scan.nrrd", again, tmp_path / "g.seg.nrrd", verbose=False)
+    found = read_segments(tmp_path / "g.seg.nrrd")
+    assert [s.name for s in found] == ["liver", "cyst"]
+    assert found[0].colour == (1, 0, 0.2)
+
+
+def test_the_nearest_description_names_a_label_map(tmp_path: Path) -> None:
+    for name in ("a.label", "labels.txt", "z.label"):
+        (tmp_path / name).write_text(f'1 0 0 0 1 1 1 "{name}"\n', encoding="utf-8")
+    for name, nearest in (("z.nii.gz", "z.label"), ("b.nii.gz", "labels.txt")):
+        (tmp_path / name).write_bytes(b"")
+        assert [segment.name for segment in known_segments(tmp_path / name)] == [nearest]
+    assert known_segments(np.zeros(3)) == ()
+
+
+def test_propagate_without_names_describes_nothing(tmp_path: Path) -> None:
+    scan(tmp_path / "scan.nrrd", drawn().shape)
+    write(tmp_path / "l.nii.gz", read(tmp_path / "scan.nrrd").with_array(drawn()))
+    names = (tmp_path / name for name in ("scan.nrrd", "l.nii.gz", "o.nii.gz"))
+    cs.propagate(*names, verbose=False)
+    assert not list(tmp_path.glob("*.label"))

@@ -551,6 +551,16 @@ def test_names_that_look_alike_are_alike(tmp_path: Path) -> None:
 # --- tables of other systems ----------------------------------------------------------------------
 
 
+def test_a_label_in_another_letter_case_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "images" / "CASE_A.nii.gz")
+    put(tmp_path / "images" / "b.nii.gz")
+    put(tmp_path / "labels" / "case_a.nii.gz")
+    put(tmp_path / "labels" / "b.nii.gz")
+    _, problems = survey(tmp_path)
+    [remedy] = [problem.remedy for name, problem in problems if name == "case_a"]
+    assert remedy == "the image is called CASE_A: write both in the same letter case"
+
+
 def test_a_table_written_on_windows(tmp_path: Path) -> None:
     put_decathlon(tmp_path)
     table = read_json(tmp_path / "dataset.json")

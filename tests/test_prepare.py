@@ -410,3 +410,14 @@ def test_no_tumour_of_the_embedded_scans_is_cut() -> None:
             mask = body_mask(scan, ct=False)
             assert (tumour & ~mask).sum() <= 0.001 * tumour.sum(), name
             assert mask.mean() < 0.96, name
+
+
+@pytest.mark.parametrize("factor", [1000.0, 0.001])
+def test_a_header_in_another_unit_is_told_before_it_fills_the_memory(factor: float) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 100, (1, 12, 14, 16)).astype(np.float32)
+    scan = Volume(image, np.diag([2.0 * factor, factor, factor, 1.0]))
+    with pytest.raises(ContextsegError, match="counts in millimetres") as caught:
+        prepare(scan, at((2.0, 1.0, 1.0)), "c0")
+    assert caught.value.where == "c0"
+    assert "the training's 1 x 1 x 2 mm" in caught.value.what

@@ -260,6 +260,14 @@ def test_several_classes_have_a_line_for_all(tmp_path):
     ]
 
 
+def test_classes_have_their_colours_in_the_tables(tmp_path):
+    rows = [row("a", "liver"), row("a", "vein"), row("b", "liver"), row("b", "vein")]
+    page = report(tmp_path, pd.DataFrame(rows), colours={"liver": (1, 0, 0.2), "bone": (0, 0, 1)})
+    squares = [a["style"] for tag, a in page.tags if tag == "i" and a.get("class") == "swatch"]
+    assert squares == ["background:#ff0033"] * 3  # one of the class, one of each case
+    assert page.tables[0][1][0] == "liver"
+
+
 def test_a_missed_organ_counts_and_an_absent_one_does_not(tmp_path):
     table = pd.DataFrame(
         [

@@ -235,6 +235,7 @@ def test_a_folder_survives_corrupt_scans(data: Path, finished: Path, tmp_path: P
     assert "2 of 4 cases could not be segmented" in done.stderr
     assert sorted(p.name for p in (tmp_path / "out").glob("*.*")) == [
         "good.nii.gz",
+        "label_descriptions.txt",
         "predicted_by.json",
         "zeros.nii.gz",
     ]

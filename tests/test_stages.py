@@ -16,8 +16,10 @@ import laws
 from contextseg.batch import Batch
 from contextseg.cli import app
 from contextseg.data import phantom
+from contextseg.data.layouts import Case
 from contextseg.data.plan import PLACE, Channel, Plan
 from contextseg.errors import ContextsegError
+from contextseg.interop.itksnap import read_descriptions
 from contextseg.methods import CMU, Method, Supervised
 from contextseg.methods.stcn import STCNMethod
 from contextseg.pipeline import open_propagation_model, train_run
@@ -31,6 +33,7 @@ from contextseg.twostage.stages import (
     ClassOutcome,
     TwoStageResult,
     TwoStageSettings,
+    segment_cases,
     segment_folder,
     segment_two_stage,
     write_class_outcomes,
@@ -473,3 +476,15 @@ def test_the_table_keeps_other_cases(tmp_path: Path) -> None:
     (tmp_path / "two-stage.csv").write_text("case,other\n", encoding="utf-8")
     with pytest.raises(ContextsegError, match="columns"):
         write_class_outcomes(tmp_path, "a", {})
+
+
+def test_a_label_description_lies_beside_the_label_maps(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.nii.gz", scan()[0])
+    member = reference()
+    coloured = replace(member, plan=replace(member.plan, colours={"bright": (1.0, 0.0, 0.2)}))
+    case = Case("a", (tmp_path / "in" / "a.nii.gz",))
+    out = tmp_path / "out"
+    assert not segment_cases([case], coloured, None, TwoStageSettings(), STILL, out)
+    described = read_descriptions(out / "label_descriptions.txt")
+    assert [segment.name for segment in described] == list(member.plan.classes[1:])
+    assert described[0].colour == (1.0, 0.0, 0.2)

@@ -269,7 +269,9 @@ def propagate(
         scan: A file, a list of files for several channels, a `Volume`, a SimpleITK or nibabel
             image, or an array with `spacing_mm`.
         labels: A label map on the scan's grid in which some slices are labelled; as `scan`.
-        output: Where to write the filled label map, and CASE-slices.csv beside it.
+        output: Where to write the filled label map, and CASE-slices.csv beside it. The names and
+            colours of `labels` are kept: in a `.seg.nrrd` file itself, else in CASE.label, a label
+            description of ITK-SNAP.
         model: A run of `train(..., method="stcn")`. None interpolates shapes.
         way: "combined", "propagation", "interpolation" or "nearest". "" is "combined" with a
             model, and "interpolation" without.
@@ -289,7 +291,7 @@ def propagate(
         ContextsegError: Scan and labels are not on one grid, nothing is labelled, `way` needs a
             model, or `output` is the scan or the labels.
     """
-    from contextseg.interop.reading import keep_segments
+    from contextseg.interop.names import describe_result, known_segments
     from contextseg.pipeline import open_propagation_model
     from contextseg.predictor import scan_of
     from contextseg.propagation import fill, labelled_slices, ranges
@@ -297,7 +299,8 @@ def propagate(
 
     _refuse_to_overwrite(output, scan, labels)
     volume = scan_of(scan, spacing_mm, series)
-    drawn = as_labels(labels, volume)
+    drawn = as_labels(labels, volume, unlabelled or 0)
+    segments = known_segments(labels)
     labelled = labelled_slices(drawn, unlabelled, plane)
     network = open_propagation_model(model) if model else None
     with progress_of(verbose)("propagate") as progress:
@@ -312,7 +315,7 @@ def propagate(
         )
     if output is not None:
         filled.save(output)
-        keep_segments(labels, output, filled.label)
+        describe_result(output, filled.label, segments)
     return filled
 
 

@@ -103,7 +103,7 @@ class Placement:
         return all(start >= 0 and start + length <= n for start, length, n in sides)
 
     def starts_in_corner(self, shape: Iterable[int]) -> bool:
-        """Whether the box has its first voxel in a corner, and is shorter along several axes.
+        """Whether the box has its first voxel in a corner, and other lengths along several axes.
 
         This is how an array looks that was resized or cropped and saved with the old header.
         """
@@ -111,7 +111,7 @@ class Placement:
             n - length - start if flip else start
             for flip, start, length, n in zip(self.flips, self.start, self.shape, shape)
         ]
-        return not any(gaps) and sum(length < n for length, n in zip(self.shape, shape)) > 1
+        return not any(gaps) and sum(length != n for length, n in zip(self.shape, shape)) > 1
 
 
 def placement(volume: Lattice, like: Lattice) -> Placement | None:
@@ -156,10 +156,16 @@ def fits(volume: Lattice, like: Lattice) -> bool:
     return same_grid(volume, like) or _usable(volume, like) is not None
 
 
-def onto(volume: _V, like: Lattice, where: str | Path = "label map", name: str = "image") -> _V:
+def onto(
+    volume: _V,
+    like: Lattice,
+    where: str | Path = "label map",
+    name: str = "image",
+    outside: int = 0,
+) -> _V:
     """A label map on the grid of its scan, where both have the same lattice.
 
-    Axes are permuted and flipped; a label map of a part of the scan is placed in it, with 0
+    Axes are permuted and flipped; a label map of a part of the scan is placed in it, with one value
     outside. No value changes, and nothing is resampled.
 
     Args:
@@ -167,6 +173,7 @@ def onto(volume: _V, like: Lattice, where: str | Path = "label map", name: str =
         like: The scan, or another volume with the grid that is wanted.
         where: The label map's file, for the message.
         name: What `like` is, for the message.
+        outside: Value of the voxels that a label map of a part of the scan does not cover.
 
     Returns:
         The label map on the grid of `like`: `volume` itself where it lies on it already.
@@ -188,11 +195,41 @@ def onto(volume: _V, like: Lattice, where: str | Path = "label map", name: str =
     if place.shape == like.shape:
         whole = np.ascontiguousarray(turned)
     else:
-        whole = np.zeros((*volume.array.shape[:lead], *like.shape), volume.array.dtype)
+        kind = np.result_type(volume.array.dtype, np.min_scalar_type(outside))
+        whole = np.full((*volume.array.shape[:lead], *like.shape), outside, kind)
         d, h, w = (slice(a, a + n) for a, n in zip(place.start, place.shape))
         whole[..., d, h, w] = turned
     placed: _V = like.with_array(whole)
     return placed
+
+
+def padded_to_both(volume: _V, other: Lattice) -> tuple[np.ndarray, np.ndarray] | None:
+    """Two label maps of parts of one lattice in the smallest box that holds both, 0 outside.
+
+    Two segmentations that were each cropped to what they hold can be compared in it.
+
+    Args:
+        volume: One label map (D, H, W), whose axes the box has.
+        other: The other, with its axes in any order or direction.
+
+    Returns:
+        Both arrays, of one shape. None where the lattices differ, or where one looks as if it was
+        resized without its header.
+    """
+    place = placement(other, volume)
+    if place is None or place.starts_in_corner(volume.shape):
+        return None
+    turned = np.transpose(other.array, place.order)
+    turned = np.flip(turned, tuple(axis for axis, flip in enumerate(place.flips) if flip))
+    low = np.minimum(place.start, 0)
+    high = np.maximum(np.add(place.start, place.shape), volume.shape)
+    size = (high - low).tolist()
+    both = []
+    for array, start in ((volume.array, -low), (turned, place.start - low)):
+        whole = np.zeros(size, array.dtype)
+        whole[tuple(slice(a, a + n) for a, n in zip(start.tolist(), array.shape))] = array
+        both.append(whole)
+    return both[0], both[1]
 
 
 def difference(volume: Lattice, like: Lattice, name: str = "image") -> str:

@@ -329,6 +329,7 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         regions=regions,
         calibration=pd.read_csv(calibrated, dtype={"case": str}) if calibrated.exists() else None,
         note=_notice(Path(run.settings.dataset) / "LICENSE.md"),
+        colours=run.plan.colours,
     )
 
 

@@ -21,7 +21,9 @@ from contextseg.disk import digest, writing
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.calibration import confidence_file
 from contextseg.evaluation.efficiency import Efficiency
+from contextseg.interop.names import describe_folder
 from contextseg.interop.reading import write_classes
+from contextseg.interop.segments import Segment, class_segments
 from contextseg.methods import Method
 from contextseg.methods.presence import Flags, head_of, presence_flags, write_flags
 from contextseg.predict import segment
@@ -58,6 +60,7 @@ class Segmentation:
         removed: What keeping the largest component removed. None where the settings do not ask.
         presence: What presence heads saw of each class, by name. None without such a head.
         name: Name of the case; empty where nobody gave one.
+        segments: The classes with colour and terminology. () for the names of `classes` alone.
     """
 
     label: Volume
@@ -66,6 +69,7 @@ class Segmentation:
     removed: Change | None = None
     presence: Flags | None = None
     name: str = ""
+    segments: tuple[Segment, ...] = ()
 
     @property
     def volumes_ml(self) -> dict[str, float]:
@@ -95,7 +99,7 @@ class Segmentation:
         if self.confidence is not None:
             write(confidence_file(path), self.confidence)
         # Last: a label map that is there is a case that is done.
-        write_classes(path, self.label, self.classes)
+        write_classes(path, self.label, self.segments or class_segments(self.classes))
         return path
 
     def __repr__(self) -> str:
@@ -156,6 +160,11 @@ class Predictor:
         """Value of each class in predicted label maps, by name, without the background."""
         return dict(zip(self.plan.classes[1:], self.plan.values[1:]))
 
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The classes, with the colours and terminology of the training labels."""
+        return plan_segments(self.plan)
+
     def made_by(self) -> dict[str, Any]:
         """What its label maps depend on, as JSON content: models and settings by name."""
         settings = asdict(self.settings)
@@ -214,6 +223,7 @@ class Predictor:
             removed=removed,
             presence=self._presence(raw, record, kept.array),
             name=name,
+            segments=self.segments,
         )
 
     def predict_cases(
@@ -230,7 +240,9 @@ class Predictor:
 
         Beside the label maps: `confidence/CASE` where the settings ask for it,
         `postprocessing.csv` with what keeping the largest component removed, and `presence.csv`
-        with what a presence head saw. A case that cannot be read does not stop the others.
+        with what a presence head saw, and `label_descriptions.txt` with the names and colours of
+        the classes for ITK-SNAP, unless the label maps hold them (`.seg.nrrd`). A case that cannot
+        be read does not stop the others.
 
         Args:
             cases: What to segment. An empty sequence does nothing.
@@ -250,6 +262,7 @@ class Predictor:
                 segmentation = self.predict(case.images, name=case.name, series=series)
                 if record is not None:
                     record.note(case)
+                describe_folder(out, segmentation.segments)
                 write_prediction(segmentation, out)
 
         return segment_missing(cases, Path(folder), ending, segment_case, progress)
@@ -390,6 +403,19 @@ def sliding_window_arguments(
     }
 
 
+def plan_segments(plan: Plan) -> tuple[Segment, ...]:
+    """The classes of a plan as segments, for label files.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        A segment for each class but the background.
+    """
+    classes = dict(zip(plan.classes[1:], plan.values[1:]))
+    return class_segments(classes, plan.colours, plan.terminology)
+
+
 def model_name(network: torch.nn.Module, plan: Plan) -> str:
     """A trained network with its plan in a word: its class, and a digest of weights and plan.
 
@@ -400,7 +426,9 @@ def model_name(network: torch.nn.Module, plan: Plan) -> str:
     Returns:
         The word.
     """
-    return f"{type(network).__name__}-{digest(weights_digest(network), asdict(plan))}"
+    facts = asdict(plan)
+    del facts["colours"], facts["terminology"]  # how classes are shown; the label maps are the same
+    return f"{type(network).__name__}-{digest(weights_digest(network), facts)}"
 
 
 def cases_to_segment(images: str | Path, output: Path) -> tuple[Case, ...]:

@@ -601,9 +601,10 @@ def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, An
     `make_plan`.
     """
     data = dataset
-    return make_plan(
+    plan = make_plan(
         data.name, data.classes, data.values, data.regions, data.channels, facts, **arguments
     )
+    return replace(plan, colours=data.colours, terminology=data.terminology)
 
 
 def _hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Case, ...]:

@@ -394,13 +394,14 @@ def as_volume(
     return _image(_volume_of(source), _name(source))
 
 
-def as_labels(source: Any, like: Volume | None = None) -> Volume:
+def as_labels(source: Any, like: Volume | None = None, outside: int = 0) -> Volume:
     """A label map from whatever holds one.
 
     Args:
         source: A path, a `Volume`, a SimpleITK image, a nibabel image, or an array (D, H, W).
         like: The scan that the labels belong to. An array takes its grid, and needs it; anything
             else is turned and placed onto it, see `grids.onto`. None takes the grid of the source.
+        outside: Value of the voxels of `like` that the source does not cover.
 
     Returns:
         A label map (D, H, W), int16 or, for larger values, int32.
@@ -430,7 +431,7 @@ def as_labels(source: Any, like: Volume | None = None) -> Volume:
         sizes = [" x ".join(map(str, volume.shape)) for volume in (labels, like)]
         what = f"its grid differs from the scan's ({sizes[0]} and {sizes[1]} voxels)"
         raise ContextsegError(name, what, "give an array of the scan's shape")
-    return onto(labels, like, name, "scan")
+    return onto(labels, like, name, "scan", outside)
 
 
 def _name(source: Any, channel: int | None = None) -> str:

@@ -53,7 +53,8 @@ def evaluate(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="A dataset.json with the classes' names; otherwise every value is a class."
+            help="The classes' names: a dataset.json, .seg.nrrd, DICOM SEG or ITK-SNAP label "
+            "description; otherwise every value is a class, named where the label maps say so."
         ),
     ] = None,
     roi: Roi = [],  # noqa: B006  typer copies it

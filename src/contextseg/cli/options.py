@@ -102,12 +102,15 @@ def named(option: str, words: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def settings(words: Sequence[str], function: Callable[..., object]) -> dict[str, Any]:
+def settings(
+    words: Sequence[str], function: Callable[..., object], also: Sequence[str] = ()
+) -> dict[str, Any]:
     """The settings of `--set NAME=VALUE`; of a name given twice the last.
 
     Args:
         words: What was given.
         function: The function of the face that takes them beside its own arguments.
+        also: Arguments of its own that may be set so, too.
 
     Returns:
         Values as text, by name.
@@ -119,7 +122,7 @@ def settings(words: Sequence[str], function: Callable[..., object]) -> dict[str,
         >>> settings(["steps=100", "ct_windows=chest,bone"], print)
         {'steps': '100', 'ct_windows': 'chest,bone'}
     """
-    own = signature(function).parameters
+    own = set(signature(function).parameters) - set(also)
     values: dict[str, Any] = {}
     for word in words:
         name, equals, value = (part.strip() for part in word.partition("="))

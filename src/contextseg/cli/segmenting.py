@@ -33,7 +33,8 @@ def predict(
 
     One that cannot be read does not stop the others; what is there is kept.
     """
-    made = api.load(*runs, device=device, **settings(set_, api.load)).predict_folder(
+    chosen = {"device": device, **settings(set_, api.load, also=["device"])}
+    made = api.load(*runs, **chosen).predict_folder(
         images,
         output,
         series=series,
@@ -53,9 +54,17 @@ def propagate(
     ],
     labels: Annotated[
         Path,
-        typer.Option(help="A label map on the scan's grid, in which some slices are labelled."),
+        typer.Option(
+            help="A label map on the scan's grid, in which some slices are labelled; also "
+            ".seg.nrrd, DICOM SEG or RTSTRUCT."
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The filled label map.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The filled label map; .seg.nrrd holds names and colours."
+        ),
+    ],
     model: Model = None,
     way: Annotated[
         str,

@@ -34,6 +34,7 @@ from contextseg.data.prepare import (
 )
 from contextseg.disk import digest, read_json, write_json, writing
 from contextseg.errors import ContextsegError
+from contextseg.formats.parts import files_of
 from contextseg.grids import onto
 from contextseg.parallel import map_cases
 from contextseg.volume import AXIAL, Volume, read, read_labels
@@ -202,7 +203,7 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
         list(dataset.values),
         dataset.ignore,
     ]
-    files = [file for path in (*case.images, case.label) if path for file in _files(path)]
+    files = [file for path in (*case.images, case.label) if path for file in files_of(path)]
     place = folder / f"{case.name}-{digest(settings, *files)}"
     annotated = tuple(
         case.annotated is None or i == 0 or name in case.annotated
@@ -291,10 +292,6 @@ def load_record(path: Path) -> Record:
         return Record(**tuples)
     except (ContextsegError, OSError, TypeError, KeyError) as error:
         raise _damaged(path, _REMEDY) from error
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
 
 
 def _step(low: float, high: float) -> float:

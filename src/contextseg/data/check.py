@@ -20,6 +20,7 @@ import numpy as np
 from contextseg.batch import IGNORE
 from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
+from contextseg.data.prepare import other_unit
 from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
 from contextseg.data.unused import name_unused
@@ -124,6 +125,7 @@ class _Inspection:
     case: Case
     findings: list[Finding] = field(default_factory=list)
     voxels: list[str] = field(default_factory=list)
+    grid: tuple[Sequence[int], Sequence[float]] | None = None  # shape and spacing in mm
     classes: set[int] | None = None  # None without a label that can be understood
 
     def error(self, kind: str, where: str | Path, what: str, remedy: str) -> None:
@@ -178,6 +180,9 @@ def check(
         findings += inspection.findings
 
     findings += _check_labels(dataset, inspections)
+    units = _check_units(inspections)
+    strange = {f.case for f in units}
+    findings = [f for f in findings if f.kind != "spacing" or f.case not in strange] + units
     findings += _check_count(dataset, inspections)
     findings += _check_unused(dataset)
     findings += _check_twins(dataset, inspections)
@@ -216,6 +221,7 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
         _note_doubts(inspection, path, scan.doubts)
         if grid is None:
             grid = scan
+            inspection.grid = scan.shape, scan.spacing_mm
             _check_spacing(inspection, path, scan)
         elif off := difference(scan, grid):
             what = f"not on the grid of {images[0].name}: {off}"
@@ -267,7 +273,7 @@ def _check_spacing(inspection: _Inspection, path: Path, scan: Volume) -> None:
     sizes = [size for size, n in zip(scan.spacing_mm, scan.shape) if n > 1]
     if sizes and (min(sizes) < 0.01 or max(sizes) > 50):
         what = f"voxels of {times(scan.spacing_mm, ' mm')}"
-        remedy = "see whether the header counts in millimetres"
+        remedy = "see whether the header counts in millimetres, and correct its voxel size or unit"
         inspection.warning("spacing", path, what, remedy)
 
 
@@ -321,6 +327,24 @@ def _on_grid(inspection: _Inspection, path: Path, label: Volume, grid: Volume) -
 
 
 # --- all cases together ---------------------------------------------------------------------------
+
+
+def _check_units(inspections: Sequence[_Inspection]) -> list[Finding]:
+    """Scans whose voxels are so unlike the others' that their headers count in another unit."""
+    known = [i for i in inspections if i.grid]
+    if not known:
+        return []
+    usual = np.median([np.sort(i.grid[1]) for i in known if i.grid], axis=0)
+    findings = []
+    for inspection in known:
+        shape, spacing = inspection.grid or ((), ())
+        order = np.argsort(spacing)  # whatever the orientation
+        if other_unit(np.array(shape)[order], np.sort(spacing), usual):
+            where, name = str(inspection.case.images[0]), inspection.case.name
+            what = f"voxels of {times(spacing, ' mm')}, most have {times(usual, ' mm')}"
+            remedy = "see whether its header counts in millimetres, and correct voxel size or unit"
+            findings.append(Finding("error", name, where, what, remedy, "spacing", (name,)))
+    return findings
 
 
 def _labelled(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[_Inspection]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ from contextseg.data.tables import (
 from contextseg.data.unused import name_unused, unused_of_cases
 from contextseg.errors import ContextsegError
 from contextseg.formats import WRITABLE, ending
-from contextseg.interop.names import named_values
+from contextseg.interop.names import named_values, segments_by_value
+from contextseg.interop.segments import Colour
 from contextseg.parallel import map_cases
 from contextseg.volume import read, read_labels
 
@@ -71,6 +72,9 @@ class Dataset:
         others: More file values that are background: those of the classes outside the ROI
             (`data.roi.restricted`).
         unused: Files in the folders of images and labels that no case uses.
+        colours: Colour of a class by name, red, green and blue from 0 to 1, where `.seg.nrrd` or
+            DICOM SEG labels or a label description of ITK-SNAP beside the labels give one.
+        terminology: 3D Slicer's terminology entry of a class by name, where the labels have one.
     """
 
     name: str
@@ -86,6 +90,8 @@ class Dataset:
     splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     others: tuple[int, ...] = ()
     unused: tuple[Path, ...] = ()
+    colours: Mapping[str, Colour] = field(default_factory=dict)
+    terminology: Mapping[str, str] = field(default_factory=dict)
 
     def region_values(self) -> dict[str, list[int]]:
         """The label values of each region in label files, in the order of `regions`."""
@@ -214,6 +220,7 @@ def survey(folder: str | Path) -> tuple[Dataset, Problems]:
     labels = table.get("labels") or _table_of_values([*train, *test], problems)
     classes, values, ignore, regions = read_label_table(labels, where)
     train, test = with_statements(folder, cases_table, classes, train, test, problems)
+    colours, terminology = _appearance([*train, *test], classes, values, bool(table.get("labels")))
     dataset = Dataset(
         name=str(table.get("name") or folder.resolve().name),
         folder=folder,
@@ -227,6 +234,8 @@ def survey(folder: str | Path) -> tuple[Dataset, Problems]:
         test=tuple(test),
         splits=read_splits(folder / "splits_final.json", train, problems),
         unused=_unused(folder, [*train, *test], problems),
+        colours=colours,
+        terminology=terminology,
     )
     return dataset, problems
 
@@ -307,6 +316,25 @@ def _table_of_values(cases: Sequence[Case], problems: Problems, most: int = 255)
     except ContextsegError as error:
         problems.append(("", error))
         return named_values(known, ())
+
+
+def _appearance(
+    cases: Sequence[Case], classes: Sequence[str], values: Sequence[int], tabled: bool
+) -> tuple[dict[str, Colour], dict[str, str]]:
+    """Colour and terminology of the classes that label files describe.
+
+    Where a table names the classes (`tabled`), only files that are called as 3D Slicer's are opened
+    for it, since a data set has thousands.
+    """
+    files = [case.label for case in cases if case.label]
+    if tabled and not any(path.name.lower().endswith(".seg.nrrd") for path in files):
+        return {}, {}
+    found = segments_by_value(files)
+    known = {name: found[value] for name, value in zip(classes, values) if value in found}
+    return (
+        {name: segment.colour for name, segment in known.items() if segment.colour},
+        {name: segment.terminology for name, segment in known.items() if segment.terminology},
+    )
 
 
 def _ending(table: Mapping[str, Any], cases: Sequence[Case]) -> str:

@@ -255,7 +255,10 @@ def _folder_cases(
     for name, path in label_files.items():
         if name not in groups:
             remedy = "add the image, or take the label away"
-            if get_close_matches(name, unlabelled, 1, 0.6):
+            alike = next((n for n in unlabelled if n.casefold() == name.casefold()), None)
+            if alike is not None:
+                remedy = f"the image is called {alike}: write both in the same letter case"
+            elif get_close_matches(name, unlabelled, 1, 0.6):
                 near = did_you_mean(name, unlabelled)
                 remedy = f"{near} Rename it, or take the label away"
             problems.append((name, ContextsegError(path, "a label without an image", remedy)))

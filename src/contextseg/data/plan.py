@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,9 @@ class Plan:
         kernels: Kernels of each level.
         batch_dice: Whether the Dice loss pools the items of a batch. nnU-Net's word, and its rule:
             for 2-D networks.
+        colours: Colour of a class by name, red, green and blue from 0 to 1; for files and reports.
+            A class need not have one. Plans that differ in nothing else are equal.
+        terminology: 3D Slicer's terminology entry of a class by name; as `colours`.
     """
 
     dataset: str
@@ -127,6 +130,8 @@ class Plan:
     strides: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
     batch_dice: bool = False
+    colours: Mapping[str, tuple[float, float, float]] = field(default_factory=dict, compare=False)
+    terminology: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def region_values(self) -> dict[str, list[int]]:
         """The label values of each region in label files, in the order of `regions`."""
@@ -188,6 +193,7 @@ class Plan:
         try:
             content["channels"] = tuple(Channel(**channel) for channel in content["channels"])
             content["regions"] = {name: tuple(union) for name, union in content["regions"].items()}
+            content["colours"] = {k: tuple(c) for k, c in content.get("colours", {}).items()}
             plan = Plan(**{name: _frozen(value) for name, value in content.items()})
             wrong = _contradiction(plan)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -228,6 +234,10 @@ def _contradiction(plan: Plan) -> str:
         (
             "regions and swaps name classes by their index",
             indices <= set(range(len(plan.classes))),
+        ),
+        (
+            "a colour has three numbers from 0 to 1",
+            all(len(c) == 3 and 0 <= min(c) <= max(c) <= 1 for c in plan.colours.values()),
         ),
         ("there is a channel", len(plan.channels) > 0),
         (
@@ -329,7 +339,7 @@ def make_plan(
     use = slice(3 - dims, 3)
     widest = max_width or (320 if dims == 3 else 512)
 
-    def levels(patch: Sequence[int]) -> dict[str, tuple]:
+    def levels(patch: Sequence[int]) -> dict[str, Any]:
         strides, kernels = topology(patch, spacing[use], max_levels)
         widths = tuple(min(base_width * 2**i, widest) for i in range(len(strides)))
         return {"widths": widths, "strides": strides, "kernels": kernels}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from contextseg.data.plan import Channel, Plan
 from contextseg.errors import ContextsegError
+from contextseg.grids import times
 from contextseg.resampling import resample, resample_labels
 from contextseg.volume import Volume, axis_moves
 
@@ -53,6 +56,8 @@ class Record:
         return b - a, d - c, f - e
 
 
+_OTHER_UNIT = 100  # voxels that are so many times larger or smaller than the plan's
+_MOST_VOXELS = 2**33  # of a resampled scan: 32 GiB
 _AIR_HU = -500  # between air and the lungs' walls; lungs are filled as holes
 _BLOCKS = 128  # blocks along each axis that a body mask is made of
 _PART = 0.02  # of the largest part; a second leg is more, ghosts and screws in the air are less
@@ -152,7 +157,8 @@ def prepare(
         record.
 
     Raises:
-        ContextsegError: The number of channels is not the plan's, or an intensity is not finite.
+        ContextsegError: The number of channels is not the plan's, an intensity is not finite, or
+            the voxels are improbably large or small beside the plan's.
     """
     turned = scan.oriented(plan.orientation)
     with np.errstate(over="ignore"):  # what is too large for float32 is named below
@@ -183,6 +189,7 @@ def prepare(
 
     spacing = turned.spacing_mm
     shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, plan.spacing_mm))
+    _refuse_other_unit(name, turned, plan, shape)
     if shape != body.shape:
         image = resample(image, shape, plan.orders)
         for channel, a, b in zip(image, low, high):
@@ -191,6 +198,42 @@ def prepare(
     if label is not None:
         label = resample_labels(np.ascontiguousarray(label[inside]), shape)
     return image, label, body, record
+
+
+def other_unit(shape: ArrayLike, spacing_mm: ArrayLike, usual: ArrayLike) -> bool:
+    """Whether voxels are so unlike others that they must be measured in another unit.
+
+    Args:
+        shape: Number of voxels (D, H, W); an axis of one says nothing.
+        spacing_mm: Their size along each axis.
+        usual: The size that is expected.
+
+    Returns:
+        True where they are 100 times as large or small, in the geometric mean of the axes.
+
+    Example:
+        >>> other_unit((9, 9, 9), (0.003, 0.001, 0.001), (5, 0.7, 0.7))
+        True
+    """
+    several = np.array(shape) > 1
+    if not several.any():
+        return False
+    ratios = np.array(spacing_mm, float)[several] / np.array(usual, float)[several]
+    return bool(abs(np.log(ratios).mean()) >= math.log(_OTHER_UNIT))
+
+
+def _refuse_other_unit(name: str, scan: Volume, plan: Plan, shape: tuple[int, ...]) -> None:
+    """Refuse a scan whose voxels are so unlike the plan's that its header counts in another unit.
+
+    It would become one voxel, or more than the memory holds.
+    """
+    unlike = other_unit(scan.shape, scan.spacing_mm, plan.spacing_mm)
+    if not unlike and math.prod(shape) <= _MOST_VOXELS:
+        return
+    sizes = f"{times(scan.spacing_mm, ' mm')}, the training's {times(plan.spacing_mm, ' mm')}"
+    what = f"its voxels are {sizes}: resampled it would have {times(shape)} voxels"
+    remedy = "see whether its header counts in millimetres, and correct its voxel size or unit"
+    raise ContextsegError(name or "scan", what, remedy)
 
 
 def _spread(values: np.ndarray, span: float) -> float:

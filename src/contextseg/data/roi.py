@@ -49,6 +49,8 @@ def restricted(dataset: Dataset, roi: Sequence[str]) -> Dataset:
         others=(*dataset.others, *(v for k, v in enumerate(dataset.values) if k not in kept)),
         train=tuple(_restricted_case(case, classes) for case in dataset.train),
         test=tuple(_restricted_case(case, classes) for case in dataset.test),
+        colours={name: c for name, c in dataset.colours.items() if name in classes},
+        terminology={name: t for name, t in dataset.terminology.items() if name in classes},
     )
 
 

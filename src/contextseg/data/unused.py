@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from contextseg.data.listing import ENDINGS, Case, some, stem
+from contextseg.formats.parts import files_of
 
 _TEXTS = (
     *(".json", ".csv", ".tsv", ".txt", ".md", ".log", ".yaml", ".yml", ".html", ".pdf"),
     *(".label", "thumbs.db", "desktop.ini"),
 )
-_HEADERS = (".mhd", ".nhdr")
 
 
 def unused_files(
@@ -43,7 +43,7 @@ def unused_files(
         place = Path(os.path.abspath(folder))
         if not folder.is_dir() or place in taken:
             continue
-        voxels = _voxel_files(path for path in taken if path.parent == place)
+        voxels = {p for path in taken if path.parent == place for p in files_of(path)}
         for path in sorted(folder.iterdir()):
             name = path.name.lower()
             if place / path.name in taken | inside | voxels or name.startswith("."):
@@ -93,15 +93,3 @@ def name_unused(paths: Iterable[Path]) -> str:
         return ""
     subject = "1 file is" if len(names) == 1 else f"{len(names)} files are"
     return f"{subject} not used: {some(names, 8)}"
-
-
-def _voxel_files(headers: Iterable[Path]) -> set[Path]:
-    """The files of voxels that headers of text name."""
-    files = set()
-    for header in headers:
-        if header.suffix.lower() in _HEADERS and header.is_file():
-            with open(header, encoding="utf-8", errors="replace") as file:
-                text = file.read(1 << 16)
-            lines = (line.replace("=", ":").rpartition(":")[2].strip() for line in text.split("\n"))
-            files |= {header.parent / line for line in lines if line}
-    return files

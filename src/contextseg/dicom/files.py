@@ -161,8 +161,8 @@ def choose_series(series: Sequence[Series], wanted: str, where: Path) -> Series:
     else:
         what = f"no series {wanted!r} in this folder"
     remedy = (
-        "choose one by its number or UID, `--series NUMBER`, or give each its "
-        "own folder "
+        "choose one by its number or UID, `--series NUMBER` of predict and propagate, or give "
+        "each its own folder "
         f"(number, description, slices, UID: {listed})"
     )
     raise ContextsegError(where, what, remedy)

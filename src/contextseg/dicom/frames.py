@@ -29,6 +29,12 @@ MARKS = {
     "TriggerTime": "",
     "FrameReferenceTime": "",
     "AcquisitionNumber": "",
+    "FrameAcquisitionNumber": "FrameContentSequence",
+    "FrameReferenceDateTime": "FrameContentSequence",
+    "FrameAcquisitionDateTime": "FrameContentSequence",
+    "AcquisitionDateTime": "",
+    "AcquisitionTime": "",
+    "ContentTime": "",
     "ConvolutionKernel": "",
 }
 # Projections and photographs: planes that have no place in the patient.

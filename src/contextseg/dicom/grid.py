@@ -225,6 +225,8 @@ def _refuse_doubles(ordered: Sequence[Frame], normal: np.ndarray, where: Path) -
         what = f"{once} position{'' if once == 1 else 's'}, each with {times} slices"
         what += f" that lie 0 mm apart, such as {one.name} and {other.name}"
         remedy = "it holds several time points, echoes or the like: give each its own folder"
+        if one.frames > 1:
+            remedy = f"{remedy}, after an export with a file for each slice"
         raise ContextsegError(where, what, remedy)
     usual = steps[~doubled]
     others = f", the others {np.median(usual):.4g} mm" if len(usual) else ""

@@ -55,7 +55,7 @@ def read_series(path: str | Path, series: str = "") -> tuple[np.ndarray, np.ndar
         if part or len(divided) == 1:
             raise
         listed = _listed(divided, one.number or one.uid)
-        remedy = f"choose a part with `--series`: {listed}"
+        remedy = f"choose a part with `--series` of predict and propagate: {listed}"
         what = f"its slices are no single stack: {error.what}"
         raise ContextsegError(error.where, what, remedy) from error
     return stack(ordered)[None], affine

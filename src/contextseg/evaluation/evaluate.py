@@ -14,11 +14,11 @@ from contextseg.batch import IGNORE
 from contextseg.console import Progress
 from contextseg.disk import replacing, write_json
 from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.grids import Spacing, fits, lattice_mm, onto
+from contextseg.grids import Spacing, fits, lattice_mm, onto, padded_to_both
 from contextseg.interop.names import named_values
 from contextseg.metrics import CONVENTION_METRICS, CONVENTIONS, evaluate_case, nnunet_summary
 from contextseg.parallel import map_cases
-from contextseg.volume import read_labels
+from contextseg.volume import Volume, read_labels
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -311,24 +311,39 @@ def read_pair(pair: Pair, ignore: int | None) -> tuple[np.ndarray, np.ndarray, S
         The prediction (D, H, W), the reference of the same shape with `IGNORE` where it is
         `ignore`, and the spacing in mm as `grids.lattice_mm` gives it. The prediction is turned and
         placed onto the reference's grid; a reference of a part of the prediction's grid is placed
-        in that, with background outside.
+        in that, and two that only overlap in a box around both, with background outside.
 
     Raises:
         ContextsegError: A file cannot be read, or they do not lie on one lattice.
     """
-    reference = read_labels(pair.reference)
+    reference = _not_negative(read_labels(pair.reference), pair.reference)
     if pair.predicted:
-        prediction = read_labels(pair.prediction)
+        prediction = _not_negative(read_labels(pair.prediction), pair.prediction)
     else:
         prediction = reference.with_array(np.zeros_like(reference.array))
-    if fits(reference, prediction) and not fits(prediction, reference):
+    spacing = lattice_mm(reference)
+    boxes = None
+    if not fits(reference, prediction) and not fits(prediction, reference):
+        boxes = padded_to_both(reference, prediction)
+    if boxes is not None:
+        reference, prediction = (reference.with_array(array) for array in boxes)
+    elif fits(reference, prediction) and not fits(prediction, reference):
         reference = onto(reference, prediction, pair.reference, "prediction")
     else:
         prediction = onto(prediction, reference, pair.prediction, "reference")
     label = reference.array
     if ignore is not None:
         label = np.where(label == ignore, IGNORE, label)
-    return prediction.array, label, lattice_mm(reference)
+    return prediction.array, label, spacing if boxes is not None else lattice_mm(reference)
+
+
+def _not_negative(label: Volume, path: Path) -> Volume:
+    """The label map, unless it has values below 0, which no class has."""
+    if label.array.size and label.array.min() < 0:
+        what = f"its label values begin at {label.array.min()}"
+        remedy = "write 0 for background; name the value of unknown voxels as ignore in --labels"
+        raise ContextsegError(path, what, remedy)
+    return label
 
 
 def save_table(table: DataFrame, folder: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
+from contextseg.formats.parts import spacing_files
 
 FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
 LOSSY = (
@@ -140,11 +140,22 @@ def spacing(path: Path) -> list[float]:
 
     Returns:
         Three numbers in mm.
+
+    Raises:
+        ContextsegError: The file beside it is no JSON, or its spacing is not three numbers above 0.
     """
-    name = path.name[: -len(path.suffix)]
-    case = re.sub(r"_[0-9]{4}$", "", name)
-    for beside in (path.with_name(f"{name}.json"), path.with_name(f"{case}.json")):
+    for beside in spacing_files(path):
         content = read_json(beside) if beside.is_file() else None
-        if isinstance(content, dict) and len(content.get("spacing", ())) == 3:
-            return [float(s) for s in content["spacing"][::-1]]
+        if not isinstance(content, dict) or "spacing" not in content:
+            continue
+        told = content["spacing"]
+        try:
+            found = np.array(told, float)
+        except (TypeError, ValueError):
+            found = np.empty(0)
+        if found.shape != (3,) or not (np.isfinite(found).all() and found.min() > 0):
+            what = f"its spacing is {str(told)[:80]}, not three numbers above 0"
+            remedy = 'write {"spacing": [z, y, x]} in mm, such as [1, 2, 2]'
+            raise ContextsegError(beside, what, remedy)
+        return [float(s) for s in found[::-1]]
     return [1.0, 1.0, 1.0]

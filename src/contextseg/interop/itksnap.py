@@ -10,6 +10,9 @@ from contextseg.disk import write_text
 from contextseg.errors import ContextsegError
 from contextseg.interop.segments import Segment, default_colour
 
+DESCRIPTIONS = "label_descriptions.txt"
+"""File beside predicted label maps: names and colours of their classes."""
+
 _LINE = re.compile(r'(\d+)\s+(\d+)\s+(\d+)\s+(\d+)\s+(\S+)\s+([01])\s+([01])\s+"(.*)"')
 _TITLE = re.compile(r"itk-?snap label description file", re.IGNORECASE)
 _COLUMNS = 'IDX R G B A VIS MSH "LABEL"'
@@ -102,6 +105,24 @@ def write_descriptions(path: str | Path, segments: Iterable[Segment]) -> Path:
         ContextsegError: Two segments have one value, a value is below 1, a name has several lines,
             or the disk cannot be written to.
     """
+    write_text(Path(path), description_text(path, segments))
+    return Path(path)
+
+
+def description_text(path: str | Path, segments: Iterable[Segment]) -> str:
+    """The content of a label description file.
+
+    Args:
+        path: The file, for messages.
+        segments: Names, values and colours, of any source.
+
+    Returns:
+        The text, in the columns of ITK-SNAP.
+
+    Raises:
+        ContextsegError: Two segments have one value, a value is below 1, or a name has several
+            lines.
+    """
     lines = []
     taken: dict[int, str] = {}
     for segment in segments:
@@ -118,8 +139,7 @@ def write_descriptions(path: str | Path, segments: Iterable[Segment]) -> Path:
             f"{segment.value:5d} {red:5d}{green:5d}{blue:5d} {segment.opacity:8.6g}"
             f'{int(segment.visible):3d}{int(segment.in_mesh):3d}    "{segment.name}"\n'
         )
-    write_text(Path(path), _HEAD + "".join(lines))
-    return Path(path)
+    return _HEAD + "".join(lines)
 
 
 def _segment(path: str | Path, number: int, line: str) -> Segment:

@@ -1,16 +1,30 @@
-"""Names of classes from what lies in label files and beside them, where no table names them."""
+"""Names and colours of classes from what lies in label files and beside them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from contextseg.errors import ContextsegError
-from contextseg.interop.itksnap import is_description, read_descriptions
-from contextseg.interop.reading import segments_of
+from contextseg.formats import ending
+from contextseg.grids import Lattice
+from contextseg.interop.itksnap import (
+    DESCRIPTIONS,
+    description_text,
+    is_description,
+    read_descriptions,
+    write_descriptions,
+)
+from contextseg.interop.reading import holds_segments, segments_of
 from contextseg.interop.segments import Segment
+from contextseg.interop.slicer import write_segmentation
 
+_TEXTS = ("labels.txt", DESCRIPTIONS)
 _AUTOMATIC = re.compile(r"(Segment_|Label |label_)\d+")
 
 
@@ -58,9 +72,9 @@ def named_values(values: Iterable[int], label_files: Iterable[str | Path]) -> di
     """The name of each value that label files hold.
 
     A name comes from the segments of the files themselves, or from ITK-SNAP's label description
-    (`labels.txt`, `*.label`) beside them or in the folder above. A value without a name is called
-    "label_V". Names that 3D Slicer and ITK-SNAP give by themselves ("Segment_1", "Label 1") yield
-    to others.
+    (`labels.txt`, `label_descriptions.txt`, `*.label`) beside them or in the folder above. A value
+    without a name is called "label_V". Names that 3D Slicer and ITK-SNAP give by themselves
+    ("Segment_1", "Label 1") yield to others.
 
     Args:
         values: The values; 0 and negative ones are left out.
@@ -94,6 +108,126 @@ def named_values(values: Iterable[int], label_files: Iterable[str | Path]) -> di
     return {names.of(value): value for value in values}
 
 
+def segments_by_value(label_files: Iterable[str | Path]) -> dict[int, Segment]:
+    """What label files, and label descriptions beside them, say of each value.
+
+    Where several speak of a value, the first counts, but names that 3D Slicer and ITK-SNAP give by
+    themselves yield to others. Descriptions come before the files that they lie beside.
+
+    Args:
+        label_files: Files of any kind. One that is damaged says nothing here.
+
+    Returns:
+        Value to segment, with the colour and terminology that its file has.
+    """
+    found: dict[int, Segment] = {}
+    for segment in _said_of(Path(path) for path in label_files):
+        before = found.get(segment.value)
+        if before is None or (_automatic(before) and not _automatic(segment)):
+            found[segment.value] = segment
+    return found
+
+
+def _said_of(files: Iterable[Path]) -> Iterator[Segment]:
+    files = list(files)
+    for file in (*_descriptions_beside(files), *files):
+        try:
+            yield from described(file) or ()
+        except ContextsegError:
+            continue  # who reads its names or voxels says why
+
+
+def _automatic(segment: Segment) -> bool:
+    """Whether a program gave the name by itself."""
+    return _AUTOMATIC.fullmatch(segment.name) is not None
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def known_segments(source: Any) -> tuple[Segment, ...]:
+    """The segments of a label map that somebody gives.
+
+    Args:
+        source: A file, with or without an ITK-SNAP label description beside it, or any other
+            object, of which nothing is known.
+
+    Returns:
+        All segments of a file that names them; otherwise those of the descriptions. `NAME.label`
+        comes before `labels.txt`, and that before those of other label maps.
+
+    Raises:
+        ContextsegError: The file or the description is damaged.
+    """
+    if not isinstance(source, str | Path):
+        return ()
+    kept = segments_of(source)
+    if kept is not None:
+        return kept
+    own = _description_of(Path(source))
+
+    def rank(file: Path) -> int:
+        return 0 if file == own else 1 if file.name.lower() in _TEXTS else 2
+
+    found: dict[int, Segment] = {}
+    for file in sorted(_descriptions_beside([Path(source)]), key=rank):
+        for segment in read_descriptions(file):
+            found.setdefault(segment.value, segment)
+    return tuple(found.values())
+
+
+def _description_of(path: Path) -> Path:
+    """The label description of one label map alone, `NAME.label` beside it."""
+    return path.with_name(path.name[: len(path.name) - len(ending(path))] + ".label")
+
+
+def describe_result(path: str | Path, volume: Lattice, segments: Sequence[Segment]) -> None:
+    """Say what the values of a label map are: in a `.seg.nrrd` file itself, else beside it.
+
+    Args:
+        path: The label map, which is written. Beside `NAME.nii.gz` and the like comes ITK-SNAP's
+            label description `NAME.label`, if one of its values has a name.
+        volume: What it holds, a label map (D, H, W).
+        segments: All segments that are known.
+
+    Raises:
+        ContextsegError: The disk cannot be written to.
+    """
+    path = Path(path)
+    if holds_segments(path):
+        write_segmentation(path, volume, segments)
+        return
+    values = set(np.unique(volume.array).tolist())
+    held = [segment for segment in segments if segment.value in values]
+    if not all(map(_automatic, held)):
+        write_descriptions(_description_of(path), _in_one_line(held))
+
+
+def describe_folder(path: str | Path, segments: Sequence[Segment]) -> None:
+    """Write `label_descriptions.txt` beside a predicted label map, for all of its folder.
+
+    Nothing is written for a `.seg.nrrd` file, nor where no class has a name of its own.
+
+    Args:
+        path: The label map.
+        segments: Its classes.
+
+    Raises:
+        ContextsegError: The disk cannot be written to.
+    """
+    file = Path(path).parent / DESCRIPTIONS
+    if holds_segments(path) or all(map(_automatic, segments)):
+        return
+    segments = _in_one_line(segments)
+    if not file.is_file() or file.read_bytes() != description_text(file, segments).encode():
+        write_descriptions(file, segments)
+
+
+def _in_one_line(segments: Iterable[Segment]) -> list[Segment]:
+    """The segments with names that a line of a text file can hold."""
+    return [replace(segment, name=" ".join(segment.name.splitlines())) for segment in segments]
+
+
 def _descriptions_beside(label_files: list[Path]) -> list[Path]:
     """ITK-SNAP's label descriptions in the folders of label files, and above `labels` and so on."""
     folders = dict.fromkeys(path.parent for path in label_files)
@@ -101,7 +235,7 @@ def _descriptions_beside(label_files: list[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for folder in (*folders, *above):
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        texts = (p for p in inside if p.name.lower() == "labels.txt" or p.suffix == ".label")
+        texts = (p for p in inside if p.name.lower() in _TEXTS or p.suffix == ".label")
         found |= dict.fromkeys(path for path in texts if path.is_file() and is_description(path))
     return list(found)
 
@@ -124,7 +258,7 @@ class _Names:
             ContextsegError: Another file, or the same, says otherwise.
         """
         value, name = segment.value, segment.name
-        automatic = _AUTOMATIC.fullmatch(name) is not None
+        automatic = _automatic(segment)
         before, other = self._by_value.get(value, (name, file))
         if before.casefold() != name.casefold():
             if automatic:

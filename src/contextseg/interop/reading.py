@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,35 +86,30 @@ def segments_of(path: str | Path) -> tuple[Segment, ...] | None:
     return None if contours is None else read_structures(contours)
 
 
-def write_classes(path: str | Path, volume: Any, classes: Mapping[str, int]) -> None:
-    """Write a label map; to a `.seg.nrrd` file with the names of its classes.
+def holds_segments(path: str | Path) -> bool:
+    """Whether a file of this ending says itself what its segments are when we write it.
+
+    Args:
+        path: File to write.
+
+    Returns:
+        True for `.seg.nrrd`.
+    """
+    return str(path).lower().endswith(".seg.nrrd")
+
+
+def write_classes(path: str | Path, volume: Any, segments: Iterable[Segment]) -> None:
+    """Write a label map; to a `.seg.nrrd` file with names, colours and terminology.
 
     Args:
         path: File to write; its ending chooses the format.
         volume: A label map, as a `Volume`.
-        classes: Value of each class by name.
+        segments: Its classes.
 
     Raises:
         ContextsegError: The format cannot hold the label map, or the disk cannot.
     """
-    if str(path).lower().endswith(".seg.nrrd"):
-        write_segmentation(path, volume, [Segment(name, value) for name, value in classes.items()])
+    if holds_segments(path):
+        write_segmentation(path, volume, segments)
     else:
         volume.save(path)
-
-
-def keep_segments(source: Any, path: str | Path, volume: Lattice) -> None:
-    """Write a result that was made from a segmentation with the segments of that one.
-
-    Args:
-        source: What the result was made from; of a file that names segments they are kept.
-        path: The file of the result. Nothing is done for other endings than `.seg.nrrd`.
-        volume: The result, a label map (D, H, W).
-
-    Raises:
-        ContextsegError: As `slicer.write_segmentation`.
-    """
-    if not str(path).lower().endswith(".seg.nrrd"):
-        return
-    kept = segments_of(source) if isinstance(source, str | Path) else None
-    write_segmentation(path, volume, kept or ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from contextseg.picture import LABEL_COLOURS
 
@@ -59,6 +60,32 @@ def default_colour(value: int) -> Colour:
     text = LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)].lstrip("#")
     red, green, blue = (int(text[i : i + 2], 16) / 255 for i in (0, 2, 4))
     return red, green, blue
+
+
+def class_segments(
+    classes: Mapping[str, int],
+    colours: Mapping[str, Colour] = MappingProxyType({}),
+    terminology: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Segment, ...]:
+    """The segments of classes.
+
+    Args:
+        classes: Value of each class by name, without the background.
+        colours: Colour of a class by name, where it is known.
+        terminology: 3D Slicer's terminology entry of a class by name, where it is known.
+
+    Returns:
+        A segment for each class.
+
+    Example:
+        >>> class_segments({"liver": 1}, {"liver": (0.8, 0.3, 0.2)})[0].colour
+        (0.8, 0.3, 0.2)
+    """
+    entries = {name: {"TerminologyEntry": entry} for name, entry in terminology.items() if entry}
+    return tuple(
+        Segment(name, value, colours.get(name), tags=entries.get(name, {}))
+        for name, value in classes.items()
+    )
 
 
 def named(value: int) -> Segment:

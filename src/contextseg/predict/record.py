@@ -13,6 +13,7 @@ import torch
 from contextseg.data.listing import Case, some
 from contextseg.disk import changes, digest, read_json, write_json
 from contextseg.errors import ContextsegError
+from contextseg.formats.parts import files_of
 
 RECORD = "predicted_by.json"
 """File beside label maps: what made them, and for each case a digest of its scan."""
@@ -106,11 +107,7 @@ class PredictionRecord:
 
 def _digest(images: Sequence[Path]) -> str:
     """A name of the content of scans; "" where they cannot be read, as nobody could segment."""
-    files: list[Path] = []
-    for path in images:
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        files += inside
     try:
-        return digest(*files)
+        return digest(*(file for path in images for file in files_of(path)))
     except OSError:
         return ""

@@ -103,6 +103,11 @@ def labelled_slices(
         raise ContextsegError(
             "labels", "no slice is labelled", "label a structure in one slice or more"
         )
+    negative = known & (array < 0)
+    if negative.any():
+        value = int(array[negative].min())
+        remedy = f"write 0 for background, or give --unlabelled {value} if nobody labelled it"
+        raise ContextsegError("labels", f"a value below 0, {value}, which no class has", remedy)
     axes = {name: _axis(label, letters) for name, letters in AXES.items()}
     numbers = {
         name: np.flatnonzero(known.any(tuple({0, 1, 2} - {axis}))) for name, axis in axes.items()

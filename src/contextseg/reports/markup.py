@@ -93,19 +93,42 @@ def sentence(text: str) -> str:
     return f'<p class="soft">{escape(text)}</p>'
 
 
-def row_name(name: str, ident: str = "") -> str:
+def swatch(colour: Sequence[float] | None) -> str:
+    """A small square in the colour of a class, before its name.
+
+    Args:
+        colour: Red, green and blue, from 0 to 1. None for a class without a colour.
+
+    Returns:
+        HTML; "" for None.
+
+    Example:
+        >>> swatch((1, 0.5, 0))
+        '<i class="swatch" style="background:#ff8000"></i>'
+        >>> swatch(None)
+        ''
+    """
+    if colour is None:
+        return ""
+    digits = "".join(f"{round(255 * part):02x}" for part in colour)
+    return f'<i class="swatch" style="background:#{digits}"></i>'
+
+
+def row_name(name: str, ident: str = "", colour: Sequence[float] | None = None) -> str:
     """The first cell of a row.
 
     Args:
         name: Name of the row, plain text.
         ident: Id of what it links to; "" for no link.
+        colour: Colour of the class that it names, as for `swatch`.
 
     Returns:
         HTML.
     """
     tag = "a" if ident else "span"
     link = f' href="#{ident}"' if ident else ""
-    return f'<th scope="row"><{tag} class="name"{link}>{escape(name)}</{tag}></th>'
+    text = swatch(colour) + escape(name)
+    return f'<th scope="row"><{tag} class="name"{link}>{text}</{tag}></th>'
 
 
 def row_names(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ from contextseg.reports.markup import (
     provenance_html,
     row_name,
     sentence,
+    swatch,
 )
 from contextseg.reports.numbers import Line, number, plural
 from contextseg.reports.pictures import KEY, VIEW, annotated, svg
@@ -48,6 +50,7 @@ def write_report(
     regions: Regions,
     calibration: pd.DataFrame | None = None,
     note: str = "",
+    colours: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> None:
     """Write the page of a run: one self-contained HTML file.
 
@@ -68,6 +71,8 @@ def write_report(
         regions: Class -> its label values; those of "ignore" are no errors in the pictures.
         calibration: The table of `evaluation.calibration`. None: there is none.
         note: Plain text; an empty line starts a new paragraph.
+        colours: Colour of a class by name, red, green and blue from 0 to 1: a square before its
+            name in the tables. In the pictures colours tell reference and prediction apart.
 
     Raises:
         ContextsegError: The page cannot be written.
@@ -75,8 +80,8 @@ def write_report(
     tidied = numbers.tidy(table)
     shown, pictures = _pictures(tidied, cases, regions)
     sections = {
-        "Results": _results(tidied),
-        "Cases": _cases(tidied, cases, shown),
+        "Results": _results(tidied, colours),
+        "Cases": _cases(tidied, cases, shown, colours),
         "Pictures": pictures,
         "Training": _training(logs),
         "Spread over cases": _spread(tidied),
@@ -91,7 +96,7 @@ def write_report(
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def _results(tidied: pd.DataFrame) -> str:
+def _results(tidied: pd.DataFrame, colours: Mapping[str, Sequence[float]]) -> str:
     if tidied.empty:
         return sentence(
             "No case could be scored: there is no prediction with a reference to compare it to."
@@ -104,7 +109,7 @@ def _results(tidied: pd.DataFrame) -> str:
             f"{cases}: no class is in any reference or prediction, so there is nothing to average; "
             "all are correctly absent."
         )
-    return _cards(tidied, lines, metrics) + _class_table(lines, metrics)
+    return _cards(tidied, lines, metrics) + _class_table(lines, metrics, colours)
 
 
 def _cards(tidied: pd.DataFrame, lines: list[Line], metrics: list[str]) -> str:
@@ -133,12 +138,14 @@ def _tolerance(tolerances: list[float]) -> str:
     return f"{low} mm" if low == high else f"{low} to {high} mm, by class"
 
 
-def _class_table(lines: list[Line], metrics: list[str]) -> str:
+def _class_table(
+    lines: list[Line], metrics: list[str], colours: Mapping[str, Sequence[float]]
+) -> str:
     *classes, every = lines
     differ = len(every.tolerances_mm) > 1
     heads = ("Class", "Scored", *(METRICS[name].title for name in metrics))
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    body = "".join(_class_row(line, metrics, differ) for line in classes)
+    body = "".join(_class_row(line, metrics, differ, colours.get(line.name)) for line in classes)
     foot = f"<tfoot>{_class_row(every, metrics, False)}</tfoot>" if len(classes) > 1 else ""
 
     explanation = (
@@ -155,11 +162,17 @@ def _class_table(lines: list[Line], metrics: list[str]) -> str:
     return f'<div class="scroll">{table}</div>{sentence(explanation)}'
 
 
-def _class_row(line: Line, metrics: list[str], tolerances_differ: bool) -> str:
+def _class_row(
+    line: Line,
+    metrics: list[str],
+    tolerances_differ: bool,
+    colour: Sequence[float] | None = None,
+) -> str:
     scored = line.spreads[DSC].n
     counts = {"missed": line.missed, "spurious": line.spurious, "absent": line.absent}
     ends = [f"{count} {end}" for end, count in counts.items() if count]
-    cells = [row_name(line.name), f"<td>{scored}<small>{'<br>'.join(ends)}</small></td>"]
+    name_cell = row_name(line.name, colour=colour)
+    cells = [name_cell, f"<td>{scored}<small>{'<br>'.join(ends)}</small></td>"]
     for name in metrics:
         spread = line.spreads[name]
         digits = METRICS[name].digits
@@ -174,7 +187,10 @@ def _class_row(line: Line, metrics: list[str], tolerances_differ: bool) -> str:
 
 
 def _cases(
-    tidied: pd.DataFrame, cases: Sequence[Mapping[str, Any]], shown: Mapping[str, str]
+    tidied: pd.DataFrame,
+    cases: Sequence[Mapping[str, Any]],
+    shown: Mapping[str, str],
+    colours: Mapping[str, Sequence[float]],
 ) -> str:
     """One row for each case and class, the worst cases first.
 
@@ -201,7 +217,7 @@ def _cases(
         for name, is_text in heads
     )
     body = "".join(
-        _case_row(row, dice, columns, several, shown) for row in ordered.to_dict("records")
+        _case_row(row, dice, columns, several, shown, colours) for row in ordered.to_dict("records")
     )
     intro = sentence("Worst cases first. A heading sorts; a case with a picture links to it.")
     table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -214,12 +230,14 @@ def _case_row(
     columns: Sequence[Column],
     several: bool,
     shown: Mapping[str, str],
+    colours: Mapping[str, Sequence[float]],
 ) -> str:
     kind = escape(row["status"])
     status = escape(STATUS.get(row["status"], row["status"]))
     cells = [row_name(row["case"], shown.get(row["case"], ""))]
     if several:
-        cells.append(f'<td class="text">{escape(row["class"])}</td>')
+        text = swatch(colours.get(row["class"])) + escape(row["class"])
+        cells.append(f'<td class="text">{text}</td>')
     score = float(row[dice.name])
     bar = "" if math.isnan(score) else f' class="bar" style="--share:{score:.0%}"'
     cells.append(_number_cell(score, dice.digits, bar))

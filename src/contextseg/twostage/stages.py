@@ -26,6 +26,8 @@ from contextseg.data.components import Change, keep_largest, write_change
 from contextseg.data.layouts import Case
 from contextseg.disk import changes, note_case, read_json, write_json
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.interop.names import describe_folder
+from contextseg.interop.reading import write_classes
 from contextseg.methods.presence import head_of
 from contextseg.predict.record import PredictionRecord
 from contextseg.predictor import (
@@ -33,6 +35,7 @@ from contextseg.predictor import (
     Predictor,
     cases_to_segment,
     model_name,
+    plan_segments,
     raise_failed,
     segment_missing,
 )
@@ -48,7 +51,7 @@ from contextseg.propagation import (
 )
 from contextseg.settings import PredictionSettings
 from contextseg.twostage.reference import SlicePrediction, SliceReference, VolumeReference
-from contextseg.volume import Volume, axis_moves, read, write
+from contextseg.volume import Volume, axis_moves, read
 
 TWO_STAGE_TABLE = "two-stage.csv"
 """The table in a folder of results with the outcome of each class in each case."""
@@ -432,7 +435,8 @@ def segment_cases(
     """Segment cases into a folder; what is there already is kept.
 
     `folder`/CASE.nii.gz are the label maps, `folder`/two-stage.csv has the outcome of each class
-    (`ClassOutcome`). A case that cannot be read does not stop the others.
+    (`ClassOutcome`), and `folder`/label_descriptions.txt names the values for ITK-SNAP. A case that
+    cannot be read does not stop the others.
 
     Args:
         cases: What to segment.
@@ -448,6 +452,8 @@ def segment_cases(
         Why cases failed, by name; {} where none did.
     """
 
+    segments = plan_segments(reference.plan)
+
     def segment_case(case: Case, out: Path) -> None:
         scan = read(*case.images)
         result = segment_two_stage(scan, reference, model, stages, settings, case.name)
@@ -456,7 +462,9 @@ def segment_cases(
         write_class_outcomes(folder, case.name, result.outcomes)
         if record is not None:
             record.note(case)
-        write(out, result.label)  # last: a label map that is there is a case that is done
+        describe_folder(out, segments)
+        # Last: a label map that is there is a case that is done.
+        write_classes(out, result.label, segments)
 
     return segment_missing(cases, folder, ".nii.gz", segment_case, progress)
 
