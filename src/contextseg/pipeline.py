@@ -165,7 +165,15 @@ def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
 
 
 def pipeline_cases(run: Run, test: bool = True) -> list[Case]:
-    """The cases that a run predicts: the test split, or the fold's validation cases."""
+    """The cases that a run predicts.
+
+    Args:
+        run: The run.
+        test: Whether the test split is predicted.
+
+    Returns:
+        The test split; without one, or with `test` False, the fold's validation cases.
+    """
     return list((run.dataset.test if test else ()) or run.split[1])
 
 
@@ -293,7 +301,13 @@ def report_again(folder: str | Path) -> Path:
 
 
 def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
-    """Draw `report.html` and `cases.png` of a run, from its table, logs and predictions."""
+    """Draw `report.html` and `cases.png` of a run, from its table, logs and predictions.
+
+    Args:
+        run: The run, whose folder they go into.
+        measured: Folder of `metrics.csv`, and of `calibration.csv` where there is one.
+        pairs: Predictions and references, for the pictures.
+    """
     import pandas as pd
 
     from contextseg.reports import demo_picture, write_report

@@ -471,7 +471,12 @@ def _lies_in(path: Path, folder: Path) -> bool:
 
 
 def write_prediction(segmentation: Segmentation, out: Path) -> None:
-    """Write a label map with all that belongs to it; the label map last, since it says "done"."""
+    """Write a label map with all that belongs to it; the label map last, since it says "done".
+
+    Args:
+        segmentation: What a predictor made of a case.
+        out: The label file. The tables of its folder get the rows of the case.
+    """
     if segmentation.removed is not None:
         write_change(out.parent, segmentation.name, segmentation.removed)
     if segmentation.presence is not None:

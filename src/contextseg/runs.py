@@ -597,8 +597,15 @@ def _annotated_label(case: Cached) -> np.ndarray:
 
 
 def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, Any]) -> Plan:
-    """The plan for a data set from the facts of its training cases; `arguments` are those of
-    `make_plan`.
+    """The plan for a data set.
+
+    Args:
+        dataset: The data set.
+        facts: Facts of its training cases, see `data.cache.fingerprint`.
+        arguments: Arguments of `make_plan`, by name.
+
+    Returns:
+        The plan, with the colours of the classes where labels have some.
     """
     data = dataset
     plan = make_plan(

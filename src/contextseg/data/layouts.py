@@ -249,8 +249,8 @@ def _folders(folder: Path, cases: Sequence[Case]) -> list[Path]:
 
 def _unused(folder: Path, cases: Sequence[Case], problems: Problems) -> tuple[Path, ...]:
     """The files of a data set that no case uses, without those that are a problem already."""
-    told = [Path(problem.where) for _, problem in problems]
-    return unused_of_cases(_folders(folder, cases), cases, told)
+    reported = [Path(problem.where) for _, problem in problems]
+    return unused_of_cases(_folders(folder, cases), cases, reported)
 
 
 def _recognised(folder: Path) -> Path:
