@@ -50,13 +50,13 @@ def read_itk(path: Path, kind: str, labels: bool = False) -> Read:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     if kind in pictures.FORMATS:
         return _read_picture(path, kind, labels)
-    told = nrrd.fields(path) if kind in ("NRRD", "MetaImage") else {}
-    nrrd.refuse_missing_voxels(path, told)
+    fields = nrrd.fields(path) if kind in ("NRRD", "MetaImage") else {}
+    nrrd.refuse_missing_voxels(path, fields)
     if kind == "MetaImage":
-        nrrd.refuse_short_voxels(path, told)
+        nrrd.refuse_short_voxels(path, fields)
     array, affine, _ = from_itk(_image(path, kind), path)
     if kind == "NRRD":
-        affine, header = nrrd.in_mm(affine, told)
+        affine, header = nrrd.in_mm(affine, fields)
         return array, affine, header
     return array, affine, Header(kind or "ITK", as_matrix(affine))
 
@@ -168,14 +168,14 @@ def _affine(image: Any) -> np.ndarray:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_itk(path: Path, array: np.ndarray, affine: np.ndarray, told: Header | None) -> None:
+def write_itk(path: Path, array: np.ndarray, affine: np.ndarray, header: Header | None) -> None:
     """Write a file by SimpleITK, and read it back.
 
     Args:
         path: The file; its ending, one of `ITK_WRITABLE`, chooses the format.
         array: (D, H, W) or (C, D, H, W).
         affine: (4, 4) from (d, h, w, 1) to mm, RAS+.
-        told: The header of the scan that the array belongs to; its space and units are written to
+        header: The header of the scan that the array belongs to; its space and units are written to
             NRRD files.
 
     Raises:
@@ -210,8 +210,8 @@ def write_itk(path: Path, array: np.ndarray, affine: np.ndarray, told: Header | 
         scratch = temporary.with_suffix(kind)  # ITK knows some endings in lower case only
         try:
             sitk.WriteImage(image, str(scratch), useCompression=True)
-            if kind == ".nrrd" and told is not None:
-                nrrd.keep_space(scratch, told)
+            if kind == ".nrrd" and header is not None:
+                nrrd.keep_space(scratch, header)
             written = _array(_image(scratch, _WRITER[kind]), path)
             # On a full disk most of ITK's writers leave half a file and say nothing.
             if not np.array_equal(written.ravel(), array.ravel(), equal_nan=True):

@@ -189,8 +189,9 @@ def exact_product(
         z = functional_call(net, weights, (image,))
         return [z] if isinstance(z, Tensor) else z
 
-    product: tuple[list[Tensor], list[Tensor]] = jvp(outputs, (theta,), (tangent,))  # type: ignore[assignment]
-    levels, levels_dot = product
+    product: Any = jvp(outputs, (theta,), (tangent,))
+    levels: list[Tensor] = product[0]
+    levels_dot: list[Tensor] = product[1]
     levels = [z.detach().requires_grad_() for z in levels]
     slopes = torch.autograd.grad(loss(levels, q), levels, create_graph=True)
     terms = [(slope * z_dot.detach()).sum() for slope, z_dot in zip(slopes, levels_dot)]

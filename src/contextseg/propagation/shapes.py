@@ -231,11 +231,16 @@ def _ends(
 
     That of an empty mask is such that the other shrinks to nothing half way.
     """
-    one, other = _signed_distance(first, spacing), _signed_distance(last, spacing)
+    one = _signed_distance(first, spacing)
+    other = _signed_distance(last, spacing)
     if one is None and other is None:
         return None
-    one = np.full(first.shape, -other.max(), np.float32) if one is None else one  # type: ignore[union-attr]
-    return one, np.full(first.shape, -one.max(), np.float32) if other is None else other
+    if one is None:
+        assert other is not None
+        one = np.full(first.shape, -other.max(), np.float32)
+    if other is None:
+        other = np.full(first.shape, -one.max(), np.float32)
+    return one, other
 
 
 def _signed_distance(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray | None:

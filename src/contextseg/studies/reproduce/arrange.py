@@ -47,7 +47,7 @@ class Arranged:
         folder: Its folder.
         train: Names of the training cases.
         test: Names of the test cases.
-        how: How the split was chosen, in words.
+        split_origin: How the split was chosen, in words.
         left_out: Why cases were left out, by name.
         anatomy: Folder of the organ's masks. None where the download has none.
     """
@@ -55,7 +55,7 @@ class Arranged:
     folder: Path
     train: tuple[str, ...]
     test: tuple[str, ...]
-    how: str
+    split_origin: str
     left_out: dict[str, str]
     anatomy: Path | None
 
@@ -106,11 +106,11 @@ def arrange(
         left_out |= dict.fromkeys(without, f"no {reproduction.roi[0]} in its label")
         usable = [case for case in usable if contents[case.name]["roi"]]
     patients = {str(k): str(v) for k, v in read_table(Path(download) / "patients.json").items()}
-    train, test, how = split_cases(reproduction, usable, patients, download)
+    train, test, split_origin = split_cases(reproduction, usable, patients, download)
     unplaced = [case.name for case in usable if case.name not in {*train, *test}]
     left_out |= dict.fromkeys(unplaced, "in neither part of the published split")
     anatomy = out / ANATOMY if reproduction.organ else None
-    arranged = Arranged(out / DATASET, train, test, how, left_out, anatomy)
+    arranged = Arranged(out / DATASET, train, test, split_origin, left_out, anatomy)
     _keep_split(reproduction, arranged, Path(download), found)
     by_name = {case.name: case for case in usable}
     _lay_out(reproduction, arranged, by_name, patients, file_ending)
@@ -328,7 +328,7 @@ def _keep_split(
     split = {"train": list(arranged.train), "test": list(arranged.test)}
     content = {
         "reproduction": reproduction.name,
-        "how": arranged.how,
+        "how": arranged.split_origin,
         "published_counts": [reproduction.train, reproduction.test],
         "download": str(download.absolute()),
         **split,

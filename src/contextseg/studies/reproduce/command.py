@@ -189,7 +189,7 @@ def arranged_text(arranged: Arranged, reproduction: Reproduction) -> str:
         The text.
     """
     counts = (len(arranged.train), len(arranged.test))
-    cases = f"{counts[0]} cases to train, {counts[1]} to test; {arranged.how}"
+    cases = f"{counts[0]} cases to train, {counts[1]} to test; {arranged.split_origin}"
     lines = [f"{arranged.folder}: {cases}"]
     if counts != (reproduction.train, reproduction.test):
         published = f"{reproduction.train} and {reproduction.test}"
