@@ -53,7 +53,7 @@ def laws(dry: bool, out: Path) -> Iterator[Row]:
         "tests/test_calibration.py",
     ]  # fmt: skip
     wanted = "gpu or cuda"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:xdist"]
     command += ["-k", wanted, "-rfE", "--tb=short", *tests]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
