@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import laws
+from contextseg.batch import Batch
 from contextseg.methods import METHODS
 from contextseg.predict import segment
 from contextseg.propagation import Session
@@ -32,6 +33,17 @@ def device() -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def on_the_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of the laws come to the device, as those of a sampler do."""
+    real = laws.batch
+
+    def moved(*args: int, **kwargs: int) -> Batch:
+        return real(*args, **kwargs).to(device)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(laws, "batch", moved)
 
 
 def gradients(method: torch.nn.Module) -> torch.Tensor:
@@ -115,7 +127,9 @@ def test_the_product_of_colab_is_that_of_float32(meta: str, device: torch.device
 @pytest.mark.parametrize("name", ["supervised", "colab"])
 def test_predictions_are_those_of_the_cpu(name: str, device: torch.device, tmp_path: Path) -> None:
     method = laws.train_briefly(laws.make(name), tmp_path, 60, lr=0.1, device=device.type).eval()
-    image = laws.batch(77).image[:2, 0].reshape(1, 2 * laws.SIDE[3], laws.SIDE[3], laws.SIDE[3])
+    image = (
+        laws.batch(77).image[:2, 0].cpu().reshape(1, 2 * laws.SIDE[3], laws.SIDE[3], laws.SIDE[3])
+    )
     labels = []
     for where in (torch.device("cpu"), device):
         method = method.to(where)

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
@@ -182,17 +183,19 @@ def exact_product(
     Returns:
         A scalar that can be differentiated in `q`.
     """
-    theta = {name: p.detach() for name, p in net.named_parameters()}
-    tangent = dict(zip(theta, v))
-
-    def outputs(weights: Weights) -> list[Tensor]:
+    # Dual numbers are `torch.func.jvp` with less work for each operation, which is what a GPU waits
+    # for.
+    with torch.no_grad(), forward_ad.dual_level():
+        weights = {
+            name: forward_ad.make_dual(p.detach(), part)
+            for (name, p), part in zip(net.named_parameters(), v)
+        }
         z = functional_call(net, weights, (image,))
-        return [z] if isinstance(z, Tensor) else z
-
-    product: Any = jvp(outputs, (theta,), (tangent,))
-    levels: list[Tensor] = product[0]
-    levels_dot: list[Tensor] = product[1]
-    levels = [z.detach().requires_grad_() for z in levels]
+        duals = [forward_ad.unpack_dual(one) for one in ([z] if isinstance(z, Tensor) else z)]
+    levels = [dual.primal.detach().requires_grad_() for dual in duals]
+    levels_dot = [
+        torch.zeros_like(z) if d.tangent is None else d.tangent for z, d in zip(levels, duals)
+    ]
     slopes = torch.autograd.grad(loss(levels, q), levels, create_graph=True)
     terms = [(slope * z_dot.detach()).sum() for slope, z_dot in zip(slopes, levels_dot)]
     return torch.stack(terms).sum()
