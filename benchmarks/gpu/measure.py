@@ -177,15 +177,15 @@ def colab(dry: bool, out: Path) -> Iterator[Row]:
     paper = colab.FAITHFUL | {"generator_every": 1}
     ways = {
         "t = 2, default": {},
-        "t = 6, default": {"context_classes": 6},
         "t = 2, the paper's: generator of full size, every step, whole batch and patch": paper,
         "t = 2, the authors' code: the same every 5th step, by finite differences": (
             colab.FAITHFUL | {"meta": "finite"}
         ),
+        "t = 6, default": {"context_classes": 6},
     }
     sizes = [
-        colab.Size(80, 2, (30, 60, 120, 240, 320), 12, 4),
         colab.Size(128, 2, (32, 64, 128, 256, 320, 320), 8, 3),
+        colab.Size(80, 2, (30, 60, 120, 240, 320), 12, 4),
     ]
     where = device(dry)
     torch.backends.cudnn.benchmark = True
