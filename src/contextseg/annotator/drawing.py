@@ -28,7 +28,7 @@ from contextseg.propagation import (
     fill,
     suggest_slice,
 )
-from contextseg.volume import Volume
+from contextseg.volume import Volume, axis_moves
 
 NOBODY_SAID = 255
 """Value of a voxel in `drawn` that nobody has drawn."""
@@ -82,7 +82,8 @@ class Drawing:
 
     Attributes:
         turned: The scan along `planes.FRAME`, a view.
-        drawn: (D, H, W) uint8 along `FRAME`, `NOBODY_SAID` where nobody has drawn.
+        drawn: (D, H, W) uint8 along `FRAME`, `NOBODY_SAID` where nobody has drawn. A view of an
+            array on the scan's own grid, as `filled`.
         filled: (D, H, W) uint8 along `FRAME`, what programs say.
     """
 
@@ -97,8 +98,11 @@ class Drawing:
         self.turned = self.scan.oriented(FRAME)
         self.lock = threading.RLock()
         self.shape = self.turned.shape
-        self.drawn = np.full(self.shape, NOBODY_SAID, np.uint8)
-        self.filled = np.zeros(self.shape, np.uint8)
+        self._order, self._flips = axis_moves(self.scan.orientation, FRAME)
+        self._own_drawn = np.full(self.scan.shape, NOBODY_SAID, np.uint8)
+        self._own_filled = np.zeros(self.scan.shape, np.uint8)
+        self.drawn = Volume(self._own_drawn, self.scan.affine).oriented(FRAME).array
+        self.filled = Volume(self._own_filled, self.scan.affine).oriented(FRAME).array
         self.revision = 0
         self.generation = 0
         self._revisions: dict[tuple[str, int], int] = {}
@@ -263,24 +267,24 @@ class Drawing:
         with self.lock:
             self._choose_plane()
             plane = self.plane
-            labelled = self._labelled(self.touched(plane))
+            numbers = self.touched(plane)
+            labelled = self._labelled(numbers)
             if labelled is None:
                 return self._clear()
-        axis = labelled.axis
         ranges = self._ranges(labelled) if model else None
-        filled = fill(self.turned, labelled, model, way, ranges, progress=progress)
+        filled = fill(self.scan, labelled, model, way, ranges, progress=progress)
         by = BY_NETWORK if model and (way or NETWORK_WAYS[0]) in NETWORK_WAYS else BY_SHAPES
-        first, end = min(labelled.slices), max(labelled.slices) + 1
+        first, end = numbers[0], numbers[-1] + 1
         with self.lock:
             self._settle(plane)
-            target: Any = np.moveaxis(self.filled, axis, 0)
-            source: Any = np.moveaxis(filled.label.array, axis, 0)
+            target, source = self._frames(self._own_filled), self._frames(filled.label.array)
+            confidence = filled.confidence[[self._number(i) for i in range(len(target))]]
             for i in range(len(target)):
                 if by == BY_NETWORK or self.filled_by[i] != BY_FILE or first <= i < end:
                     target[i] = source[i]
                     self.filled_by[i] = by
-                    self.confidence[i] = filled.confidence[i]
-            last = self.shape[axis] - 1
+                    self.confidence[i] = confidence[i]
+            last = len(target) - 1
             self._present = self._presence(0, last)
             self.generation += 1
             return Change(plane, 0, last)
@@ -313,7 +317,7 @@ class Drawing:
         piece = None if labelled is None else self._filled_between(labelled)
         with self.lock:
             changed = {k, *ends} | self._forget(ends[0] if below else 0, ends[-1], above)
-            target: Any = np.moveaxis(self.filled, plane_axis(self.plane), 0)
+            target = self._frames(self._own_filled)
             between = slice(ends[0], ends[-1] + 1)
             if len(ends) > 1:
                 target[between] = 0
@@ -331,7 +335,7 @@ class Drawing:
         """Empty what shapes had filled before slice `first` and, with `above`, after `last`."""
         by_shapes = np.flatnonzero(self.filled_by == BY_SHAPES)
         gone = by_shapes[(by_shapes < first) | (above & (by_shapes > last))]
-        np.moveaxis(self.filled, plane_axis(self.plane), 0)[gone] = 0
+        self._frames(self._own_filled)[gone] = 0
         self.filled_by[gone] = BY_NOBODY
         self.confidence[gone] = np.nan
         return set(gone.tolist())
@@ -339,7 +343,7 @@ class Drawing:
     def _filled_between(
         self, labelled: LabelledSlices
     ) -> tuple[tuple[slice, slice], np.ndarray] | None:
-        """(box, labels in it) of the slices from the first drawn one to the last.
+        """(box, labels in it) of the slices from the first drawn one to the last, as `_frames`.
 
         None where all are empty.
         """
@@ -351,8 +355,8 @@ class Drawing:
         around = list(box)
         around.insert(axis, slice(first, last + 1))
         cropped = {i - first: label[box] for i, label in labelled.slices.items()}
-        filled = fill(self.turned.cropped(around), LabelledSlices(axis, cropped))
-        return box, np.moveaxis(filled.label.array, axis, 0)
+        filled = fill(self.scan.cropped(around), LabelledSlices(axis, cropped))
+        return box, self._frames(filled.label.array)
 
     def restore_fill(self, label: np.ndarray, by: int, confidence: np.ndarray | None) -> None:
         """Take a fill that was saved before.
@@ -380,13 +384,23 @@ class Drawing:
         return moved
 
     def _labelled(self, numbers: Sequence[int]) -> LabelledSlices | None:
-        """Drawn slices along the plane; None where they hold no class."""
-        axis = plane_axis(self.plane)
-        frames: Any = np.moveaxis(self.drawn, axis, 0)
-        slices = {k: frames[k].astype(np.int16) for k in numbers}
+        """Drawn slices along the plane, on the scan's own grid; None where they hold no class."""
+        frames = self._frames(self._own_drawn)
+        slices = {self._number(k): frames[k].astype(np.int16) for k in numbers}
         if not any(label.any() for label in slices.values()):
             return None
-        return LabelledSlices(axis, slices)
+        return LabelledSlices(self._order[plane_axis(self.plane)], dict(sorted(slices.items())))
+
+    def _number(self, k: int) -> int:
+        """Number on the scan's own grid of a slice of the plane that is filled along."""
+        axis = plane_axis(self.plane)
+        return self.shape[axis] - 1 - k if self._flips[axis] else k
+
+    def _frames(self, own: np.ndarray) -> np.ndarray:
+        """(n, h, w): a map on the scan's own grid as slices of the plane that is filled along."""
+        axis = plane_axis(self.plane)
+        view: Any = np.moveaxis(own, self._order[axis], 0)
+        return view[::-1] if self._flips[axis] else view
 
     @staticmethod
     def _ranges(labelled: LabelledSlices) -> dict[int, tuple[int, int]]:
@@ -416,7 +430,7 @@ class Drawing:
         by_shapes = np.flatnonzero(self.filled_by == BY_SHAPES)
         if not len(by_shapes):
             return None
-        np.moveaxis(self.filled, plane_axis(self.plane), 0)[by_shapes] = 0
+        self._frames(self._own_filled)[by_shapes] = 0
         self.filled_by[by_shapes] = BY_NOBODY
         self.confidence[:] = np.nan
         first, last = int(by_shapes[0]), int(by_shapes[-1])
@@ -431,8 +445,8 @@ class Drawing:
             self._reset_fill()
 
     def _presence(self, first: int, last: int) -> np.ndarray:
-        frames: Any = np.moveaxis(self.filled, plane_axis(self.plane), 0)[first : last + 1]
-        drawn: Any = np.moveaxis(self.drawn, plane_axis(self.plane), 0)[first : last + 1]
+        frames = self._frames(self._own_filled)[first : last + 1]
+        drawn = self._frames(self._own_drawn)[first : last + 1]
         said = [bool(((d > 0) & (d != NOBODY_SAID)).any()) for d in drawn]
         return np.array([bool(f.any()) or d for f, d in zip(frames, said)], bool)
 
@@ -447,7 +461,7 @@ class Drawing:
                 return None
             present = self._present.copy()
             for k in known:
-                present[k] = bool((np.moveaxis(self.drawn, plane_axis(self.plane), 0)[k] > 0).any())
+                present[k] = bool(self._frames(self._own_drawn)[k].any())
             reduced = Volume(present.astype(np.uint8)[:, None, None], np.eye(4))
             slices = {k: np.zeros((1, 1), np.int16) for k in known}
             return suggest_slice(Filled(reduced, self.confidence, LabelledSlices(0, slices)))
