@@ -29,6 +29,7 @@ class Annotating:
 
     Args:
         session: The session.
+        events: What it tells.
         app: The ASGI application.
         bound: The socket that it listens on.
         token: What each request must know.
@@ -39,9 +40,20 @@ class Annotating:
     """
 
     def __init__(
-        self, session: AnnotationSession, app: Any, bound: socket.socket, token: str, host: str
+        self,
+        session: AnnotationSession,
+        events: Events,
+        app: Any,
+        bound: socket.socket,
+        token: str,
+        host: str,
     ) -> None:
         import uvicorn
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                events.end()
+                await super().shutdown(sockets)
 
         self.session = session
         self.token = token
@@ -61,7 +73,7 @@ class Annotating:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=2,
         )
-        self._server = uvicorn.Server(config)
+        self._server = Server(config)
         self._thread: threading.Thread | None = None
 
     def start(self) -> Annotating:
@@ -154,7 +166,7 @@ def start_annotating(
         session, events, token, host_names(host), more, public or (lambda path: False)
     )
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    return Annotating(session, app, bound, token, shown)
+    return Annotating(session, events, app, bound, token, shown)
 
 
 def open_browser(url: str) -> bool:
@@ -188,7 +200,8 @@ def _bind(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:
         raise ContextsegError(where, "not a port", "give 1024 to 65535, or 0 for a free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol told, asyncio answers at once and does not wait for full packets.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))

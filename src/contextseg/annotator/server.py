@@ -64,6 +64,10 @@ class Events:
         if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._send, event)
 
+    def end(self) -> None:
+        """End all streams, from the thread of the server."""
+        self._send({"type": "end"})
+
     def _send(self, event: dict[str, Any]) -> None:
         for tab in list(self._tabs):
             if tab.qsize() >= _WAITING:
@@ -92,6 +96,8 @@ class Events:
                     except TimeoutError:
                         yield b": still here\n\n"
                         continue
+                    if event["type"] == "end":
+                        return
                     yield f"data: {json.dumps(event)}\n\n".encode()
             finally:
                 self._tabs.discard(tab)

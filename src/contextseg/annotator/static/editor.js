@@ -152,10 +152,11 @@ export class Editor {
     this.spent = 0;
   }
 
-  /** Change the current slice at once. */
-  change(tool, work) {
+  /** Change the current slice, as soon as it is known. */
+  async change(tool, work) {
     const { slice } = this;
-    if (!slice || !slice.drawn || this.busy) return;
+    while (slice && !this.app.slices.settled(slice)) await this.app.slices.load(slice, this.app.channel);
+    if (!slice || this.slice !== slice || this.busy) return;
     const before = this.begin(slice);
     work(slice);
     this.commit(slice, before, tool);
@@ -239,7 +240,7 @@ export class Editor {
 
   startTool(at, erase) {
     const { slice } = this, { cls } = this.app;
-    if (!slice.drawn || !slice.grey[this.app.channel]) return;
+    if (!this.app.slices.settled(slice) || !slice.grey[this.app.channel]) return;
     const value = erase || this.tool === "eraser" ? 0 : cls;
     if (this.tool === "polygon") return this.addCorner(at, value);
     this.busy = true;

@@ -80,6 +80,7 @@ async function loadCases() {
   Object.assign(app, { cases: told.cases, classes: told.classes, network: told.network });
   told.jobs.forEach(showJob);
   $("refine").disabled = !app.network;
+  for (const key of document.querySelectorAll(".key.sure, .key.unsure")) key.hidden = !app.network;
   if (!app.network) $("refine").title = "Start with --model RUN to fill with a network";
   showCases();
   showClasses();
@@ -474,7 +475,9 @@ function heard(event) {
 }
 
 function lost(reason, forGood) {
-  showSaved("failed", reason);
+  const pill = $("saved");
+  if (saver.unsaved) showSaved("failed", reason);
+  else Object.assign(pill, { className: "pill bad", textContent: "Not connected", title: reason });
   if (forGood) message("Open the address that the program printed: it holds the key to this page.");
 }
 

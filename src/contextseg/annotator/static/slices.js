@@ -1,6 +1,7 @@
 // The slices of the open case that the page knows: grey values, what is drawn, what is filled.
 
 import { ask } from "./api.js";
+import { isWhole } from "./pixels.js";
 
 const BYTES = 48e6;
 
@@ -42,7 +43,8 @@ export class Slices {
   async load(slice, channel) {
     const work = [];
     if (!slice.grey[channel]) work.push(this.loadGrey(slice, channel));
-    if (slice.stale) work.push(this.loadLabel(slice));
+    if (slice.stale) slice.request = this.loadLabel(slice);
+    if (slice.loading) work.push(slice.request);
     await Promise.all(work);
     return slice;
   }
@@ -57,10 +59,12 @@ export class Slices {
     slice.asked = (slice.asked || 0) + 1;
     const mine = slice.asked;
     slice.stale = false;
+    slice.loading = true;
     try {
       const response = await ask("GET", slice.url);
       const bytes = new Uint8Array(await response.arrayBuffer());
       if (mine !== slice.asked) return;
+      slice.loading = false;
       const pixels = bytes.length / 2;
       slice.filled = bytes.slice(pixels);
       if (slice.dirty || slice.busy) return;
@@ -68,8 +72,14 @@ export class Slices {
       slice.revision = Number(response.headers.get("ETag").replaceAll('"', ""));
     } catch (error) {
       slice.stale = true;
+      slice.loading = false;
       throw error;
     }
+  }
+
+  /** Whether what is seen of a slice is what it is: then it may be drawn on. */
+  settled(slice) {
+    return slice.drawn && (isWhole(slice.drawn) || !(slice.stale || slice.loading));
   }
 
   /** Labels of some slices have changed on the server. */

@@ -129,7 +129,7 @@ export class View {
     if (!this.slice) return;
     const [sx, sy, ox, oy] = this.transform();
     context.setTransform(sx, 0, 0, sy, ox, oy);
-    context.imageSmoothingEnabled = this.smooth && Math.max(sx, sy) < 12 * this.ratio;
+    context.imageSmoothingEnabled = Boolean(this.smooth);
     context.imageSmoothingQuality = "high";
     context.drawImage(this.grey, 0, 0);
     if (!this.hidden) {
