@@ -52,7 +52,7 @@ class Person:
         """Wait until everything is saved and shown."""
         self.wait("annotator.saver.unsaved === 0 && !annotator.saver.busy")
         time.sleep(0.25)
-        self.wait("annotator.view.slice && annotator.slices.settled(annotator.view.slice)")
+        self.wait("(({ slice }) => slice && !slice.stale && !slice.loading)(annotator.view)")
 
     def film(self, milliseconds: int) -> None:
         """Keep a picture of the page for the film."""

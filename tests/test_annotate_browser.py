@@ -104,7 +104,7 @@ class Tab:
         self.settled()
 
     def settled(self) -> None:
-        self.until("annotator.view.slice && annotator.slices.settled(annotator.view.slice)")
+        self.until("(({ slice }) => slice && !slice.stale && !slice.loading)(annotator.view)")
 
     def screen(self, x: float, y: float) -> tuple[float, float]:
         """Where on the page a place in the slice is, in pixels of the slice."""

@@ -155,8 +155,10 @@ export class Editor {
   /** Change the current slice, as soon as it is known. */
   async change(tool, work) {
     const { slice } = this;
-    while (slice && !this.app.slices.settled(slice)) await this.app.slices.load(slice, this.app.channel);
-    if (!slice || this.slice !== slice || this.busy) return;
+    if (slice && !this.app.slices.settled(slice)) {
+      await this.app.slices.load(slice, this.app.channel).catch(() => {});
+    }
+    if (!slice?.drawn || this.slice !== slice || this.busy) return;
     const before = this.begin(slice);
     work(slice);
     this.commit(slice, before, tool);

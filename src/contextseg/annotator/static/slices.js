@@ -77,9 +77,9 @@ export class Slices {
     }
   }
 
-  /** Whether what is seen of a slice is what it is: then it may be drawn on. */
+  /** Whether a slice may be drawn on: not in the moment in which its filled labels arrive. */
   settled(slice) {
-    return slice.drawn && (isWhole(slice.drawn) || !(slice.stale || slice.loading));
+    return Boolean(slice.drawn) && (isWhole(slice.drawn) || !slice.loading);
   }
 
   /** Labels of some slices have changed on the server. */
