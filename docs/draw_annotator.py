@@ -23,7 +23,7 @@ from playwright.sync_api import sync_playwright
 
 import contextseg as cs
 from contextseg.annotator.launch import Annotating, start_annotating
-from contextseg.annotator.planes import shown
+from contextseg.annotator.planes import screen_slice
 from contextseg.pipeline import DEMO_DATA
 from contextseg.resampling import resample
 
@@ -71,7 +71,7 @@ class Person:
 
     def outline(self, k: int, value: int, film: bool = False) -> None:
         """Draw with the lasso along the outline of one class."""
-        mask = shown(self.truth, "axial", k) == value
+        mask = screen_slice(self.truth, "axial", k) == value
         lines = contour_generator(z=np.pad(mask.astype(float), 1)).lines(0.5)
         sx, sy, ox, oy = self.page.evaluate("annotator.view.transform()")
         box = self.page.locator("#main-view").bounding_box()
@@ -172,14 +172,24 @@ def ct(browser: Any, data: Path, work: Path) -> None:
 def save(page: Any, name: str) -> None:
     """Write a picture of the page."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    few = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(OUT / f"{name}.png", optimize=True)
+    image.save(OUT / f"{name}.png", optimize=True)
+
+
+def grey_and_bright(image: Image.Image) -> Image.Image:
+    """A palette of true greys, and of the colours in a picture."""
+    pixels = np.asarray(image).reshape(-1, 3)
+    bright = pixels[np.ptp(pixels.astype(int), axis=1) > 12]
+    colours = Image.fromarray(bright[None]).quantize(150, method=Image.Quantize.MAXCOVERAGE)
+    greys = [level for level in np.linspace(0, 255, 100).astype(int).tolist() for _ in range(3)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(colours.getpalette() or [])[:450], *greys])
+    return palette
 
 
 def save_film(frames: list[tuple[Image.Image, int]]) -> None:
     """Write the film."""
     small = [frame.resize((800, 500), Image.Resampling.LANCZOS) for frame, _ in frames]
-    palette = small[-1].quantize(160, method=Image.Quantize.MAXCOVERAGE)
+    palette = grey_and_bright(small[-1])
     flat = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
     durations = [milliseconds for _, milliseconds in frames]
     options: dict[str, Any] = {"duration": durations, "loop": 0, "optimize": True}

@@ -22,7 +22,7 @@ import contextseg as cs
 from contextseg.annotator.drawing import NOBODY_SAID
 from contextseg.annotator.jobs import Job
 from contextseg.annotator.launch import Annotating, start_annotating
-from contextseg.annotator.planes import PLANES, plane_axis
+from contextseg.annotator.planes import SCREEN_PLANES, plane_axis
 from contextseg.propagation import fill, labelled_slices
 from contextseg.volume import AXIAL
 from test_annotate_session import OBLIQUE, ORIENTATIONS, noise, scan_file, turned_affine
@@ -172,13 +172,13 @@ def click_markers(tab: Tab, server: Annotating, n: int) -> None:
     scan = cs.read(project.case(n).images[0])
     [place] = np.argwhere(scan.oriented("SPL").array[0] == 1000)
     if tab.get("annotator.facts.n") != n:
-        tab.page.get_by_role("button", name=project.case(n).name).click()
+        tab.page.get_by_role("button", name=f"{project.case(n).name}, new").click()
         tab.until(f"annotator.facts.n === {n} && !!annotator.view.slice?.drawn")
     tab.press("b")
     tab.get("document.getElementById('smooth').checked = false")
     tab.get("document.getElementById('size').value = 0")
     tab.page.locator("#size").dispatch_event("input")
-    for plane in PLANES:
+    for plane in SCREEN_PLANES:
         tab.go(int(place[plane_axis(plane)]), plane)
         if tab.get("annotator.view.slice.drawn.includes(1)"):  # drawn in a plane that crosses
             tab.press("x")
@@ -536,7 +536,7 @@ a.serve()
 @pytest.mark.slow
 @pytest.mark.parametrize("slices", [100, 600])
 def test_large_scans_are_bearable(chromium: Any, tmp_path: Path, slices: int) -> None:
-    """Memory is asserted; times are measured and printed (docs/guide/annotate.md has them)."""
+    """Memory is asserted; times are measured and printed."""
     rng = np.random.default_rng(0)
     tile = rng.integers(-1000, 1000, (4, 512, 512)).astype(np.int16)
     array = np.tile(tile, (slices // 4, 1, 1))

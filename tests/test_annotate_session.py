@@ -17,9 +17,9 @@ import pytest
 import contextseg as cs
 from contextseg.annotator.drawing import BY_FILE, BY_SHAPES, NOBODY_SAID, Drawing, StaleSlice
 from contextseg.annotator.jobs import Job
-from contextseg.annotator.planes import PLANES, plane_axis, shown, slice_shape
+from contextseg.annotator.planes import SCREEN_PLANES, plane_axis, screen_slice, slice_shape
 from contextseg.annotator.project import open_project
-from contextseg.annotator.session import AnnotationSession, follow
+from contextseg.annotator.session import AnnotationSession, run_program
 from contextseg.annotator.store import DrawingStore, SavedSlice
 from contextseg.data.check import check
 from contextseg.errors import ContextsegError
@@ -63,7 +63,7 @@ def drawing(tmp_path: Path) -> Drawing:
 # --- where a voxel is -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("plane", SCREEN_PLANES)
 @pytest.mark.parametrize("kind", [*ORIENTATIONS, *OBLIQUE], ids=str)
 def test_what_is_clicked_is_that_voxel_in_the_file(
     kind: str | tuple[float, float, float], plane: str, tmp_path: Path
@@ -104,9 +104,9 @@ def test_radiologists_see_what_they_are_used_to() -> None:
     """The patient's right is on the left; the front is up, or on the left; the head is up."""
     array = np.zeros((4, 5, 6), np.int16)  # axes to the head, to the back, to the left
     array[-1, 0, 0] = 1  # high up, in front, on the right
-    assert shown(array, "axial", 3)[0, 0] == 1
-    assert shown(array, "coronal", 0)[0, 0] == 1
-    assert shown(array, "sagittal", 0)[0, 0] == 1
+    assert screen_slice(array, "axial", 3)[0, 0] == 1
+    assert screen_slice(array, "coronal", 0)[0, 0] == 1
+    assert screen_slice(array, "sagittal", 0)[0, 0] == 1
     with pytest.raises(ContextsegError, match="no such plane"):
         plane_axis("oblique")
 
@@ -249,7 +249,7 @@ def test_all_slices_come_back_in_the_order_in_which_they_were_drawn(tmp_path: Pa
     drawing = Drawing(scan, DrawingStore(tmp_path))
     rng = np.random.default_rng(1)
     for _ in range(60):
-        plane = PLANES[rng.integers(3)]
+        plane = SCREEN_PLANES[rng.integers(3)]
         k = int(rng.integers(drawing.shape[plane_axis(plane)]))
         values = np.array([0, 1, 2, NOBODY_SAID], np.uint8)
         label = rng.choice(values, slice_shape(drawing.shape, plane), p=[0.3, 0.2, 0.2, 0.3])
@@ -259,7 +259,7 @@ def test_all_slices_come_back_in_the_order_in_which_they_were_drawn(tmp_path: Pa
     again = Drawing(scan, DrawingStore(tmp_path))
     assert np.array_equal(again.drawn, drawing.drawn)
     assert again.revision == 60
-    for plane in PLANES:
+    for plane in SCREEN_PLANES:
         assert again.touched(plane) == drawing.touched(plane)
     assert len(again.store.log()) == 60
 
@@ -522,11 +522,11 @@ def test_a_programs_progress_is_the_jobs() -> None:
     told: list[tuple[int, int]] = []
     job = Job(1, "train", None, publish=lambda event: told.append((event["done"], event["of"])))
     code = "import sys; print('train 3/10 loss 0.5', file=sys.stderr); sys.exit(0)"
-    follow([sys.executable, "-c", code], job, tell=lambda line: None)
+    run_program([sys.executable, "-c", code], job, tell=lambda line: None)
     assert (3, 10) in told
     code = "import sys; print('no data: the reason', file=sys.stderr); sys.exit(1)"
     with pytest.raises(ContextsegError, match="no data: the reason"):
-        follow([sys.executable, "-c", code], job, tell=lambda line: None)
+        run_program([sys.executable, "-c", code], job, tell=lambda line: None)
 
 
 def test_the_worklist_begins_with_what_the_model_is_least_sure_of(tmp_path: Path) -> None:

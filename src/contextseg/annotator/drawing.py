@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from contextseg.annotator.planes import FRAME, PLANES, plane_axis, shown, slice_shape
+from contextseg.annotator.planes import FRAME, SCREEN_PLANES, plane_axis, screen_slice, slice_shape
 from contextseg.annotator.store import DrawingStore, SavedSlice
 from contextseg.errors import ContextsegError
 from contextseg.propagation import (
-    NETWORK_WAYS,
     Filled,
     LabelledSlices,
     PropagationModel,
@@ -57,7 +56,7 @@ class StaleSlice(ContextsegError):
 
 
 @dataclass(frozen=True)
-class Change:
+class FilledSlices:
     """Slices that were filled anew.
 
     Attributes:
@@ -106,7 +105,7 @@ class Drawing:
         self.revision = 0
         self.generation = 0
         self._revisions: dict[tuple[str, int], int] = {}
-        self._last_of_plane = dict.fromkeys(PLANES, 0)
+        self._last_of_plane = dict.fromkeys(SCREEN_PLANES, 0)
         self._whole: set[tuple[str, int]] = set()
         for saved in self.store.load():
             self._apply(saved)
@@ -124,7 +123,7 @@ class Drawing:
         """What is drawn and filled in a slice.
 
         Args:
-            plane: One of `planes.PLANES`.
+            plane: One of `planes.SCREEN_PLANES`.
             k: Number of the slice.
 
         Returns:
@@ -135,13 +134,13 @@ class Drawing:
         """
         self.check_slice(plane, k)
         with self.lock:
-            drawn = np.ascontiguousarray(shown(self.drawn, plane, k))
-            filled = np.ascontiguousarray(shown(self.filled, plane, k))
+            drawn = np.ascontiguousarray(screen_slice(self.drawn, plane, k))
+            filled = np.ascontiguousarray(screen_slice(self.filled, plane, k))
             return drawn, filled, self.slice_revision(plane, k)
 
     def slice_revision(self, plane: str, k: int) -> int:
         """The revision of the last change of a slice, also by slices that cross it."""
-        crossing = max(self._last_of_plane[other] for other in PLANES if other != plane)
+        crossing = max(self._last_of_plane[other] for other in SCREEN_PLANES if other != plane)
         return max(self._revisions.get((plane, k), 0), crossing)
 
     def put(
@@ -156,7 +155,7 @@ class Drawing:
         """Save a slice.
 
         Args:
-            plane: One of `planes.PLANES`.
+            plane: One of `planes.SCREEN_PLANES`.
             k: Number of the slice.
             label: (rows, columns) uint8 as the screen shows it; `NOBODY_SAID` where nobody drew.
             revision: The revision that was changed; None overwrites any.
@@ -190,6 +189,8 @@ class Drawing:
             line = {"time": round(time.time(), 3), "plane": plane, "slice": k}
             self.store.note({**line, **told, "revision": saved.revision, "drawn": drawn})
             self._apply(saved)
+            if plane == self.plane:
+                self._present[k : k + 1] = self._presence(k, k)
             return saved.revision
 
     def _apply(self, saved: SavedSlice) -> None:
@@ -199,7 +200,7 @@ class Drawing:
             what = f"{saved.plane} slice {saved.k} of another scan"
             remedy = "choose another --output folder, or give the scan that was drawn on"
             raise ContextsegError(self.store.folder, what, remedy)
-        shown(self.drawn, saved.plane, saved.k)[...] = saved.label
+        screen_slice(self.drawn, saved.plane, saved.k)[...] = saved.label
         self._note_whole(saved.plane, saved.k)
         self.revision = max(self.revision, saved.revision)
         self._revisions[saved.plane, saved.k] = saved.revision
@@ -228,11 +229,11 @@ class Drawing:
 
     def _note_whole(self, plane: str, k: int) -> None:
         """Keep count of the slices that are drawn as a whole, after one was put."""
-        if (shown(self.drawn, plane, k) != NOBODY_SAID).all():
+        if (screen_slice(self.drawn, plane, k) != NOBODY_SAID).all():
             self._whole.add((plane, k))
             return
         self._whole = {
-            (p, i) for p, i in self._whole if (shown(self.drawn, p, i) != NOBODY_SAID).all()
+            (p, i) for p, i in self._whole if (screen_slice(self.drawn, p, i) != NOBODY_SAID).all()
         }
 
     @property
@@ -248,7 +249,7 @@ class Drawing:
         model: PropagationModel | None = None,
         way: str = "",
         progress: Callable[..., object] | None = None,
-    ) -> Change | None:
+    ) -> FilledSlices | None:
         """Fill all slices from the drawn ones.
 
         Shapes fill between these; what a file says beyond them stays.
@@ -271,25 +272,44 @@ class Drawing:
             labelled = self._labelled(numbers)
             if labelled is None:
                 return self._clear()
+        if model is None and not way:
+            return self._fill_by_shapes(plane, numbers, labelled)
         ranges = self._ranges(labelled) if model else None
         filled = fill(self.scan, labelled, model, way, ranges, progress=progress)
-        by = BY_NETWORK if model and (way or NETWORK_WAYS[0]) in NETWORK_WAYS else BY_SHAPES
-        first, end = numbers[0], numbers[-1] + 1
         with self.lock:
             self._settle(plane)
             target, source = self._frames(self._own_filled), self._frames(filled.label.array)
-            confidence = filled.confidence[[self._number(i) for i in range(len(target))]]
-            for i in range(len(target)):
-                if by == BY_NETWORK or self.filled_by[i] != BY_FILE or first <= i < end:
-                    target[i] = source[i]
-                    self.filled_by[i] = by
-                    self.confidence[i] = confidence[i]
-            last = len(target) - 1
-            self._present = self._presence(0, last)
-            self.generation += 1
-            return Change(plane, 0, last)
+            target[:] = source
+            self.filled_by[:] = BY_NETWORK if model else BY_SHAPES
+            self.confidence = filled.confidence[[self._number(i) for i in range(len(target))]]
+            return self._changed(0, len(target) - 1)
 
-    def fill_around(self, plane: str, k: int) -> Change | None:
+    def _fill_by_shapes(
+        self, plane: str, numbers: list[int], labelled: LabelledSlices
+    ) -> FilledSlices:
+        """Fill between the drawn slices in the box around them; what a file says beyond stays."""
+        piece = self._filled_between(labelled)
+        between = slice(numbers[0], numbers[-1] + 1)
+        with self.lock:
+            self._settle(plane)
+            target = self._frames(self._own_filled)
+            others = self.filled_by != BY_FILE
+            others[between] = True
+            target[others] = 0
+            self.filled_by[others] = BY_SHAPES
+            self.confidence[others] = np.nan
+            if piece is not None:
+                target[(between, *piece[0])] = piece[1]
+            self.confidence[numbers] = 1
+            return self._changed(0, len(target) - 1)
+
+    def _changed(self, first: int, last: int) -> FilledSlices:
+        """Note that slices were filled anew."""
+        self._present[first : last + 1] = self._presence(first, last)
+        self.generation += 1
+        return FilledSlices(self.plane, first, last)
+
+    def fill_around(self, plane: str, k: int) -> FilledSlices | None:
         """Fill again by shapes what a changed slice decides: up to the next drawn slices.
 
         Args:
@@ -326,10 +346,7 @@ class Drawing:
             if piece is not None:
                 target[(between, *piece[0])] = piece[1]
             self.confidence[ends] = 1
-            first, last = min(changed), max(changed)
-            self._present[first : last + 1] = self._presence(first, last)
-            self.generation += 1
-            return Change(self.plane, first, last)
+            return self._changed(min(changed), max(changed))
 
     def _forget(self, first: int, last: int, above: bool) -> set[int]:
         """Empty what shapes had filled before slice `first` and, with `above`, after `last`."""
@@ -416,8 +433,8 @@ class Drawing:
         return ranges
 
     def _main_plane(self) -> str:
-        counts = {plane: len(self.touched(plane)) for plane in PLANES}
-        return max(PLANES, key=lambda plane: counts[plane])
+        counts = {plane: len(self.touched(plane)) for plane in SCREEN_PLANES}
+        return max(SCREEN_PLANES, key=lambda plane: counts[plane])
 
     def _reset_fill(self) -> None:
         n = self.shape[plane_axis(self.plane)]
@@ -425,7 +442,7 @@ class Drawing:
         self.confidence = np.full(n, np.nan, np.float32)
         self._present = np.zeros(n, bool)
 
-    def _clear(self) -> Change | None:
+    def _clear(self) -> FilledSlices | None:
         """Nothing is drawn any more: what shapes had filled goes."""
         by_shapes = np.flatnonzero(self.filled_by == BY_SHAPES)
         if not len(by_shapes):
@@ -433,10 +450,7 @@ class Drawing:
         self._frames(self._own_filled)[by_shapes] = 0
         self.filled_by[by_shapes] = BY_NOBODY
         self.confidence[:] = np.nan
-        first, last = int(by_shapes[0]), int(by_shapes[-1])
-        self._present[first : last + 1] = self._presence(first, last)
-        self.generation += 1
-        return Change(self.plane, first, last)
+        return self._changed(int(by_shapes[0]), int(by_shapes[-1]))
 
     def _settle(self, plane: str) -> None:
         """Keep the per-slice facts those of `plane`."""
@@ -445,10 +459,13 @@ class Drawing:
             self._reset_fill()
 
     def _presence(self, first: int, last: int) -> np.ndarray:
-        frames = self._frames(self._own_filled)[first : last + 1]
-        drawn = self._frames(self._own_drawn)[first : last + 1]
-        said = [bool(((d > 0) & (d != NOBODY_SAID)).any()) for d in drawn]
-        return np.array([bool(f.any()) or d for f, d in zip(frames, said)], bool)
+        """Which slices hold a class."""
+        filled, drawn = self._frames(self._own_filled), self._frames(self._own_drawn)
+        present = np.array([filled[i].any() for i in range(first, last + 1)], bool)
+        for k in self.touched(self.plane):
+            if first <= k <= last:
+                present[k - first] |= bool(drawn[k].any())
+        return present
 
     # --- what to do next ----------------------------------------------------------------------
 
@@ -459,10 +476,7 @@ class Drawing:
             n = self.shape[plane_axis(self.plane)]
             if not known or len(known) == n:
                 return None
-            present = self._present.copy()
-            for k in known:
-                present[k] = bool(self._frames(self._own_drawn)[k].any())
-            reduced = Volume(present.astype(np.uint8)[:, None, None], np.eye(4))
+            reduced = Volume(self._present.astype(np.uint8)[:, None, None], np.eye(4))
             slices = {k: np.zeros((1, 1), np.int16) for k in known}
             return suggest_slice(Filled(reduced, self.confidence, LabelledSlices(0, slices)))
 
@@ -472,7 +486,7 @@ class Drawing:
             suggested = self.suggestion()
             return {
                 "plane": self.plane,
-                "drawn": {plane: self.touched(plane) for plane in PLANES},
+                "drawn": {plane: self.touched(plane) for plane in SCREEN_PLANES},
                 "filled": np.flatnonzero(self._present).tolist(),
                 "by": self.filled_by.tolist(),
                 "confidence": [None if c != c else round(c, 4) for c in self.confidence.tolist()],

@@ -31,7 +31,7 @@ from starlette.routing import Route
 from contextseg import __version__
 from contextseg.annotator.drawing import Drawing
 from contextseg.annotator.guard import read_body, same_token
-from contextseg.annotator.planes import FRAME, PLANES, shown
+from contextseg.annotator.planes import FRAME, SCREEN_PLANES, screen_slice
 from contextseg.annotator.server import handled
 from contextseg.annotator.session import AnnotationSession
 from contextseg.errors import ContextsegError, did_you_mean
@@ -369,12 +369,12 @@ class MonaiLabel:
             return []
         places = {
             plane: np.flatnonzero(differs.any(tuple({0, 1, 2} - {axis})))
-            for axis, plane in enumerate(PLANES)
+            for axis, plane in enumerate(SCREEN_PLANES)
         }
-        plane = min(PLANES, key=lambda p: len(places[p]))
+        plane = min(SCREEN_PLANES, key=lambda p: len(places[p]))
         changed = [(plane, int(k)) for k in places[plane]]
         for _, k in changed:
-            pixels = np.ascontiguousarray(shown(now, plane, k)).tobytes()
+            pixels = np.ascontiguousarray(screen_slice(now, plane, k)).tobytes()
             self.session.put(n, plane, k, pixels, fill=False, tool="other", origin="monailabel")
         return changed
 

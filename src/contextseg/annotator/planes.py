@@ -15,7 +15,7 @@ from contextseg.errors import ContextsegError
 FRAME = "SPL"
 """How the arrays of the annotator lie."""
 
-PLANES = ("axial", "coronal", "sagittal")
+SCREEN_PLANES = ("axial", "coronal", "sagittal")
 """The planes, each at the place of the axis of `FRAME` that its slices follow one another along."""
 
 
@@ -23,7 +23,7 @@ def plane_axis(plane: str) -> int:
     """The axis that the slices of a plane follow one another along.
 
     Args:
-        plane: One of `PLANES`.
+        plane: One of `SCREEN_PLANES`.
 
     Returns:
         0, 1 or 2.
@@ -31,17 +31,17 @@ def plane_axis(plane: str) -> int:
     Raises:
         ContextsegError: There is no such plane.
     """
-    if plane not in PLANES:
+    if plane not in SCREEN_PLANES:
         raise ContextsegError(f"plane {plane}", "there is no such plane", "choose an axial one")
-    return PLANES.index(plane)
+    return SCREEN_PLANES.index(plane)
 
 
-def shown(array: np.ndarray, plane: str, k: int) -> np.ndarray:
+def screen_slice(array: np.ndarray, plane: str, k: int) -> np.ndarray:
     """One slice as the screen shows it.
 
     Args:
         array: (D, H, W) along `FRAME`.
-        plane: One of `PLANES`.
+        plane: One of `SCREEN_PLANES`.
         k: Number of the slice.
 
     Returns:
@@ -49,7 +49,7 @@ def shown(array: np.ndarray, plane: str, k: int) -> np.ndarray:
 
     Example:
         >>> array = np.arange(8).reshape(2, 2, 2)
-        >>> shown(array, "coronal", 0).tolist()  # the upper row is nearer to the head
+        >>> screen_slice(array, "coronal", 0).tolist()  # the upper row is nearer to the head
         [[4, 5], [0, 1]]
     """
     axis = plane_axis(plane)
@@ -62,7 +62,7 @@ def slice_shape(shape: tuple[int, ...], plane: str) -> tuple[int, int]:
 
     Args:
         shape: (D, H, W) along `FRAME`.
-        plane: One of `PLANES`.
+        plane: One of `SCREEN_PLANES`.
 
     Returns:
         (rows, columns).

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from contextseg.annotator.drawing import Change, Drawing
+from contextseg.annotator.drawing import Drawing, FilledSlices
 from contextseg.annotator.jobs import Job, Jobs, Publish
-from contextseg.annotator.planes import PLANES, shown, slice_shape
+from contextseg.annotator.planes import SCREEN_PLANES, screen_slice, slice_shape
 from contextseg.annotator.project import Project
 from contextseg.annotator.proposals import expected_dice
 from contextseg.console import say
@@ -119,7 +119,7 @@ class AnnotationSession:
         drawing = self.drawing(n)
         spacing = drawing.turned.spacing_mm
         planes = {}
-        for axis, plane in enumerate(PLANES):
+        for axis, plane in enumerate(SCREEN_PLANES):
             rows, columns = (mm for i, mm in enumerate(spacing) if i != axis)
             planes[plane] = {
                 "slices": drawing.shape[axis],
@@ -165,7 +165,7 @@ class AnnotationSession:
 
         Args:
             n: Number of the case.
-            plane: One of `planes.PLANES`.
+            plane: One of `planes.SCREEN_PLANES`.
             k: Number of the slice.
             channel: Number of the channel.
 
@@ -181,7 +181,7 @@ class AnnotationSession:
             what = f"the scan has {drawing.scan.array.shape[0]} channels, counted from 0"
             raise ContextsegError(f"channel {channel}", what, "choose one of them")
         low, high = self.grey_range(n, channel)
-        pixels = shown(drawing.turned.array[channel], plane, k)
+        pixels = screen_slice(drawing.turned.array[channel], plane, k)
         steps = (pixels.astype(np.float64) - low) * (_STEPS / (high - low))
         steps = np.rint(np.nan_to_num(steps, nan=0, posinf=_STEPS, neginf=0))
         return np.ascontiguousarray(steps.clip(0, _STEPS), dtype="<u2").tobytes()
@@ -206,7 +206,7 @@ class AnnotationSession:
 
         Args:
             n: Number of the case.
-            plane: One of `planes.PLANES`.
+            plane: One of `planes.SCREEN_PLANES`.
             k: Number of the slice.
 
         Returns:
@@ -233,7 +233,7 @@ class AnnotationSession:
 
         Args:
             n: Number of the case.
-            plane: One of `planes.PLANES`.
+            plane: One of `planes.SCREEN_PLANES`.
             k: Number of the slice.
             pixels: rows x columns bytes, as in `Drawing.put`.
             revision: The revision that was changed; None overwrites any.
@@ -295,7 +295,7 @@ class AnnotationSession:
         drawing = self.drawing(n)
         return self._tell_filled(n, drawing, drawing.fill())
 
-    def _tell_filled(self, n: int, drawing: Drawing, change: Change | None) -> dict[str, Any]:
+    def _tell_filled(self, n: int, drawing: Drawing, change: FilledSlices | None) -> dict[str, Any]:
         strip = drawing.strip()
         event: dict[str, Any] = {"type": "filled", "case": n, "strip": strip}
         if change is not None:
@@ -357,7 +357,7 @@ class AnnotationSession:
         data = self.project.work / "dataset"
         program = [sys.executable, "-m", "contextseg"]
         train = [*program, "train", str(data), "-o", str(run), "--fold", "all"]
-        follow([*train, *self.train_arguments], job)
+        run_program([*train, *self.train_arguments], job)
         rows = [r["n"] for r in self.project.worklist() if r["state"] != "finished"]
         for place, n in enumerate(rows):
             job.progress(place, len(rows))
@@ -411,7 +411,7 @@ class AnnotationSession:
         }
 
 
-def follow(command: list[str], job: Job, tell: Callable[[str], None] = say) -> None:
+def run_program(command: list[str], job: Job, tell: Callable[[str], None] = say) -> None:
     """Run a program, and read its progress from lines such as "train 3/10 loss 0.4".
 
     Args:

@@ -20,11 +20,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from contextseg.annotator.planes import PLANES
+from contextseg.annotator.planes import SCREEN_PLANES
 from contextseg.disk import read_json, replacing, write_json, writing
 from contextseg.errors import ContextsegError
 
-_NAME = re.compile(rf"({'|'.join(PLANES)})-(\d{{3,6}})\.(npz|undone)")
+_NAME = re.compile(rf"({'|'.join(SCREEN_PLANES)})-(\d{{3,6}})\.(npz|undone)")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SavedSlice:
         plane: Its plane.
         k: Its number in the plane.
         revision: How many slices of the case had been saved with it.
-        label: (rows, columns) uint8, as `planes.shown` shows it.
+        label: (rows, columns) uint8, as `planes.screen_slice` shows it.
     """
 
     plane: str
@@ -146,7 +146,7 @@ class DrawingStore:
         return content
 
     def set_state(self, **values: Any) -> None:
-        """Change values in `case.json`.
+        """FilledSlices values in `case.json`.
 
         Args:
             **values: JSON content by name; None removes a name.
