@@ -591,6 +591,16 @@ def test_large_scans_are_bearable(chromium: Any, tmp_path: Path, slices: int) ->
               return all.sort((a, b) => a - b)[95];
             }""")
             tab.saved()
+            times["frame"] = tab.get("""() => {
+              const { view, classes, alpha } = annotator, t = performance.now();
+              const { drawn, filled } = view.slice, colours = classes.map((c) => c.colour);
+              for (let i = 0; i < 20; i++) {
+                view.setLabels(drawn, filled, colours, alpha);
+                view.draw();
+              }
+              view.base.getContext('2d').getImageData(0, 0, 1, 1);
+              return (performance.now() - t) / 20;
+            }""")
             for _ in range(5):
                 tab.press("ArrowUp")
             tab.until("annotator.view.slice?.k === annotator.index.axial")

@@ -469,6 +469,13 @@ def test_a_second_server_on_the_port_is_told(server: Annotating, tmp_path: Path)
         start_annotating(tmp_path / "scans", tmp_path / "work2", port=server.port)
 
 
+def test_one_annotator_works_in_a_folder(server: Annotating, tmp_path: Path) -> None:
+    with pytest.raises(ContextsegError, match="another annotator works in this folder"):
+        start_annotating(tmp_path / "scans", tmp_path / "work")
+    server.stop()
+    start_annotating(tmp_path / "scans", tmp_path / "work").stop()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org"])
 def test_another_address_needs_a_token_of_your_own(host: str, tmp_path: Path) -> None:
     scan_file(tmp_path / "scans", "a", noise())

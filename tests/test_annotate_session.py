@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -595,3 +596,65 @@ def test_correcting_the_suggested_slice_helps_on_a_real_sarcoma(tmp_path: Path) 
         draw(drawing, "axial", suggested[0], truth[suggested[0]].astype(np.uint8))
         gains.append(dice() - before)
     assert min(gains) > 0
+
+
+# --- with a network -------------------------------------------------------------------------------
+
+
+def over(job: Job) -> Job:
+    while job.state in ("waiting", "running"):
+        time.sleep(0.01)
+    return job
+
+
+def test_the_network_fills_as_in_python_and_is_there_again(tmp_path: Path) -> None:
+    """An untrained one: what it says is nonsense, and the same nonsense everywhere."""
+    from test_stages import follower
+
+    model = follower()
+    path = scan_file(tmp_path / "scans", "a", noise((12, 32, 32)), "IAR")
+    events: list[dict] = []
+    project = open_project(tmp_path / "scans", tmp_path / "work")
+    session = AnnotationSession(project, model, publish=events.append)
+    with pytest.raises(ContextsegError, match="no slice is drawn"):
+        session.refine(0)
+    label = disc((32, 32), (15, 14), 6)
+    for k, pixels in ((2, label), (8, label), (10, label * np.uint8(0))):
+        session.put(0, "axial", k, pixels.tobytes(), fill=False)
+    job = over(session.refine(0))
+    assert job.state == "done", job.note
+    drawing = session.drawing(0)
+    scan = cs.read(path)
+    slices = {
+        i: drawn.astype(np.int16)
+        for i, drawn in enumerate(drawing.on_scan(drawing.drawn).array)
+        if (drawn != NOBODY_SAID).all()
+    }
+    ranges = {1: (2, 11)}  # not beyond the empty slice; numbers of the file, which begins above
+    theirs = fill(scan, LabelledSlices(0, slices), model, ranges=ranges)
+    assert np.array_equal(drawing.on_scan(drawing.whole).array, theirs.label.array)
+    strip = drawing.strip()
+    assert [c is not None for c in strip["confidence"]] == [True] * 12
+    assert np.allclose(strip["confidence"], theirs.confidence[::-1], atol=1e-4)
+    assert any(e["type"] == "job" and e["done"] for e in events)
+
+    session.put(0, "axial", 5, label.tobytes())
+    session.close()  # shapes fill around slice 5, and the network's fill stays elsewhere
+    by = drawing.filled_by.tolist()
+    assert by == [2] * 2 + [1] * 7 + [2] * 3
+    assert np.array_equal(project.open(0).whole, drawing.whole)
+
+
+def test_a_cancelled_refinement_changes_nothing(tmp_path: Path) -> None:
+    from test_stages import follower
+
+    scan_file(tmp_path / "scans", "a", noise((12, 32, 32)))
+    session = AnnotationSession(open_project(tmp_path / "scans", tmp_path / "work"), follower())
+    label = disc((32, 32), (15, 14), 6)
+    for k in (2, 8):
+        session.put(0, "axial", k, label.tobytes(), fill=False)
+    before = session.drawing(0).whole
+    session.jobs.publish = lambda event: session.jobs.cancel(1) if event["done"] else None
+    assert over(session.refine(0)).state == "cancelled"
+    assert np.array_equal(session.drawing(0).whole, before)
+    session.close()

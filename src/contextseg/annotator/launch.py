@@ -12,6 +12,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from contextseg.annotator.guard import host_names
 from contextseg.annotator.project import open_project
 from contextseg.annotator.server import Events, application
@@ -32,6 +34,7 @@ class Annotating:
         events: What it tells.
         app: The ASGI application.
         bound: The socket that it listens on.
+        lock: That of the folder, freed at the end.
         token: What each request must know.
         host: The name for the address of the page.
 
@@ -45,6 +48,7 @@ class Annotating:
         events: Events,
         app: Any,
         bound: socket.socket,
+        lock: FileLock,
         token: str,
         host: str,
     ) -> None:
@@ -61,6 +65,7 @@ class Annotating:
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
         self.url = f"{self.address}#{token}"
         self._socket = bound
+        self._lock = lock
         config = uvicorn.Config(
             app,
             http="h11",
@@ -91,14 +96,19 @@ class Annotating:
         except KeyboardInterrupt:
             pass
         finally:
-            self.session.close()
+            self._close()
 
     def stop(self) -> None:
         """End the server; everything drawn is saved already."""
         self._server.should_exit = True
         if self._thread is not None:
             self._thread.join(timeout=15)
+        self._close()
+
+    def _close(self) -> None:
+        self._socket.close()
         self.session.close()
+        self._lock.release()
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])
@@ -148,10 +158,11 @@ def start_annotating(
 
     Raises:
         ContextsegError: The folders or the model cannot be used, the port is taken, or the address
-            needs a token of your own.
+            needs a token of your own, or another annotator works in the folder.
     """
     token = _token(token, host)
     project = open_project(source, work, classes, None if labels is None else Path(labels))
+    lock = _lock(work)
     network = open_propagation_model(model) if model else None
     bound = _bind(host, port)
     events = Events()
@@ -166,7 +177,7 @@ def start_annotating(
         session, events, token, host_names(host), more, public or (lambda path: False)
     )
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    return Annotating(session, events, app, bound, token, shown)
+    return Annotating(session, events, app, bound, lock, token, shown)
 
 
 def open_browser(url: str) -> bool:
@@ -193,6 +204,17 @@ def _token(token: str, host: str) -> str:
         remedy = f"give {_SHORTEST_TOKEN} letters and digits or more"
         raise ContextsegError("--token", what, remedy)
     return token
+
+
+def _lock(work: Path) -> FileLock:
+    """The folder for this process alone; the lock dies with it."""
+    lock = FileLock(work / ".annotate.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        what = "another annotator works in this folder"
+        raise ContextsegError(work, what, "use its page, or stop it first") from None
+    return lock
 
 
 def _bind(host: str, port: int) -> socket.socket:
