@@ -493,6 +493,20 @@ def test_a_stroke_is_filled_and_told(tmp_path: Path) -> None:
     assert session.label(0, "axial", 5)[0][14 * 16 :] == label.tobytes()
 
 
+def test_a_finished_case_that_is_drawn_on_is_finished_once_more(tmp_path: Path) -> None:
+    scan_file(tmp_path / "scans", "a[1]", noise())
+    session = AnnotationSession(open_project(tmp_path / "scans", tmp_path / "work"))
+    label = disc((14, 16), (6, 6), 3)
+    session.put(0, "axial", 3, label.tobytes())
+    session.finish(0)
+    assert session.cases()["cases"][0]["state"] == "finished"
+    session.put(0, "axial", 4, label.tobytes())
+    assert session.cases()["cases"][0]["state"] == "drawn"
+    path = Path(session.finish(0)["label"])
+    assert (cs.read_labels(path).array == 1).any((1, 2)).sum() == 2
+    session.close()
+
+
 def test_two_cases_stay_open_and_all_come_back(tmp_path: Path) -> None:
     for i in range(4):
         scan_file(tmp_path / "scans", f"c{i}", noise(seed=i))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Project:
         """The label map to start from, as classes."""
         if self.labels is None:
             return None
-        files = sorted(self.labels.glob(f"{case.name}.*"))
+        files = sorted(self.labels.glob(f"{escape(case.name)}.*"))
         files = [path for path in files if path.name == f"{case.name}{ending(path)}"]
         if not files:
             return None

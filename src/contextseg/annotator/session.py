@@ -231,6 +231,8 @@ class AnnotationSession:
     ) -> int:
         """Save a slice; what it decides is filled a moment later.
 
+        A finished case that is drawn on is not finished any more.
+
         Args:
             n: Number of the case.
             plane: One of `planes.SCREEN_PLANES`.
@@ -256,6 +258,9 @@ class AnnotationSession:
             raise ContextsegError(f"{plane} slice {k}", what, "send one byte for each pixel")
         label = np.frombuffer(pixels, np.uint8).reshape(shape)
         new = drawing.put(plane, k, label, revision, len(self.project.classes), **told)
+        if drawing.store.state().get("finished"):
+            self.project.reopen(n)
+            self._tell({"type": "worklist"})
         event = {"type": "drawn", "case": n, "plane": plane, "slice": k, "revision": new}
         self._tell({**event, "who": who})
         if fill:
