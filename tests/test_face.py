@@ -80,6 +80,7 @@ def everything() -> dict[str, object]:
     """What the hints of the face name, which it imports for type checkers alone."""
     import pandas as pd
 
+    from contextseg.annotator.launch import Annotating
     from contextseg.arguments import StrPath
     from contextseg.data.check import Finding
     from contextseg.data.plan import Plan
@@ -93,7 +94,8 @@ def everything() -> dict[str, object]:
     from contextseg.studies.reproduce import Reproduced
 
     known = (Finding, Plan, Outcome, Filled, Run, Comparison, Forecast, Curve, Diagnosis)
-    names: dict[str, object] = {kind.__name__: kind for kind in (*known, Reproduced)}
+    more = (Annotating, Reproduced)
+    names: dict[str, object] = {kind.__name__: kind for kind in (*known, *more)}
     return names | {
         "pd": pd,
         "Predictor": cs.Predictor,

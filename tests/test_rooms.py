@@ -38,7 +38,7 @@ FLOORS = (
     {"predictor"},
     {"runs"},
     {"pipeline", "twostage"},
-    {"studies"},
+    {"studies", "annotator"},
     {"api"},
     {"cli"},
     {"__init__", "__main__"},

@@ -24,6 +24,7 @@ __all__ = [
     "Segmentation",
     "Volume",
     "__version__",
+    "annotate",
     "check",
     "compare",
     "curve",
@@ -66,6 +67,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from contextseg.api import (
+        annotate,
         check,
         demo,
         evaluate,

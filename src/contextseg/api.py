@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import StrPath, assignments, progress_of
+from contextseg.arguments import words as words_of
 from contextseg.console import ProgressBar
 from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from contextseg.annotator.launch import Annotating
     from contextseg.data.check import Finding
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
@@ -317,6 +319,87 @@ def propagate(
         filled.save(output)
         describe_result(output, filled.label, segments)
     return filled
+
+
+def annotate(
+    folder: StrPath | None = None,
+    output: StrPath | None = None,
+    *,
+    demo: bool = False,
+    model: StrPath | None = None,
+    classes: Sequence[str] = (),
+    labels: StrPath | None = None,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    token: str = "",
+    browser: bool = True,
+    monai: bool = False,
+    wait: bool = False,
+    verbose: bool = True,
+    **settings: Any,
+) -> Annotating:
+    """Draw a few slices of each scan in the browser; the others are filled.
+
+    A server starts on this machine, and its page opens. Every stroke is saved at once, and the same
+    call goes on where it was stopped.
+
+    Args:
+        folder: A scan, a folder of scans, or the folder of a data set. None with `demo`.
+        output: Folder for what is drawn, for finished label maps, and for the data set made of
+            them. None is `annotations`, or `annotations-demo` with `demo`.
+        demo: Annotate the scans that come with the package.
+        model: A run of `train(..., method="stcn")`, which fills on demand. None fills by shapes.
+        classes: What to draw, names or NAME=VALUE. () are the classes of the output folder, of the
+            data set, or "target".
+        labels: Folder of label maps to start from and correct, such as predictions, named as the
+            scans.
+        port: Port to listen on; 0 takes a free one.
+        host: Address to listen on. Any other than this machine's own needs a `token`.
+        token: What the page must know. "" makes one.
+        browser: Open the page in the browser.
+        monai: Answer MONAI Label's clients too, such as the module of 3D Slicer.
+        wait: Return when the server is stopped with Ctrl-C; otherwise at once.
+        verbose: Say on stderr where the page is.
+        **settings: Settings of the training that the page starts, such as `steps=2000`.
+
+    Returns:
+        The server: `.url` is its page, `.stop()` ends it.
+
+    Raises:
+        ContextsegError: There is no scan, the output folder belongs to others, or the port is
+            taken.
+    """
+    from contextseg.annotator.launch import open_browser, start_annotating
+    from contextseg.console import say
+    from contextseg.pipeline import DEMO_DATA
+
+    if demo == (folder is not None):
+        what = "a folder and --demo" if demo else "no folder"
+        raise ContextsegError("annotate", what, "give a folder of scans, or --demo")
+    source = DEMO_DATA if folder is None else Path(folder)
+    work = Path(output or ("annotations-demo" if demo else "annotations"))
+    words = [word for setting in assignments(settings) for word in ("--set", setting)]
+    server = start_annotating(
+        source,
+        work,
+        model=model,
+        classes=words_of(classes),
+        labels=labels,
+        train=words,
+        port=port,
+        host=host,
+        token=token,
+        monai=monai,
+    )
+    if verbose:
+        say(f"the annotator: {server.url}")
+        say(f"what is drawn is saved in {work}; Ctrl-C ends")
+    if browser:
+        open_browser(server.url)
+    if wait:
+        server.serve()
+        return server
+    return server.start()
 
 
 def two_stage(

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from contextseg import __version__
-from contextseg.cli import data, measuring, segmenting, studies, training
+from contextseg.cli import annotating, data, measuring, segmenting, studies, training
 from contextseg.errors import ContextsegError
 
 app = typer.Typer(
@@ -50,6 +50,12 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
         "contextseg pseudo Dataset001_Sarcoma -o runs/pseudo --models 3 --rounds 3 --set lr=0.001",
     ),
     ("demo", training.demo, "contextseg demo --output demo"),
+    (
+        "annotate",
+        annotating.annotate,
+        "contextseg annotate scans/ -o annotations --classes tumour,liver. To look around: "
+        "contextseg annotate --demo",
+    ),
     (
         "predict",
         segmenting.predict,

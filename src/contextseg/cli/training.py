@@ -141,6 +141,7 @@ def demo(output: Output = Path("demo"), set_: Set = []) -> None:  # noqa: B006
     about = "Soft-tissue sarcoma, T1 MR, 12 scans to train and 4 to test"
     say(f"{about} (Vallières et al. 2015, CC BY 3.0)")
     _show(api.demo(output, **settings(set_, api.demo)))
+    say("draw such labels yourself, in the browser: contextseg annotate --demo")
 
 
 def _of_context(method: str, context: str, classes: int) -> tuple[str, dict[str, Any]]:
