@@ -29,7 +29,7 @@ from contextseg.propagation import (
     ranges,
     suggest_slice,
 )
-from contextseg.propagation.filling import _decide
+from contextseg.propagation.with_network import _decide
 from contextseg.runs import Run
 from contextseg.settings import Settings
 from contextseg.volume import Volume, read_labels, write

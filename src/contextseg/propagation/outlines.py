@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 Box = tuple[slice, slice]
+EXPECTED_DICE = (-0.739, -0.637, -0.215, 1.813, 1.448, -0.735)
+"""Coefficients of `Outlines.expected_dice`, by `benchmarks/filling.py --fit`."""
 _WAYS_OF_THE_SHIFT = (1.0, 0.75, 0.5, 0.25, 0.0)
-_MARGIN = 2  # pixels around both outlines that a shape between them may reach into
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Outlines:
         masks: Slice number to mask (H, W) bool; all False where the class is known to be absent.
         spacing: Size of a pixel along H and W, in any unit.
         aligned: Whether the three rules above apply.
-        whole: Whether distances are of the whole plane rather than of a box around the class.
+        margin: Pixels of the box of a distance around the outlines; a shape between two outlines
+            can reach into it.
     """
 
     def __init__(
@@ -60,12 +62,12 @@ class Outlines:
         masks: Mapping[int, np.ndarray],
         spacing: Sequence[float],
         aligned: bool = True,
-        whole: bool = False,
+        margin: int = 2,
     ) -> None:
         self.masks = dict(sorted(masks.items()))
         self.spacing = (float(spacing[0]), float(spacing[1]))
         self.aligned = aligned
-        self.whole = whole
+        self.margin = margin
         self.slices = list(self.masks)
         self._stretch: tuple[tuple[int, int], Callable[[int], Distance] | None] | None = None
 
@@ -93,9 +95,61 @@ class Outlines:
             _resize(distance.values, float(self._area_curve(a)(i)))
         return distance
 
+    def expected_dice(self, i: int, slice_spacing: float) -> float:
+        """The Dice to be expected of the class in a slice between two labelled ones.
+
+        A logistic regression on half of the cases of `benchmarks/filling.py`, checked on the other
+        half (docs/propagation.md): by the distance to the nearest labelled slice and from one to
+        the other, as shares of the radius; by how much the two outlines overlap after they are
+        moved; by whether curves through three slices or more are known; and by how far the
+        centroid moves.
+
+        Args:
+            i: Slice number.
+            slice_spacing: Distance from one slice to the next, in the unit of `spacing`.
+
+        Returns:
+            0 to 1; 0 where the class vanishes. NaN where `distance` is None.
+        """
+        distance = self.distance(i)
+        if distance is None:
+            return float("nan")
+        place = bisect_left(self.slices, i)
+        a, b = self.slices[place - 1], self.slices[place]
+        if not (distance.values > 0).any():
+            return 0.0
+        overlap, drift = self._alike(a, b)
+        pixels = max(self.areas[a], self.areas[b])
+        radius = (pixels * self.spacing[0] * self.spacing[1] / np.pi) ** 0.5
+        length = slice_spacing * (b - a)
+        features = (
+            1.0,
+            np.log(slice_spacing * min(i - a, b - i) / radius),
+            np.log(length / radius),
+            overlap,
+            float(self._curves(a, b)),
+            drift / length,
+        )
+        return float(1 / (1 + np.exp(-np.dot(EXPECTED_DICE, features))))
+
+    def _alike(self, a: int, b: int) -> tuple[float, float]:
+        """Dice of two slices' masks after they are moved, and the distance of their centroids."""
+        key = a, "alike"
+        if key not in self._fitted:
+            first, last = self.masks[a], self.masks[b]
+            if not (self.areas[a] and self.areas[b]):
+                return 0.0, 0.0
+            box = bounding_box(first | last, 0)
+            first, last = first[box], last[box]
+            way = (_centroid(last) - _centroid(first)) * self.spacing
+            common = _overlap(first, last, _shift(first, last))
+            dice = 2 * common / (self.areas[a] + self.areas[b])
+            self._fitted[key] = dice, float(np.hypot(*way))
+        return self._fitted[key]
+
     def at(self, i: int) -> Distance:
         """The distance of the class in one of its labelled slices."""
-        box = self._box(self.masks[i])
+        box = bounding_box(self.masks[i], self.margin)
         distance = signed_distance(self.masks[i][box], self.spacing)
         assert distance is not None
         return Distance(box, distance)
@@ -165,11 +219,6 @@ class Outlines:
 
     # --- one stretch ------------------------------------------------------------------------------
 
-    def _box(self, mask: np.ndarray) -> Box:
-        if self.whole:
-            return slice(0, mask.shape[0]), slice(0, mask.shape[1])
-        return bounding_box(mask, _MARGIN)
-
     def _blend(self, a: int, b: int) -> Callable[[int], Distance] | None:
         """The distance in slice i, before it is resized; None where neither holds the class."""
         first, last = self.masks[a], self.masks[b]
@@ -179,11 +228,10 @@ class Outlines:
             return self._vanishing(first if self.areas[a] else last, a, b, bool(self.areas[a]))
         bend = self._bend(a, b)
         bends = np.abs([bend(i) for i in range(a + 1, b)]).max() if b - a > 1 else 0
-        box = self._box(first | last)
-        if not self.whole and bends:
-            box = bounding_box(first | last, _MARGIN + int(np.ceil(bends)), first.shape)
+        margin = self.margin + int(np.ceil(bends))
+        box = bounding_box(first | last, margin)
         pairs = [
-            _Pair(one, other, self.spacing, self.aligned, bends, self.whole)
+            _Pair(one, other, self.spacing, self.aligned, bends, margin)
             for one, other in _matched(first[box], last[box], self.spacing, self.aligned)
         ]
         shape = tuple(s.stop - s.start for s in box)
@@ -201,7 +249,7 @@ class Outlines:
         self, mask: np.ndarray, a: int, b: int, from_first: bool
     ) -> Callable[[int], Distance]:
         """A mask that the other slice lacks, shrinking to nothing half way."""
-        box = self._box(mask)
+        box = bounding_box(mask, self.margin)
         distance = signed_distance(mask[box], self.spacing)
         assert distance is not None
         deepest = distance.max()
@@ -223,12 +271,9 @@ class _Pair:
         spacing: tuple[float, float],
         aligned: bool,
         bends: float,
-        whole: bool,
+        margin: int,
     ) -> None:
-        margin = _MARGIN + int(np.ceil(bends))
         self.box = bounding_box(first | last, margin)
-        if whole:
-            self.box = slice(0, first.shape[0]), slice(0, first.shape[1])
         one, other = first[self.box], last[self.box]
         self.shift = np.zeros(2)
         if aligned and one.any() and other.any() and self._one_follows_one(one, other):
@@ -297,15 +342,16 @@ def _resize(values: np.ndarray, area: float) -> None:
 def _shift(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """From one mask to another, along the line of centroids: where they overlap most."""
     way = _centroid(other) - _centroid(one)
-    reach = int(np.ceil(np.abs(way).max())) + 1
-    padded = np.pad(one, reach)
+    return way * max(_WAYS_OF_THE_SHIFT, key=lambda part: _overlap(one, other, part * way))
 
-    def overlap(part: float) -> int:
-        y, x = (reach - round(float(d) * part) for d in way)
-        moved = padded[y : y + one.shape[0], x : x + one.shape[1]]
-        return int(np.count_nonzero(moved & other))
 
-    return way * max(_WAYS_OF_THE_SHIFT, key=overlap)
+def _overlap(one: np.ndarray, other: np.ndarray, shift: np.ndarray) -> int:
+    """Pixels that a mask has in common with another after it is moved by whole pixels."""
+    y, x = (round(float(d)) for d in shift)
+    h, w = one.shape
+    moved = one[max(0, -y) : h - max(0, y), max(0, -x) : w - max(0, x)]
+    there = other[max(0, y) : h - max(0, -y), max(0, x) : w - max(0, -x)]
+    return int(np.count_nonzero(moved & there))
 
 
 def _matched(
@@ -361,18 +407,17 @@ class _Groups:
 # --- masks ----------------------------------------------------------------------------------------
 
 
-def bounding_box(mask: np.ndarray, margin: int, shape: tuple[int, ...] | None = None) -> Box:
+def bounding_box(mask: np.ndarray, margin: int) -> Box:
     """Rows and columns around a mask that is not empty.
 
     Args:
         mask: (H, W) bool.
         margin: Pixels added on each side, as far as the plane goes.
-        shape: Of the plane; None is that of the mask.
 
     Returns:
         Two slices.
     """
-    h, w = shape or mask.shape
+    h, w = mask.shape
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return (
         slice(max(0, int(rows[0]) - margin), min(h, int(rows[-1]) + 1 + margin)),

@@ -7,7 +7,8 @@ is in `contextseg.propagation.outlines`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,14 @@ import numpy as np
 from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError
 from contextseg.grids import label_type
-from contextseg.propagation.outlines import Outlines
+from contextseg.propagation.outlines import Outlines, bounding_box
+
+Silent = Mapping[int, Collection[int]]
+"""Slice number -> classes of which that labelled slice says nothing."""
+NOTHING_SILENT: Silent = {}
+
+_KNOWN_SHARE = 1 / 3  # of the box around a class, below which a slice is no reference for others
+_PRIOR_MARGIN = 32  # pixels around a class within which its log-odds are those of the distance
 
 
 def interpolate_shapes(
@@ -24,7 +32,7 @@ def interpolate_shapes(
     slices: int,
     spacing: Sequence[float] = (1.0, 1.0),
     ends: bool = False,
-    complete: bool = True,
+    silent: Silent = NOTHING_SILENT,
     aligned: bool = True,
 ) -> np.ndarray:
     """Shape-based interpolation between labelled slices, by signed distances.
@@ -45,8 +53,9 @@ def interpolate_shapes(
         spacing: Size of a pixel along H and W, in any unit.
         ends: Whether slices outside the first and the last reference of a class copy the nearest
             one. By default they are background.
-        complete: Whether a reference that lacks a class says that the class is not there. If not,
-            each class is interpolated between the references that hold it, through the others.
+        silent: Slice number to the classes of which that reference says nothing: they are
+            interpolated through it, where it is 0. Of all others a reference without the class says
+            that it is not there.
         aligned: Whether what is ours applies. If not, this is the method of Raya and Udupa.
 
     Returns:
@@ -62,23 +71,66 @@ def interpolate_shapes(
         >>> interpolate_shapes({0: first, 2: last}, 3)[1].tolist()
         [[1, 1, 1, 0, 0, 0]]
     """
+    options = Between(tuple(spacing), 1.0, silent, aligned)
+    return fill_between(references, slices, options, ends)[0]
+
+
+@dataclass(frozen=True)
+class Between:
+    """How `fill_between` fills.
+
+    Attributes:
+        spacing: Size of a pixel along H and W.
+        slice_spacing: Distance from one slice to the next, in the same unit.
+        silent: As in `interpolate_shapes`.
+        aligned: As there.
+    """
+
+    spacing: tuple[float, ...]
+    slice_spacing: float
+    silent: Silent = field(default_factory=dict)
+    aligned: bool = True
+
+
+def fill_between(
+    references: Mapping[int, Any], slices: int, between: Between, ends: bool = False
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """`interpolate_shapes`, with the Dice to be expected of each class.
+
+    Args:
+        references: Slice number to label (H, W), integers.
+        slices: Number of slices of the volume, n.
+        between: How.
+        ends: As in `interpolate_shapes`.
+
+    Returns:
+        Labels (n, H, W), and class -> (n,) float32 in [0, 1], the expected Dice of the class in
+        each slice between two of its labelled ones; NaN elsewhere.
+
+    Raises:
+        ContextsegError: As `interpolate_shapes`.
+    """
     labels = check_references(references, slices)
-    shape = next(iter(labels.values())).shape
-    known = {
-        k: _completed(*_masks(labels, k, complete), _interpolated(spacing, aligned))
-        for k in classes_of(labels)
-    }
-    out = np.zeros((slices, *shape), next(iter(labels.values())).dtype)
+    first = next(iter(labels.values()))
+    predict = _interpolated(between.spacing, between.aligned)
+    known = {k: _completed(*_masks(labels, k, between.silent), predict) for k in classes_of(labels)}
+    out = np.zeros((slices, *first.shape), first.dtype)
     best = np.zeros(out.shape, np.float32)
-    if aligned:
+    dice = {k: np.full(slices, np.nan, np.float32) for k in known}
+    if between.aligned:
         for a, b, pixels in _foreground_of_both(known):
             best[a + 1 : b, pixels] = -np.inf
     for k, masks in known.items():
-        outlines = Outlines(masks, spacing, aligned)
-        for i in range(outlines.slices[0], outlines.slices[-1] + 1):
+        if not masks:
+            continue
+        outlines = Outlines(masks, between.spacing, between.aligned)
+        for i in range(outlines.slices[0] + 1, outlines.slices[-1]):
             distance = outlines.distance(i)
-            if distance is None and i in masks and (labels[i] == IGNORE).any() and masks[i].any():
+            if distance is not None:
+                dice[k][i] = outlines.expected_dice(i, between.slice_spacing)
+            elif i in masks and masks[i].any() and (labels[i] == IGNORE).any():
                 distance = outlines.at(i)
+                dice[k][i] = 1
             if distance is not None:
                 before = best[i][distance.box]
                 inside = distance.values > before
@@ -86,19 +138,30 @@ def interpolate_shapes(
                 np.copyto(out[i][distance.box], k, where=inside, casting="unsafe")
         if ends:
             _copy_ends(out, masks, k)
-    return _restored(out, labels, complete)
+    return restore(out, labels, between.silent), dice
 
 
-def copy_nearest(references: Mapping[int, Any], slices: int, complete: bool = True) -> np.ndarray:
+def log_odds_per_distance(outlines: Outlines, i: int, slice_spacing: float) -> float:
+    """What turns the distance of a class in slice `i` into log-odds; see `ShapePrior.log_odds`."""
+    below = max(j for j in outlines.slices if j < i)
+    above = min(j for j in outlines.slices if j > i)
+    pixels = max(outlines.areas[below], outlines.areas[above])
+    radius = (pixels * outlines.spacing[0] * outlines.spacing[1] / np.pi) ** 0.5
+    nearest = slice_spacing * min(i - below, above - i)
+    return float(2 * radius / (nearest * slice_spacing * (above - below)))
+
+
+def copy_nearest(
+    references: Mapping[int, Any], slices: int, silent: Silent = NOTHING_SILENT
+) -> np.ndarray:
     """The label of the nearest reference for every slice; half way, that of the lower one.
 
     Args:
         references: Slice number to label (H, W), integers. Where it is `IGNORE`, the nearest other
             reference stands.
         slices: Number of slices of the volume.
-        complete: Whether a reference that lacks a class says that the class is not there. If not,
-            each class is copied from the references that hold it; where two classes meet, the one
-            whose reference is nearer stands.
+        silent: Slice number to the classes of which that reference says nothing. Where two classes
+            meet, the one whose reference is nearer stands.
 
     Returns:
         Labels (slices, H, W), int16 or, for larger values, int32.
@@ -111,14 +174,14 @@ def copy_nearest(references: Mapping[int, Any], slices: int, complete: bool = Tr
         [5, 5, 5, 7, 7]
     """
     labels = check_references(references, slices)
-    known = {k: _completed(*_masks(labels, k, complete), _nearest) for k in classes_of(labels)}
+    known = {k: _completed(*_masks(labels, k, silent), _nearest) for k in classes_of(labels)}
     first = next(iter(labels.values()))
     out = np.zeros((slices, *first.shape), first.dtype)
     for i in range(slices):
         sources = {k: nearest_slice(masks, i) for k, masks in known.items()}
         for k in sorted(sources, key=lambda k: -abs(sources[k] - i)):
             out[i][known[k][sources[k]]] = k
-    return _restored(out, labels, complete)
+    return restore(out, labels, silent)
 
 
 class ShapePrior:
@@ -131,7 +194,7 @@ class ShapePrior:
         classes: The O label values.
         spacing: Size of a pixel along H and W, in any unit.
         slice_spacing: Distance from one slice to the next, in the same unit.
-        complete: As in `interpolate_shapes`.
+        silent: As in `interpolate_shapes`.
     """
 
     def __init__(
@@ -140,7 +203,7 @@ class ShapePrior:
         classes: Sequence[int],
         spacing: Sequence[float],
         slice_spacing: float,
-        complete: bool = True,
+        silent: Silent = NOTHING_SILENT,
     ) -> None:
         labels = {int(i): np.asarray(label) for i, label in sorted(references.items())}
         self.shape = next(iter(labels.values())).shape
@@ -149,7 +212,7 @@ class ShapePrior:
         self.slice_spacing = slice_spacing
         predict = _interpolated(spacing, True)
         self._outlines = [
-            Outlines(_completed(*_masks(labels, k, complete), predict), spacing, whole=True)
+            Outlines(_completed(*_masks(labels, k, silent), predict), spacing, margin=_PRIOR_MARGIN)
             for k in self.classes
         ]
 
@@ -182,13 +245,10 @@ class ShapePrior:
             if distance is None:
                 continue
             between = True
-            below = max(j for j in outlines.slices if j < i)
-            above = min(j for j in outlines.slices if j > i)
-            pixels = max(outlines.areas[below], outlines.areas[above])
-            radius = (pixels * self.spacing[0] * self.spacing[1] / np.pi) ** 0.5
-            nearest = self.slice_spacing * min(i - below, above - i)
-            uncertainty = nearest * self.slice_spacing * (above - below) / 2
-            out[k] = distance.values * np.float32(radius / uncertainty)
+            odds = log_odds_per_distance(outlines, i, self.slice_spacing)
+            out[k] = distance.values.min()
+            out[k][distance.box] = distance.values
+            out[k] *= np.float32(odds)
         return out if between else None
 
 
@@ -265,15 +325,15 @@ _Predict = Callable[[_Masks, int], "np.ndarray | None"]
 
 
 def _masks(
-    labels: Mapping[int, np.ndarray], value: int, complete: bool
+    labels: Mapping[int, np.ndarray], value: int, silent: Silent
 ) -> tuple[_Masks, dict[int, tuple[np.ndarray, np.ndarray]]]:
     """Slices in which all of a class is known: its mask. The others: (what is known, its mask)."""
     full: _Masks = {}
     partial: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for i, label in labels.items():
-        mask = label == value
-        if not complete and not mask.any():
+        if value in silent.get(i, ()):
             continue
+        mask = label == value
         known = label != IGNORE
         if known.all():
             full[i] = mask
@@ -285,14 +345,21 @@ def _masks(
 def _completed(
     full: _Masks, partial: Mapping[int, tuple[np.ndarray, np.ndarray]], predict: _Predict
 ) -> _Masks:
-    """The masks of all slices of a class: where one is not known, it is what the full ones say."""
+    """The masks of the slices that a class is filled from.
+
+    Where a slice is not known, it is what the full ones say of it, unless little of it is known
+    around the class: then it says nothing of the slices beside it.
+    """
     masks = dict(full)
     for i, (known, mask) in partial.items():
         predicted = predict(full, i)
-        if predicted is not None:
-            masks[i] = np.where(known, mask, predicted)
-        elif mask.any():
-            masks[i] = mask
+        if predicted is None:
+            if mask.any():
+                masks[i] = mask
+        elif (predicted | mask).any():
+            box = bounding_box(predicted | mask, 0)
+            if known[box].mean() >= _KNOWN_SHARE:
+                masks[i] = np.where(known, mask, predicted)
     return dict(sorted(masks.items()))
 
 
@@ -333,8 +400,26 @@ def _copy_ends(out: np.ndarray, masks: _Masks, value: int) -> None:
         beyond[(beyond == 0) & masks[i]] = value
 
 
-def _restored(out: np.ndarray, labels: Mapping[int, np.ndarray], complete: bool) -> np.ndarray:
-    """`out` with what is labelled in the references as it is."""
+def restore(
+    out: np.ndarray, labels: Mapping[int, np.ndarray], silent: Silent = NOTHING_SILENT
+) -> np.ndarray:
+    """Write what is labelled over what was filled.
+
+    Args:
+        out: Labels (n, H, W), changed in place.
+        labels: Slice number to label (H, W).
+        silent: Slice number to classes of which the slice says nothing: these stay where it is 0.
+
+    Returns:
+        `out`.
+
+    Example:
+        >>> restore(np.array([[[4, 5, 4]]]), {0: np.array([[0, 0, 2]])}, {0: {5}}).tolist()
+        [[[0, 5, 2]]]
+    """
     for i, label in labels.items():
-        np.copyto(out[i], label, where=label != IGNORE if complete else label > 0)
+        known = label != IGNORE
+        if silent.get(i):
+            known &= (label > 0) | ~np.isin(out[i], list(silent[i]))
+        np.copyto(out[i], label, where=known, casting="unsafe")
     return out
