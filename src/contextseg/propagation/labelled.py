@@ -277,5 +277,5 @@ def _lines(
     for i in range(array.shape[axis]):
         if i not in slices and known.take(i, axis).any():
             line = lines.take(i, axis)
-            partly[i] = np.where(line, array.take(i, axis), IGNORE).astype(kind)
+            partly[i] = np.where(line, array.take(i, axis).astype(kind), IGNORE).astype(kind)
     return partly

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-Box = tuple[slice, slice]
+PlaneBox = tuple[slice, slice]
 EXPECTED_DICE = (-0.739, -0.637, -0.215, 1.813, 1.448, -0.735)
 """Coefficients of `Outlines.expected_dice`, by `benchmarks/filling.py --fit`."""
 _WAYS_OF_THE_SHIFT = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -29,7 +29,7 @@ class Distance:
         values: (h, w) float32. -inf where no part of the class is near.
     """
 
-    box: Box
+    box: PlaneBox
     values: np.ndarray
 
 
@@ -407,7 +407,7 @@ class _Groups:
 # --- masks ----------------------------------------------------------------------------------------
 
 
-def bounding_box(mask: np.ndarray, margin: int) -> Box:
+def bounding_box(mask: np.ndarray, margin: int) -> PlaneBox:
     """Rows and columns around a mask that is not empty.
 
     Args:

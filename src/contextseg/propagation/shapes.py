@@ -124,7 +124,7 @@ def fill_between(
         if not masks:
             continue
         outlines = Outlines(masks, between.spacing, between.aligned)
-        for i in range(outlines.slices[0] + 1, outlines.slices[-1]):
+        for i in range(outlines.slices[0], outlines.slices[-1] + 1):
             distance = outlines.distance(i)
             if distance is not None:
                 dice[k][i] = outlines.expected_dice(i, between.slice_spacing)

@@ -68,7 +68,7 @@ def describe_slice(volume: Volume, axis: int, i: int) -> str:
         middle, in mm along the axis of the patient, that 3D Slicer shows.
 
     Example:
-        >>> volume = Volume(np.zeros((9, 5, 5)), np.diag([1.0, 1.0, 2.5, 1.0])[[2, 1, 0, 3]])
+        >>> volume = Volume(np.zeros((9, 5, 5)), np.diag([2.5, 1.0, 1.0, 1.0])[[2, 1, 0, 3]])
         >>> describe_slice(volume, 0, 3)
         'axial slice 3 (ITK-SNAP: 4 of 9; 3D Slicer: S 7.5 mm)'
     """
