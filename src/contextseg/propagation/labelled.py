@@ -238,14 +238,14 @@ def _several_planes(
     """Plane -> slices, if few slices of several planes hold all labels; else {}.
 
     The slice, of any plane, that holds most of the labels not yet accounted for is taken, again and
-    again. This counts if it takes half as many slices as the best single plane, at most, and no two
-    of one plane are neighbours, as they are in a map that is filled.
+    again. This counts if it takes two thirds of the slices of the best single plane, at most, and
+    no two of one plane are neighbours, as they are in a map that is filled.
     """
     if fewest < _SEVERAL:
         return {}
     voxels = np.stack(np.nonzero(known))
     chosen: dict[str, list[int]] = {}
-    for _ in range(fewest // 2):
+    for _ in range(2 * fewest // 3):
         counts = {name: np.bincount(voxels[axis]) for name, axis in axes.items()}
         name = max(counts, key=lambda name: int(counts[name].max()))
         at = int(counts[name].argmax())

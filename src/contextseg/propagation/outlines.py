@@ -109,36 +109,50 @@ class Outlines:
             slice_spacing: Distance from one slice to the next, in the unit of `spacing`.
 
         Returns:
-            0 to 1; 0 where the class vanishes. NaN where `distance` is None.
+            0 to 1; 0 where the class vanishes, and where only one of the two slices holds it. NaN
+            where `distance` is None.
         """
         distance = self.distance(i)
         if distance is None:
             return float("nan")
+        features = self.features(i, slice_spacing)
+        if features is None or not (distance.values > 0).any():
+            return 0.0
+        return float(1 / (1 + np.exp(-np.dot(EXPECTED_DICE, features))))
+
+    def features(self, i: int, slice_spacing: float) -> tuple[float, ...] | None:
+        """What `expected_dice` is made of, in the order of `EXPECTED_DICE`.
+
+        Args:
+            i: A slice between two labelled ones.
+            slice_spacing: As there.
+
+        Returns:
+            One number for each coefficient. None where only one of the two slices holds the class,
+            and so nothing can be said.
+        """
         place = bisect_left(self.slices, i)
         a, b = self.slices[place - 1], self.slices[place]
-        if not (distance.values > 0).any():
-            return 0.0
+        if not (self.areas[a] and self.areas[b]):
+            return None
         overlap, drift = self._alike(a, b)
         pixels = max(self.areas[a], self.areas[b])
         radius = (pixels * self.spacing[0] * self.spacing[1] / np.pi) ** 0.5
         length = slice_spacing * (b - a)
-        features = (
+        return (
             1.0,
-            np.log(slice_spacing * min(i - a, b - i) / radius),
-            np.log(length / radius),
+            float(np.log(slice_spacing * min(i - a, b - i) / radius)),
+            float(np.log(length / radius)),
             overlap,
             float(self._curves(a, b)),
             drift / length,
         )
-        return float(1 / (1 + np.exp(-np.dot(EXPECTED_DICE, features))))
 
     def _alike(self, a: int, b: int) -> tuple[float, float]:
         """Dice of two slices' masks after they are moved, and the distance of their centroids."""
         key = a, "alike"
         if key not in self._fitted:
             first, last = self.masks[a], self.masks[b]
-            if not (self.areas[a] and self.areas[b]):
-                return 0.0, 0.0
             box = bounding_box(first | last, 0)
             first, last = first[box], last[box]
             way = (_centroid(last) - _centroid(first)) * self.spacing
