@@ -1,8 +1,8 @@
 """Filling from 3, 5 and 7 labelled slices by shape alone: ours, the plain rule, and ITK's.
 
 The plain rule is shape-based interpolation by signed distances (Raya and Udupa, IEEE TMI 1990),
-`interpolate_shapes(..., aligned=False)`. ITK's is morphological contour interpolation (Zukić et al.,
-Insight Journal 2016), which 3D Slicer and ITK-SNAP use; package
+`interpolate_shapes(..., aligned=False)`. ITK's is morphological contour interpolation (Zukić et
+al., Insight Journal 2016), which 3D Slicer and ITK-SNAP use; package
 `itk-morphologicalcontourinterpolation`. Every structure of the data is filled alone, from axial
 slices spread evenly over it, its first and its last among them; the Dice is of the whole structure.
 
