@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import StrPath, assignments, progress_of
 from contextseg.arguments import words as words_of
-from contextseg.console import ProgressBar
+from contextseg.console import ProgressBar, say
 from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
     from contextseg.predictor import Predictor
-    from contextseg.propagation import Filled
+    from contextseg.propagation import Filled, LabelledSlices
     from contextseg.runs import Run
     from contextseg.settings import Settings
+    from contextseg.volume import Volume
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -259,13 +261,16 @@ def propagate(
     stop_below: float = 0.7,
     unlabelled: int | None = None,
     plane: str = "auto",
+    complete: bool = False,
+    previous: StrPath = "auto",
     spacing_mm: Sequence[float] | None = None,
     series: str = "",
     verbose: bool = True,
 ) -> Filled:
     """Fill a scan from a few labelled slices, in both directions, for any class.
 
-    Label the slice that `Filled.suggestion` names, and call it again.
+    Label the slice that `Filled.suggestion` names, or correct slices of the filled map itself, and
+    call it again. Each class is filled between the slices that hold it.
 
     Args:
         scan: A file, a list of files for several channels, a `Volume`, a SimpleITK or nibabel
@@ -282,28 +287,34 @@ def propagate(
             never stops.
         unlabelled: The value of unlabelled voxels. None: slices without a label are unlabelled.
         plane: "axial", "coronal" or "sagittal": what is labelled. "auto" finds it.
+        complete: A labelled slice that lacks a class says that the class is not there. Otherwise it
+            says nothing of it.
+        previous: The filled map of before, of which `labels` is a corrected copy: slices that
+            changed are labelled, and those that were. "auto" finds it by the CASE-slices.csv beside
+            `labels` or `output`; "none" takes `labels` as drawn.
         spacing_mm: Voxel size along D, H and W, for arrays.
         series: Which series of a DICOM folder, by number or UID. "" for the only one.
         verbose: Show the progress on stderr.
 
     Returns:
-        The filled label map, the confidence of each slice, and the next slice worth labelling.
+        The filled label map, the confidence of each slice, the next slice worth labelling, and
+        notes of what was not filled, which are printed too if `verbose`.
 
     Raises:
         ContextsegError: Scan and labels are not on one grid, nothing is labelled, `way` needs a
-            model, or `output` is the scan or the labels.
+            model, `previous` is no filled map, or `output` is the scan or the labels.
     """
     from contextseg.interop.names import describe_result, known_segments
     from contextseg.pipeline import open_propagation_model
     from contextseg.predictor import scan_of
-    from contextseg.propagation import fill, labelled_slices, ranges
+    from contextseg.propagation import fill, ranges
     from contextseg.volume import as_labels
 
     _refuse_to_overwrite(output, scan, labels)
     volume = scan_of(scan, spacing_mm, series)
     drawn = as_labels(labels, volume, unlabelled or 0)
     segments = known_segments(labels)
-    labelled = labelled_slices(drawn, unlabelled, plane)
+    labelled, found = _labelled(labels, drawn, output, str(previous), unlabelled, plane, complete)
     network = open_propagation_model(model) if model else None
     with progress_of(verbose)("propagate") as progress:
         filled = fill(
@@ -315,6 +326,9 @@ def propagate(
             stop_below,
             progress,
         )
+    filled = replace(filled, notes=(*found, *filled.notes))
+    for note in filled.notes if verbose else ():
+        say(note)
     if output is not None:
         filled.save(output)
         describe_result(output, filled.label, segments)
@@ -370,7 +384,6 @@ def annotate(
             taken.
     """
     from contextseg.annotator.launch import open_browser, start_annotating
-    from contextseg.console import say
     from contextseg.pipeline import DEMO_DATA
 
     if demo == (folder is not None):
@@ -400,6 +413,30 @@ def annotate(
         server.serve()
         return server
     return server.start()
+
+
+def _labelled(
+    labels: Any,
+    drawn: Volume,
+    output: StrPath | None,
+    previous: str,
+    unlabelled: int | None,
+    plane: str,
+    complete: bool,
+) -> tuple[LabelledSlices, list[str]]:
+    """The labelled slices of `propagate`, and what is to be said of where they come from."""
+    from contextseg.propagation import find_previous, labelled_slices, open_previous
+
+    before = None
+    if previous not in ("auto", "none"):
+        before = open_previous(previous, drawn)
+    elif previous == "auto" and isinstance(labels, str | Path) and unlabelled is None:
+        before = find_previous(labels, output, drawn)
+    if before is None:
+        return labelled_slices(drawn, unlabelled, plane, complete), []
+    changed = ", ".join(map(str, before.changed(drawn))) or "none"
+    note = f"{labels} is a corrected copy of the map of {before.path}; slices that changed: "
+    return before.labelled(drawn), [note + changed]
 
 
 def two_stage(

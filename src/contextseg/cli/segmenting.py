@@ -97,6 +97,20 @@ def propagate(
     plane: Annotated[
         str, typer.Option(help="axial, coronal or sagittal: what is labelled; auto finds it.")
     ] = "auto",
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete",
+            help="A labelled slice that lacks a class says that it is not there; else nothing.",
+        ),
+    ] = False,
+    previous: Annotated[
+        str,
+        typer.Option(
+            help="The filled map that --labels is a corrected copy of; auto finds it, none: as "
+            "drawn."
+        ),
+    ] = "auto",
     series: Series = "",
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Name the next slice worth labelling.")
@@ -104,7 +118,7 @@ def propagate(
 ) -> None:
     """Fill a scan from a few labelled slices, in both directions, for any class.
 
-    Label one more, and call it again.
+    Label one more, or correct the filled map, and call it again.
     """
     filled = api.propagate(
         image,
@@ -116,13 +130,15 @@ def propagate(
         stop_below=stop_below,
         unlabelled=unlabelled,
         plane=plane,
+        complete=complete,
+        previous=previous,
         series=series,
     )
     slices = f"{len(filled.labelled.slices)} labelled slices of {len(filled.confidence)}"
     say(f"{slices}: {output}; slice by slice: {filled.slices_file(output)}")
     if suggest:
         place, why = filled.suggestion
-        typer.echo(f"label slice {place} next: {why}")
+        typer.echo(f"label {filled.describe_slice(place)} next: {why}")
 
 
 def two_stage(
