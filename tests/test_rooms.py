@@ -35,7 +35,7 @@ FLOORS = (
     {"propagation", "evaluation"},
     {"training", "predict", "methods", "reports"},
     {"settings"},
-    {"predictor"},
+    {"predictor", "run_folder"},
     {"runs"},
     {"pipeline", "twostage"},
     {"studies"},

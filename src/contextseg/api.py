@@ -490,7 +490,7 @@ def _run(
     from contextseg.runs import Run
 
     chosen = _settings(dataset, method, fold, seed, roi, settings)
-    opened = Run(output, resolve_fold(chosen), bar)
+    opened = Run(output, resolve_fold(chosen, output), bar)
     if plan:
         opened.use_plan(plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
     return opened

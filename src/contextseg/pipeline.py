@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.roi import restricted
-from contextseg.disk import read_json
+from contextseg.disk import digest, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
 from contextseg.methods import METHODS, Method
 from contextseg.predictor import Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
+from contextseg.run_folder import INPUTS, stale_inputs
 from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, Settings
 from contextseg.training import Training
@@ -49,14 +50,17 @@ def demo_settings() -> Settings:
     )
 
 
-def resolve_fold(settings: Settings) -> Settings:
+def resolve_fold(settings: Settings, folder: str | Path | None = None) -> Settings:
     """Settings with the fold decided where it was left to the data set.
 
     All cases are trained on where the data set has a labelled test split, or too few labelled
     patients for five folds; otherwise fold 0 is kept for validation.
 
+    A run that has written down its cases keeps its fold, whatever became of the data set.
+
     Args:
         settings: Settings whose fold may be `AUTO_FOLD`.
+        folder: Folder of the run, which may be there already.
 
     Returns:
         The settings, with a fold.
@@ -64,6 +68,9 @@ def resolve_fold(settings: Settings) -> Settings:
     Raises:
         ContextsegError: The fold that the settings name does not exist; no folder is made for it.
     """
+    if folder is not None and (Path(folder) / "split.json").exists():
+        before = Run.open(folder).settings.fold
+        return replace(settings, fold=before) if settings.fold == AUTO_FOLD else settings
     data = restricted(open_dataset(settings.dataset), settings.roi)
     if settings.fold != AUTO_FOLD:
         folds(data, settings.fold)
@@ -146,20 +153,30 @@ def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
     predictor = Predictor([Member(method, run.plan)], run.settings.prediction)
     cases = pipeline_cases(run, test)
 
+    run.digests.take(cases)
+    scans = {case.name: run.digests.of(case.images) for case in cases}
+
     def predict(folder: Path, progress: Progress) -> None:
+        for name in stale_inputs(folder, scans):
+            (folder / f"{name}{run.dataset.ending}").unlink(missing_ok=True)
+        write_json(folder / INPUTS, scans)  # before the first label map of these scans
         failed = predictor.predict_cases(cases, folder, run.dataset.ending, progress)
         raise_failed(failed, len(cases))
 
-    predictions = run.stage("predict", predict)
+    predictions = run.stage("predict", predict, inputs=scans)
     pairs = references(run.dataset, cases, predictions)
     if not pairs:
         return Outcome(run.folder, predictions)
+    labels = {
+        case.name: digest(run.digests.of([*case.images, case.label]), case.annotated)
+        for case in cases
+    }
 
     def measure(folder: Path, progress: Progress) -> None:
         score(pairs, run.plan.region_values(), run.dataset.ignore, folder, progress)
 
-    measured = run.stage("evaluate", measure)
-    run.stage("report", lambda folder, progress: report(run, measured, pairs))
+    measured = run.stage("evaluate", measure, inputs=labels)
+    run.stage("report", lambda folder, progress: report(run, measured, pairs), inputs=labels)
     table = measured / "metrics.csv"
     return Outcome(run.folder, predictions, table, run.folder / REPORT, run.folder / PICTURE)
 
@@ -172,9 +189,12 @@ def pipeline_cases(run: Run, test: bool = True) -> list[Case]:
         test: Whether the test split is predicted.
 
     Returns:
-        The test split; without one, or with `test` False, the fold's validation cases.
+        The test split; without one, or with `test` False, the fold's validation cases, of which
+        those whose scans were taken away since are left out (`Run.changes` names them).
     """
-    return list((run.dataset.test if test else ()) or run.split[1])
+    tested = run.dataset.test if test else ()
+    there = [case for case in run.split[1] if all(path.exists() for path in case.images)]
+    return list(tested or there)
 
 
 # --- predictions ----------------------------------------------------------------------------------

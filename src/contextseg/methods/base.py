@@ -217,7 +217,8 @@ class RecipeRun(Protocol):
     """What a recipe may ask of the run that it is called with; `contextseg.runs.Run` has it.
 
     A recipe is a function `recipe(run, **arguments) -> Method` that trains in several stages. Each
-    stage is done once: a run that is opened again passes over the finished ones.
+    stage is done once: a run that is opened again passes over the finished ones. Outside its stages
+    a recipe must not open the data set, so that a finished run loads without it.
     """
 
     @property
@@ -230,7 +231,7 @@ class RecipeRun(Protocol):
 
     @property
     def dataset(self) -> Dataset:
-        """The data set, opened."""
+        """The data set, opened: it need not be there when a finished recipe runs again."""
 
     @property
     def plan(self) -> Plan:
@@ -238,7 +239,14 @@ class RecipeRun(Protocol):
 
     @property
     def split(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-        """(training cases, validation cases)."""
+        """(training cases, validation cases), of the day on which the run began."""
+
+    @property
+    def all_classes(self) -> tuple[str, ...]:
+        """Names of the data set's classes, those outside the ROI too, background first."""
+
+    def outlined(self, case: Case) -> tuple[str, ...] | None:
+        """The classes that were annotated in a case, those outside the ROI too; None for all."""
 
     def stage(self, name: str, work: Callable[[Path, Progress], None]) -> Path:
         """Do `work(folder, progress)` unless it is done; the stage's folder."""
