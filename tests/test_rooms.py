@@ -37,6 +37,7 @@ FLOORS = (
     {"settings"},
     {"predictor", "run_folder"},
     {"runs"},
+    {"models"},
     {"pipeline", "twostage"},
     {"studies"},
     {"api"},

@@ -206,7 +206,8 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
-        *runs: Folders of finished runs. Several are an ensemble, the mean of their logits.
+        *runs: Folders of finished runs, or files that `export` wrote. Several are an ensemble, the
+            mean of their logits.
         device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
             trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
@@ -229,6 +230,49 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     words = assignments({_of_prediction(name): value for name, value in settings.items()})
     asked = Settings("", prediction=predictor.settings).set(words)
     return replace(predictor, settings=asked.prediction)
+
+
+def export(
+    runs: StrPath | Sequence[StrPath],
+    output: StrPath,
+    *,
+    licence: str = "",
+    note: str = "",
+) -> Path:
+    """Write a trained model as one file that travels: without training data, without a patient.
+
+    The ending of the file says what it is. A `.zip` holds weights, plan, recipe, licence and a
+    model card; `load` and `contextseg predict` take it in place of a run. An `.onnx` runs in ONNX
+    Runtime, and a `.pt2` is a program of `torch.export`: both are the network on one patch, and a
+    JSON file beside it (`model.onnx.json`) describes what comes before and after it
+    (`examples/run_onnx.py` does that).
+
+    Args:
+        runs: Folder of a finished run; several are an ensemble.
+        output: The file.
+        licence: The model's licence: words, such as "CC BY 4.0", or a file of text.
+        note: What the model card should say besides: words, or a file of text.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ContextsegError: A run is not finished, the ending is unknown, a method cannot be exported
+            so, or the extra `onnx` is not installed.
+    """
+    from contextseg.models import export_archive, export_network
+    from contextseg.pipeline import open_predictor
+    from contextseg.runs import Run
+
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    ending = Path(output).suffix.lower()
+    if not folders:
+        raise ContextsegError("export", "no run", "give the folder of a finished run")
+    if ending not in (".zip", ".onnx", ".pt2"):
+        raise ContextsegError(output, "not the ending of a model", "end in .zip, .onnx or .pt2")
+    if ending == ".zip":
+        return export_archive([Run.open(folder) for folder in folders], output, licence, note)
+    return export_network(open_predictor(folders, "cpu"), output, licence, note)
 
 
 def _of_prediction(name: str) -> str:
@@ -337,7 +381,7 @@ def two_stage(
     """Segment scans in two stages: a run labels some slices, the best of them fill the rest.
 
     Args:
-        reference: A finished run; a 2-D one sees the sampled slices alone.
+        reference: A finished run or exported model; a 2-D one sees the sampled slices alone.
         images: A scan, a folder of scans, or the folder of a data set.
         output: Folder of the label maps, and of `two-stage.csv`, which says for each class where
             it was found and flags what was missed. What is there already is kept.

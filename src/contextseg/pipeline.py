@@ -16,12 +16,13 @@ from contextseg.disk import digest, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
+from contextseg.models import open_archive
 from contextseg.methods import METHODS, Method
 from contextseg.predictor import Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
 from contextseg.run_folder import INPUTS, stale_inputs
 from contextseg.runs import Run
-from contextseg.settings import AUTO_FOLD, Settings
+from contextseg.settings import AUTO_FOLD, PredictionSettings, Settings
 from contextseg.training import Training
 
 if TYPE_CHECKING:
@@ -200,35 +201,47 @@ def pipeline_cases(run: Run, test: bool = True) -> list[Case]:
 # --- predictions ----------------------------------------------------------------------------------
 
 
-def open_predictor(folders: Sequence[str | Path], device: str = "") -> Predictor:
-    """The finished methods of one or several runs as one `Predictor`.
+def open_predictor(models: Sequence[str | Path], device: str = "") -> Predictor:
+    """The finished methods of one or several models as one `Predictor`.
 
     Args:
-        folders: Folders of finished runs; several are an ensemble, the mean of their logits.
+        models: Folders of finished runs, or files of exported models (`export_archive`); several
+            are an ensemble, the mean of their logits.
         device: Where the networks run, see `Run.finished`.
 
     Returns:
-        A predictor with the prediction settings of the first run.
+        A predictor with the prediction settings of the first model.
 
     Raises:
-        ContextsegError: A run is not finished, or its plan differs in more than normalisation.
+        ContextsegError: A run is not finished, a file is no model, or a plan differs in more than
+            normalisation.
     """
-    runs = [Run.open(folder) for folder in folders]
-    first = runs[0]
-    for run in runs[1:]:
-        for name in ("classes", "values", "orientation", "spacing_mm", "patch_vox"):
-            if getattr(run.plan, name) != getattr(first.plan, name):
-                what = f"its plan differs in {name} from that of {first.folder}"
-                raise ContextsegError(run.folder, what, "predict with each on its own")
-    members = [Member(run.finished(device), run.plan) for run in runs]
-    return Predictor(members, first.settings.prediction)
+    opened = [_open_model(model, device) for model in models]
+    (first, *_), settings = opened[0]
+    for model, (members, _) in zip(models, opened):
+        for member in members:
+            for name in ("classes", "values", "orientation", "spacing_mm", "patch_vox"):
+                if getattr(member.plan, name) != getattr(first.plan, name):
+                    what = f"its plan differs in {name} from that of {models[0]}"
+                    raise ContextsegError(model, what, "predict with each on its own")
+    return Predictor([member for members, _ in opened for member in members], settings)
+
+
+def _open_model(
+    model: str | Path, device: str = ""
+) -> tuple[Sequence[Member], PredictionSettings]:
+    """The members of a run's folder or of an exported file, and its settings of prediction."""
+    if Path(model).is_dir() or not Path(model).suffix:
+        run = Run.open(model)
+        return [Member(run.finished(device), run.plan)], run.settings.prediction
+    return open_archive(model, device)
 
 
 def open_propagation_model(folder: str | Path) -> PropagationModel:
     """The network of a finished run of method "stcn", which fills a scan from labelled slices.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, or the file that it was exported to.
 
     Returns:
         The network, its plan, and the axes along which it was trained.
@@ -236,12 +249,13 @@ def open_propagation_model(folder: str | Path) -> PropagationModel:
     Raises:
         ContextsegError: The run is not finished, or of a method that needs no labelled slices.
     """
-    run = Run.open(folder)
-    method: Any = run.finished()
+    (member, *_), _ = _open_model(folder)
+    method: Any = member.method
     if not method.guided:
-        what = f"a run of method {run.settings.method}, which needs no labelled slices"
+        name = type(method).__name__
+        what = f"a model of method {name}, which needs no labelled slices"
         raise ContextsegError(folder, what, "give a run of `contextseg train --method stcn`")
-    return PropagationModel(method.net, run.plan, method.clips["axes"])
+    return PropagationModel(method.net, member.plan, method.clips["axes"])
 
 
 # --- evaluation and report ------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Snapshot:
             tuple(validation),
             {name: annotated.get(name) for name in used},
             tuple(name for name in annotated if name in unused),
-            {name: ("", "") for name in used},
+            dict.fromkeys(used, ("", "")),
         )
 
     def with_digests(self, digests: FileDigests, folder: str | Path) -> Snapshot:

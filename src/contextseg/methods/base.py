@@ -6,7 +6,7 @@ import abc
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,8 +78,20 @@ class Method(nn.Module, abc.ABC):
     `initialise` loads them; an empty path is no file.
     """
 
+    private_state: tuple[str, ...] = ()
+    """Names of tensors of the state that hold voxels of training scans, and that no prediction
+    needs: they are left out where a model is exported."""
+
+    made_with: Mapping[str, Any] = {}
+    """The arguments that it was constructed with, but the plan, by name; noted by itself."""
+
     weights_report: dict[str, dict[str, Any]] | None = None
     """What `initialise` loaded, skipped and missed, by network, ready for JSON; None if nothing."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" in cls.__dict__:
+            setattr(cls, "__init__", _noting(cls.__dict__["__init__"]))  # noqa: B010
 
     @abc.abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -181,6 +193,19 @@ class Method(nn.Module, abc.ABC):
             the ranks. {}, the default, for methods without a look-ahead.
         """
         return {}
+
+
+def _noting(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that notes its arguments in `made_with`; of nested ones the outermost does."""
+
+    @wraps(init)
+    def noting(self: Any, plan: Plan, *args: Any, **keywords: Any) -> None:
+        if "made_with" not in self.__dict__:
+            bound = inspect.signature(init).bind(self, plan, *args, **keywords).arguments
+            self.__dict__["made_with"] = dict(list(bound.items())[2:])
+        init(self, plan, *args, **keywords)
+
+    return noting
 
 
 # --- what a recipe may ask of its run -------------------------------------------------------------
