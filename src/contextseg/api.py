@@ -103,6 +103,7 @@ def train(
     fold: int | str = "auto",
     seed: int = 0,
     plan: StrPath | Plan | None = None,
+    init: StrPath | None = None,
     roi: Sequence[str] = (),
     verbose: bool = True,
     **settings: Any,
@@ -117,6 +118,9 @@ def train(
             data set has a labelled test split.
         seed: Same seed, same result, bit for bit on a CPU.
         plan: A plan, or the file of one, in place of one made by the rules.
+        init: A run, an exported model or a file of weights to start from, for other classes and
+            channels too. What is loaded, skipped and missing is said, and noted in the training
+            stage's `weights.json`. None for new weights.
         roi: Classes to segment; the others are background. () for all.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
@@ -131,6 +135,7 @@ def train(
     from contextseg.pipeline import train_run
 
     with _ranks():
+        settings |= _start_weights(init, method, settings)
         run = _run(dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose))
         train_run(run)
     return run
@@ -144,6 +149,7 @@ def run(
     fold: int | str = "auto",
     seed: int = 0,
     plan: StrPath | Plan | None = None,
+    init: StrPath | None = None,
     roi: Sequence[str] = (),
     verbose: bool = True,
     **settings: Any,
@@ -160,6 +166,9 @@ def run(
         fold: As for `train`.
         seed: Same seed, same result, bit for bit on a CPU.
         plan: A plan, or the file of one, in place of one made by the rules.
+        init: A run, an exported model or a file of weights to start from, for other classes and
+            channels too. What is loaded, skipped and missing is said, and noted in the training
+            stage's `weights.json`. None for new weights.
         roi: Classes to segment; the others are background. () for all.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
@@ -173,6 +182,7 @@ def run(
     from contextseg.pipeline import run_pipeline
 
     with _ranks():
+        settings |= _start_weights(init, method, settings)
         opened = _run(
             dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose)
         )
@@ -516,6 +526,26 @@ def _refuse_to_overwrite(output: StrPath | None, scan: Any, labels: Any) -> None
 
 def _resolved(path: StrPath | None) -> str:
     return str(Path(path).resolve()) if path else ""
+
+
+def _start_weights(
+    init: StrPath | None, method: str, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """The settings that `init` stands for: the start weights of each network of the method."""
+    from contextseg.settings import names
+
+    if init is None:
+        return {}
+    if {"weights", "arguments.weights"} & set(settings):
+        what = "weights are set as well"
+        raise ContextsegError(f"init={init}", what, "give one of the two")
+    known = [f"arguments.{name}" for name in ("weights", "second_weights")]
+    chosen = [name for name in known if name in names(method)]
+    if not chosen:
+        what = f"method {method} has no argument `weights`"
+        raise ContextsegError(f"init={init}", what, "leave it out")
+    path = str(Path(init).absolute())
+    return {name: path for name in chosen if name.split(".")[1] not in settings}
 
 
 def _run(

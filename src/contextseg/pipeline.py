@@ -16,8 +16,8 @@ from contextseg.disk import digest, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
-from contextseg.models import open_archive
 from contextseg.methods import METHODS, Method
+from contextseg.models import open_archive
 from contextseg.predictor import Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
 from contextseg.run_folder import INPUTS, stale_inputs
@@ -227,9 +227,7 @@ def open_predictor(models: Sequence[str | Path], device: str = "") -> Predictor:
     return Predictor([member for members, _ in opened for member in members], settings)
 
 
-def _open_model(
-    model: str | Path, device: str = ""
-) -> tuple[Sequence[Member], PredictionSettings]:
+def _open_model(model: str | Path, device: str = "") -> tuple[Sequence[Member], PredictionSettings]:
     """The members of a run's folder or of an exported file, and its settings of prediction."""
     if Path(model).is_dir() or not Path(model).suffix:
         run = Run.open(model)

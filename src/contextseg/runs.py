@@ -40,6 +40,7 @@ from contextseg.disk import changes, read_json, replacing, write_json
 from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import BatchSource, Maps
+from contextseg.nets.sources import start_weights_exist
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
@@ -197,8 +198,8 @@ class Run(RunFolder):
         """
         for name in ("weights", "second_weights"):
             path = self.settings.arguments.get(name)
-            if path and not self.done("train-1") and not Path(path).is_file():
-                what = "there is no such file of weights"
+            if path and not self.done("train-1") and not start_weights_exist(path):
+                what = "there is no such file of weights, and no run in a folder of that name"
                 raise ContextsegError(f"--set {name}={path}", what, "check the path")
 
         def work(folder: Path, progress: Progress) -> None:

@@ -12,9 +12,7 @@ from contextseg.console import say
 
 
 def export(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Finished runs; several are an ensemble.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs; several are an ensemble.")],
     output: Annotated[
         Path,
         typer.Argument(

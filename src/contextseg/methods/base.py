@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,8 @@ from contextseg.data.plan import Plan
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.losses import LOSSES, POOLED, Loss
 from contextseg.nets import NETS, Presence
-from contextseg.nets.weights import load_weights
+from contextseg.nets.sources import read_start_weights
+from contextseg.nets.weights import OUR_LEADS, Loaded, Names, copy_weights
 from contextseg.ranks import Mean
 from contextseg.volume import Volume
 
@@ -75,7 +76,8 @@ class Method(nn.Module, abc.ABC):
     start_weights: Mapping[str, str] = {}
     """Files of weights to start from, by the network's attribute, such as {"net": PATH}.
 
-    `initialise` loads them; an empty path is no file.
+    `initialise` loads them; a run's folder or an exported model may stand for its file, and an
+    empty path is no file.
     """
 
     private_state: tuple[str, ...] = ()
@@ -84,6 +86,9 @@ class Method(nn.Module, abc.ABC):
 
     made_with: Mapping[str, Any] = {}
     """The arguments that it was constructed with, but the plan, by name; noted by itself."""
+
+    io_names: Names = Names()
+    """Names of the plan's classes and channels; noted by itself."""
 
     weights_report: dict[str, dict[str, Any]] | None = None
     """What `initialise` loaded, skipped and missed, by network, ready for JSON; None if nothing."""
@@ -126,15 +131,63 @@ class Method(nn.Module, abc.ABC):
         Raises:
             ContextsegError: A file is missing, damaged, or of another network.
         """
-        report = {}
+        report: dict[str, dict[str, Any]] = {}
         for name, path in self.start_weights.items():
-            if path:
-                part = self.get_submodule(name)
-                network = part.net if isinstance(part, Presence) else part
-                loaded = load_weights(network, path)
+            if not path:
+                continue
+            others = self._start_others(path)
+            loaded = self._start_part(name, path)
+            if loaded is not None:
+                skipped = tuple(n for n in loaded.skipped if n not in others)
+                loaded = replace(loaded, skipped=skipped)
                 say(f"{name}: weights of {path}: {loaded}")
                 report[name] = {"file": str(path), **asdict(loaded)}
+            if others and "others" not in report:
+                say(f"besides, of {path}: {len(others)} tensors such as {others[0]}")
+                report["others"] = {"file": str(path), "loaded": others}
         self.weights_report = report or None
+
+    def _start_part(self, name: str, path: str) -> Loaded | None:
+        """Load the start weights of one network; None where it keeps its new ones."""
+        start = read_start_weights(path)
+        part = self.get_submodule(name)
+        own = [
+            lead
+            for lead in (f"{name}.net.", f"{name}.")
+            if any(tensor.startswith(lead) for tensor in start.tensors)
+        ]
+        names = list(self.start_weights)
+        before = [
+            other for other in names[: names.index(name)] if self.start_weights[other] == path
+        ]
+        if before and not own:  # networks that teach each other must not begin as one
+            say(f"{name}: new weights; {path} has one network, which {before[0]} begins with")
+            return None
+        network = part.net if isinstance(part, Presence) else part
+        return copy_weights(network, start, path, names=self.io_names, leads=(*own, *OUR_LEADS))
+
+    def _start_others(self, path: str) -> list[str]:
+        """Load what a file has under the same names outside the networks; the names.
+
+        That is a presence head, or what splits the background, for the same classes.
+        """
+        start = read_start_weights(path)
+        if start.classes and self.io_names.classes != start.classes:
+            return []
+        parts = {name: self.get_submodule(name) for name in self.start_weights}
+        networks = tuple(
+            f"{name}.net." if isinstance(part, Presence) else f"{name}."
+            for name, part in parts.items()
+        )
+        state = self.state_dict()
+        loaded = []
+        for name, x in start.tensors.items():
+            if name.startswith(networks) or name in self.private_state or name not in state:
+                continue
+            if state[name].shape == x.shape:
+                state[name].copy_(x)
+                loaded.append(name)
+        return loaded
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """The groups of parameters that are clipped and stepped together, and their optimisers.
@@ -203,6 +256,8 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
         if "made_with" not in self.__dict__:
             bound = inspect.signature(init).bind(self, plan, *args, **keywords).arguments
             self.__dict__["made_with"] = dict(list(bound.items())[2:])
+            channels = tuple(channel.name for channel in plan.channels)
+            self.__dict__["io_names"] = Names(plan.classes, channels)
         init(self, plan, *args, **keywords)
 
     return noting

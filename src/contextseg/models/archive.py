@@ -23,13 +23,13 @@ from typing import Any
 import torch
 
 import contextseg
+from contextseg import methods as known_methods
 from contextseg.data.plan import Plan
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
-from contextseg.models.card import card, licence_text, recipe_of
-from contextseg import methods as known_methods
 from contextseg.methods import Method
 from contextseg.methods.presence import head_of
+from contextseg.models.card import card, licence_text, recipe_of
 from contextseg.predictor import Member
 from contextseg.runs import Run
 from contextseg.settings import PredictionSettings
@@ -121,9 +121,7 @@ def _json(content: Any) -> bytes:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def open_archive(
-    path: str | Path, device: str = ""
-) -> tuple[list[Member], PredictionSettings]:
+def open_archive(path: str | Path, device: str = "") -> tuple[list[Member], PredictionSettings]:
     """The model in a zip file that `export_archive` wrote.
 
     Args:
@@ -151,8 +149,9 @@ def open_archive(
         raise ContextsegError(path, "there is no such file", remedy) from None
     except (zipfile.BadZipFile, OSError) as error:
         what = f"this file is no model, or damaged ({error})"
-        raise ContextsegError(path, what, "give the folder of a run, or a zip file of "
-                              "`contextseg export`") from error
+        raise ContextsegError(
+            path, what, "give the folder of a run, or a zip file of `contextseg export`"
+        ) from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"this file is no model that can be read ({error!r})"
         raise ContextsegError(path, what, _REMEDY) from error
@@ -210,7 +209,7 @@ def _member(path: str | Path, file: zipfile.ZipFile, row: Mapping[str, Any]) -> 
 
 def _method_class(path: str | Path, name: str) -> type[Method]:
     """The class of that name among the methods that are there; a file can name no other."""
-    left: list[type[Method]] = [Method]
+    left: list[type[Method]] = [Method]  # type: ignore[type-abstract]
     known: dict[str, type[Method]] = {}
     while left:
         below = left.pop().__subclasses__()

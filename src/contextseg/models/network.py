@@ -21,8 +21,8 @@ import contextseg
 from contextseg.data.plan import Channel
 from contextseg.disk import replacing, write_json
 from contextseg.errors import ContextsegError
-from contextseg.models.card import licence_text
 from contextseg.methods import Method
+from contextseg.models.card import licence_text
 from contextseg.predictor import Predictor, sliding_window_arguments
 
 NETWORK_FORMAT = "contextseg network"
@@ -30,30 +30,30 @@ NETWORK_VERSION = 1
 """What the JSON file says of itself."""
 
 _STEPS = (
-    "Turn each scan to `orientation`: letters of the directions in which D, H and W grow. Channels "
-    "are the scan's files in the order of `scanned`.",
-    "Find the body and crop to its box, all channels alike. Block means of b voxels, b = max(1, "
-    "n // 128) along each axis, of the first channel. `ct`: above -500, eroded by one block in each "
-    "axial slice; of the parts (6 neighbours) of the mask those with 2 % of the largest one's "
+    "Turn each scan to `orientation`: letters of the directions in which D, H and W grow. Its "
+    "channels are the files in the order of `scanned`.",
+    "Find the body and crop to its box, all channels alike. Take means of blocks of b voxels of the "
+    "first channel, b = max(1, n // 128) along each axis. `ct`: above -500, eroded by one block in "
+    "each axial slice; of the parts (6 neighbours) of the mask those with 2 % of the largest one's "
     "eroded blocks; the eroded mask dilated 4 times inside the mask. Else: above the smallest mean "
     "(at most 0) + a tenth of the 98th percentile's distance from it or, where a quarter of the "
     "voxels has the value of most corners, what differs from that in any channel; of its parts "
     "those with 2 % of the largest. Holes of axial slices are filled.",
-    "Mean and standard deviation of each channel inside the body, smallest and largest value inside "
-    "the box.",
+    "Take mean and standard deviation of each channel inside the body, smallest and largest value "
+    "inside the box.",
     "Resample the box to `spacing_mm`, round(n * spacing / spacing_mm) voxels, by splines of "
     "`spline_orders` along D, H, W (scipy.ndimage.zoom, mode nearest, grid_mode), and clip to the "
     "smallest and largest value.",
     "Normalise by `channels`, each from the scan's channel `source`. ct: clip to [low, high], "
     "subtract mean, divide by sd. window: clip to [low, high], subtract low, divide by high - low. "
-    "zscore: mean and sd of the body. rescale: subtract low, divide by high - low, of the box where "
-    "these are equal. none: as it is. place: (i + 0.5) / slices along D.",
-    "Slide the network over the image in patches of `patch_vox` (two numbers: one slice at a time); "
-    "an axis shorter than the patch is padded with zeros, the smaller half first. Windows start at "
-    "round((size - patch) * i / gaps), gaps = ceil((size - patch) / (patch * step)). Average the "
-    "logits over all mirrors of `mirror_axes` of (D, H, W), classes of `swaps` exchanged where "
-    "`lateral_axis` is mirrored, and over the windows by a Gaussian around voxel patch // 2 with "
-    "sigma patch / 8.",
+    "zscore: mean and sd of the body. rescale: subtract low, divide by high - low, those of the "
+    "box where high is not above low. none: as it is. place: (i + 0.5) / slices along D.",
+    "Slide the network over the image in patches of `patch_vox` (two numbers: one slice at a "
+    "time); an axis shorter than the patch is padded with zeros, the smaller half first. Windows "
+    "start at round((size - patch) * i / gaps), gaps = ceil((size - patch) / (patch * step)). "
+    "Average the logits over all mirrors of `mirror_axes` of (D, H, W), classes of `swaps` "
+    "exchanged where `lateral_axis` is mirrored, and over the windows by a Gaussian around voxel "
+    "patch // 2 with sigma patch / 8.",
     "Interpolate the logits linearly to the box before resampling, take the class of the largest, "
     "write its value from `values`; outside the box it is the first. Turn back.",
 )
@@ -87,7 +87,7 @@ class PatchNetwork(nn.Module):
 def export_network(
     predictor: Predictor, output: str | Path, licence: str = "", note: str = ""
 ) -> Path:
-    """Write the network of a predictor, and `describe` it in a JSON file beside it.
+    """Write the network of a predictor, and `network_description` it in a JSON file beside it.
 
     Args:
         predictor: The predictor, on the CPU; an ensemble becomes one network.
@@ -124,12 +124,12 @@ def export_network(
             what = f"this network cannot be exported so ({type(error).__name__}: {why[:200]})"
             raise ContextsegError(output, what, "export it as model.zip") from error
     words = {"licence": licence_text(licence).strip(), "note": note}
-    content = {**describe(predictor, [c for way in ways for c in way]), **words}
+    content = {**network_description(predictor, [c for way in ways for c in way]), **words}
     write_json(output.with_name(f"{output.name}.json"), {"file": output.name, **content})
     return output
 
 
-def describe(predictor: Predictor, channels: Sequence[Channel]) -> dict[str, Any]:
+def network_description(predictor: Predictor, channels: Sequence[Channel]) -> dict[str, Any]:
     """What comes before and after the network on a patch, as JSON content.
 
     Args:
