@@ -33,7 +33,6 @@ from contextseg.volume import read, read_labels, write
 torch.set_num_threads(1)
 TINY = ["steps=1", "patch_vox=16,16,16", "batch_size=2", "base_width=4", "max_levels=2"]
 TINY += ["device=cpu", "prediction.mirror=false"]
-FLAT = ["dims=2", "patch_vox=16,16"]
 
 
 @pytest.fixture(scope="module")
@@ -126,40 +125,7 @@ def test_a_damaged_split_is_one_message(copies: tuple[Path, Path]) -> None:
         Run(run, Settings(str(data), fold=0).set(TINY)).split  # noqa: B018
 
 
-# --- models without their training data -----------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("method", "more", "roi"),
-    [
-        ("supervised", ["presence_weight=0.1"], ()),
-        ("colab", [], ()),
-        ("context", ["context=kmeans"], ()),
-        ("context", ["context=anatomy"], ("bright",)),
-        ("cmu", FLAT, ()),
-        ("cps", [], ()),
-        ("pseudo", ["models=2", "threshold=0.01"], ()),
-        ("stcn", [], ()),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, list | tuple) else value,
-)
-def test_a_model_loads_where_the_training_data_is_not(
-    data: Path, tmp_path: Path, method: str, more: list[str], roi: tuple[str, ...]
-) -> None:
-    here = tmp_path / "data"
-    shutil.copytree(data, here)
-    settings = Settings(str(here), method, fold=0, roi=roi).set([*TINY, *more])
-    trained = train_run(Run(tmp_path / "run", settings))
-    (here / "imagesTs").rename(tmp_path / "scans")
-    shutil.rmtree(here)
-    if method == "stcn":
-        assert open_propagation_model(tmp_path / "run").plan == Run.open(tmp_path / "run").plan
-        return
-    predictor = open_predictor([tmp_path / "run"])
-    state = predictor.members[0].method.state_dict()
-    assert all(torch.equal(state[name], x) for name, x in trained.state_dict().items())
-    made = predictor.predict_folder(tmp_path / "scans", tmp_path / "out")
-    assert len(made) == 2
+# --- a data set that changed ----------------------------------------------------------------------
 
 
 def test_a_run_without_a_split_still_opens(copies: tuple[Path, Path]) -> None:
@@ -173,9 +139,6 @@ def test_a_run_without_a_split_still_opens(copies: tuple[Path, Path]) -> None:
     assert opened.changes() == []
     assert [c.name for c in opened.split[1]] == [c.name for c in was[1]]
     assert {name: t for name, t in times(run).items() if name != "files.json"} == before
-
-
-# --- a data set that changed ----------------------------------------------------------------------
 
 
 def test_nothing_is_done_again_where_nothing_changed(
