@@ -20,11 +20,8 @@ from contextseg.data.snapshot import FileDigests, Snapshot
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import (
-    open_predictor,
-    open_propagation_model,
     resolve_fold,
     run_pipeline,
-    train_run,
 )
 from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, Settings
