@@ -1,7 +1,7 @@
 """The network of a model on one patch, for other tools to run: ONNX, or a torch program.
 
 What comes before and after the network is described in a JSON file beside it, `model.onnx.json`:
-with it, a reader needs nothing of contextseg. `examples/run_onnx.py` is one, in sixty lines.
+with it, a reader needs nothing of contextseg. `examples/run_onnx.py` is one.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ NETWORK_VERSION = 1
 _STEPS = (
     "Turn each scan to `orientation`: letters of the directions in which D, H and W grow. Its "
     "channels are the files in the order of `scanned`.",
-    "Find the body and crop to its box, all channels alike. Take means of blocks of b voxels of the "
-    "first channel, b = max(1, n // 128) along each axis. `ct`: above -500, eroded by one block in "
-    "each axial slice; of the parts (6 neighbours) of the mask those with 2 % of the largest one's "
+    "Find the body and crop to its box, all channels alike. Take means of blocks of b voxels of "
+    "the first channel, b = max(1, n // 128) along each axis. `ct`: above -500, eroded by one "
+    "block in each axial slice; of the parts (6 neighbours) of the mask those with 2 % of the "
+    "largest one's "
     "eroded blocks; the eroded mask dilated 4 times inside the mask. Else: above the smallest mean "
     "(at most 0) + a tenth of the 98th percentile's distance from it or, where a quarter of the "
     "voxels has the value of most corners, what differs from that in any channel; of its parts "
