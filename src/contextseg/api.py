@@ -107,6 +107,7 @@ def train(
     fold: int | str = "auto",
     seed: int = 0,
     plan: StrPath | Plan | None = None,
+    init: StrPath | None = None,
     roi: Sequence[str] = (),
     verbose: bool = True,
     **settings: Any,
@@ -121,6 +122,9 @@ def train(
             data set has a labelled test split.
         seed: Same seed, same result, bit for bit on a CPU.
         plan: A plan, or the file of one, in place of one made by the rules.
+        init: A run, an exported model or a file of weights to start from, for other classes and
+            channels too. What is loaded, skipped and missing is said, and noted in the training
+            stage's `weights.json`. None for new weights.
         roi: Classes to segment; the others are background. () for all.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
@@ -135,6 +139,7 @@ def train(
     from contextseg.pipeline import train_run
 
     with _ranks():
+        settings |= _start_weights(init, method, settings)
         run = _run(dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose))
         train_run(run)
     return run
@@ -148,6 +153,7 @@ def run(
     fold: int | str = "auto",
     seed: int = 0,
     plan: StrPath | Plan | None = None,
+    init: StrPath | None = None,
     roi: Sequence[str] = (),
     verbose: bool = True,
     **settings: Any,
@@ -164,6 +170,9 @@ def run(
         fold: As for `train`.
         seed: Same seed, same result, bit for bit on a CPU.
         plan: A plan, or the file of one, in place of one made by the rules.
+        init: A run, an exported model or a file of weights to start from, for other classes and
+            channels too. What is loaded, skipped and missing is said, and noted in the training
+            stage's `weights.json`. None for new weights.
         roi: Classes to segment; the others are background. () for all.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
@@ -177,6 +186,7 @@ def run(
     from contextseg.pipeline import run_pipeline
 
     with _ranks():
+        settings |= _start_weights(init, method, settings)
         opened = _run(
             dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose)
         )
@@ -210,7 +220,8 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
-        *runs: Folders of finished runs. Several are an ensemble, the mean of their logits.
+        *runs: Folders of finished runs, or files that `export` wrote. Several are an ensemble, the
+            mean of their logits.
         device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
             trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
@@ -233,6 +244,49 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     words = assignments({_of_prediction(name): value for name, value in settings.items()})
     asked = Settings("", prediction=predictor.settings).set(words)
     return replace(predictor, settings=asked.prediction)
+
+
+def export(
+    runs: StrPath | Sequence[StrPath],
+    output: StrPath,
+    *,
+    licence: str = "",
+    note: str = "",
+) -> Path:
+    """Write a trained model as one file that travels: without training data, without a patient.
+
+    The ending of the file says what it is. A `.zip` holds weights, plan, recipe, licence and a
+    model card; `load` and `contextseg predict` take it in place of a run. An `.onnx` runs in ONNX
+    Runtime, and a `.pt2` is a program of `torch.export`: both are the network on one patch, and a
+    JSON file beside it (`model.onnx.json`) describes what comes before and after it
+    (`examples/run_onnx.py` does that).
+
+    Args:
+        runs: Folder of a finished run; several are an ensemble.
+        output: The file.
+        licence: The model's licence: words, such as "CC BY 4.0", or a file of text.
+        note: What the model card should say besides: words, or a file of text.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ContextsegError: A run is not finished, the ending is unknown, a method cannot be exported
+            so, or the extra `onnx` is not installed.
+    """
+    from contextseg.models import export_archive, export_network
+    from contextseg.pipeline import open_predictor
+    from contextseg.runs import Run
+
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    ending = Path(output).suffix.lower()
+    if not folders:
+        raise ContextsegError("export", "no run", "give the folder of a finished run")
+    if ending not in (".zip", ".onnx", ".pt2"):
+        raise ContextsegError(output, "not the ending of a model", "end in .zip, .onnx or .pt2")
+    if ending == ".zip":
+        return export_archive([Run.open(folder) for folder in folders], output, licence, note)
+    return export_network(open_predictor(folders, "cpu"), output, licence, note)
 
 
 def _of_prediction(name: str) -> str:
@@ -457,7 +511,7 @@ def two_stage(
     """Segment scans in two stages: a run labels some slices, the best of them fill the rest.
 
     Args:
-        reference: A finished run; a 2-D one sees the sampled slices alone.
+        reference: A finished run or exported model; a 2-D one sees the sampled slices alone.
         images: A scan, a folder of scans, or the folder of a data set.
         output: Folder of the label maps, and of `two-stage.csv`, which says for each class where
             it was found and flags what was missed. What is there already is kept.
@@ -594,6 +648,26 @@ def _resolved(path: StrPath | None) -> str:
     return str(Path(path).resolve()) if path else ""
 
 
+def _start_weights(
+    init: StrPath | None, method: str, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """The settings that `init` stands for: the start weights of each network of the method."""
+    from contextseg.settings import names
+
+    if init is None:
+        return {}
+    if {"weights", "arguments.weights"} & set(settings):
+        what = "weights are set as well"
+        raise ContextsegError(f"init={init}", what, "give one of the two")
+    known = [f"arguments.{name}" for name in ("weights", "second_weights")]
+    chosen = [name for name in known if name in names(method)]
+    if not chosen:
+        what = f"method {method} has no argument `weights`"
+        raise ContextsegError(f"init={init}", what, "leave it out")
+    path = str(Path(init).absolute())
+    return {name: path for name in chosen if name.split(".")[1] not in settings}
+
+
 def _run(
     dataset: StrPath,
     output: StrPath,
@@ -610,7 +684,7 @@ def _run(
     from contextseg.runs import Run
 
     chosen = _settings(dataset, method, fold, seed, roi, settings)
-    opened = Run(output, resolve_fold(chosen), bar)
+    opened = Run(output, resolve_fold(chosen, output), bar)
     if plan:
         opened.use_plan(plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
     return opened

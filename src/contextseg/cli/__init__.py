@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from contextseg import __version__
-from contextseg.cli import annotating, data, measuring, segmenting, studies, training
+from contextseg.cli import annotating, data, measuring, models, segmenting, studies, training
 from contextseg.errors import ContextsegError
 
 app = typer.Typer(
@@ -61,6 +61,12 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
         segmenting.predict,
         "contextseg predict runs/plain --input imagesTs --output predictions. Ensemble of folds: "
         "contextseg predict runs/fold0 runs/fold1 --input scan.nii.gz --output predictions",
+    ),
+    (
+        "export",
+        models.export,
+        "contextseg export runs/plain model.zip --licence 'CC BY 4.0'. For other tools: "
+        "contextseg export runs/plain model.onnx",
     ),
     (
         "evaluate",

@@ -14,6 +14,7 @@ from contextseg.cli.options import (
     ContextClasses,
     Dataset,
     Fold,
+    Init,
     Method,
     Output,
     PlanFile,
@@ -36,6 +37,7 @@ def train(
     fold: Fold = "auto",
     seed: Seed = 0,
     plan: PlanFile = None,
+    init: Init = None,
     roi: Roi = [],  # noqa: B006  typer copies it
     context: Context = "",
     context_classes: ContextClasses = 2,
@@ -53,6 +55,7 @@ def train(
         fold=fold,
         seed=seed,
         plan=plan,
+        init=init,
         roi=roi,
         **more,
         **settings(set_, api.train),
@@ -67,6 +70,7 @@ def run(
     fold: Fold = "auto",
     seed: Seed = 0,
     plan: PlanFile = None,
+    init: Init = None,
     roi: Roi = [],  # noqa: B006
     context: Context = "",
     context_classes: ContextClasses = 2,
@@ -84,6 +88,7 @@ def run(
         fold=fold,
         seed=seed,
         plan=plan,
+        init=init,
         roi=roi,
         **more,
         **settings(set_, api.run),
@@ -106,6 +111,7 @@ def pseudo(
     fold: Fold = "auto",
     seed: Seed = 0,
     plan: PlanFile = None,
+    init: Init = None,
     roi: Roi = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
 ) -> None:
@@ -127,6 +133,7 @@ def pseudo(
         fold=fold,
         seed=seed,
         plan=plan,
+        init=init,
         roi=roi,
         **{**own, **settings(set_, api.run)},
     )

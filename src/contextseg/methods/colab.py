@@ -392,6 +392,8 @@ class CoLab(Method):
         ContextsegError: A name is unknown, or a number is out of its range.
     """
 
+    private_state = ("watched", "snapshots")
+
     watched: Tensor
     """The patch whose contexts are kept, (1, C, *patch) float16: the first item of the first batch.
     """

@@ -22,6 +22,8 @@ RECORD = "predicted_by.json"
 def weights_digest(network: torch.nn.Module) -> str:
     """16 hexadecimal digits that name the values of all weights, on whatever device they are.
 
+    What a method keeps of its training scans (`Method.private_state`) does not count.
+
     Args:
         network: The network, or a method with its networks.
 
@@ -29,7 +31,10 @@ def weights_digest(network: torch.nn.Module) -> str:
         The digest of its state.
     """
     hashed = hashlib.blake2b(digest_size=8)
+    private = getattr(network, "private_state", ())
     for name, value in sorted(network.state_dict().items()):
+        if name in private:
+            continue
         hashed.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         hashed.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
