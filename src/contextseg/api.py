@@ -130,10 +130,10 @@ def train(
     """
     from contextseg.pipeline import train_run
 
-    with _ranks():
-        run = _run(dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose))
-        train_run(run)
-    return run
+    bar = progress_of(verbose)
+    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
+        train_run(opened)
+    return opened
 
 
 def run(
@@ -172,10 +172,8 @@ def run(
     """
     from contextseg.pipeline import run_pipeline
 
-    with _ranks():
-        opened = _run(
-            dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose)
-        )
+    bar = progress_of(verbose)
+    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
         return run_pipeline(opened)
 
 
@@ -196,7 +194,8 @@ def demo(output: StrPath = "demo", *, verbose: bool = True, **settings: Any) -> 
     from contextseg.runs import Run
 
     chosen = demo_settings().set(assignments(settings))
-    return run_pipeline(Run(output, chosen, progress_of(verbose)))
+    with _locked(output):
+        return run_pipeline(Run(output, chosen, progress_of(verbose)))
 
 
 # --- segmenting -----------------------------------------------------------------------------------
@@ -474,6 +473,7 @@ def _resolved(path: StrPath | None) -> str:
     return str(Path(path).resolve()) if path else ""
 
 
+@contextmanager
 def _run(
     dataset: StrPath,
     output: StrPath,
@@ -484,16 +484,18 @@ def _run(
     roi: Sequence[str],
     settings: Mapping[str, Any],
     bar: ProgressBar,
-) -> Run:
+) -> Iterator[Run]:
+    """The run of these settings, opened in a folder that is locked as long as the block lasts."""
     from contextseg.data.plan import Plan
     from contextseg.pipeline import resolve_fold
     from contextseg.runs import Run
 
-    chosen = _settings(dataset, method, fold, seed, roi, settings)
-    opened = Run(output, resolve_fold(chosen), bar)
-    if plan:
-        opened.use_plan(plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
-    return opened
+    chosen = resolve_fold(_settings(dataset, method, fold, seed, roi, settings))
+    with _locked(output):
+        opened = Run(output, chosen, bar)
+        if plan:
+            opened.use_plan(plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
+        yield opened
 
 
 def _settings(
@@ -514,6 +516,18 @@ def _settings(
     folder = str(Path(dataset).absolute())
     made = Settings(folder, method, number, seed, roi=tuple(roi))
     return made.set(assignments(settings))
+
+
+@contextmanager
+def _locked(folder: StrPath) -> Iterator[None]:
+    """Keep other processes, but not the other ranks of this one, out of the folder of a run."""
+    from contextseg.disk import lock_folder
+
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with lock_folder(folder):
+        yield
 
 
 @contextmanager

@@ -51,7 +51,11 @@ def map_cases(
             return error
 
     with ThreadPoolExecutor(workers or default_workers()) as pool:
-        for done, (case, result) in enumerate(zip(cases, pool.map(attempt, cases)), 1):
-            if progress:
-                progress(done, len(cases))
-            yield case, result
+        try:
+            for done, (case, result) in enumerate(zip(cases, pool.map(attempt, cases)), 1):
+                if progress:
+                    progress(done, len(cases))
+                yield case, result
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all the other cases were done first
+            raise

@@ -36,7 +36,7 @@ from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import restricted
 from contextseg.data.sampling import Sampler
-from contextseg.disk import changes, read_json, replacing, write_json, writing
+from contextseg.disk import changes, read_json, replacing, visible_files, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import BatchSource, Maps
@@ -218,7 +218,7 @@ class Run:
             peak_mb, and peak_gpu_mb where there was a GPU.
         """
         costs = []
-        for path in self.folder.glob("*/done.json"):
+        for path in visible_files(self.folder, "*/done.json"):
             content = read_json(path)
             old = re.match(r"(\d\d)-", path.parent.name)
             position = content.pop("position", int(old[1]) if old else 0)
@@ -555,7 +555,7 @@ class Run:
                 progress(done, len(cached))
 
         folder = self.stage(name, work)
-        return {path.stem: path for path in sorted(folder.glob("*.npy"))}
+        return {path.stem: path for path in visible_files(folder, "*.npy")}
 
     def image(self, case: Cached) -> np.ndarray:
         """The whole normalised image of a preprocessed case, (C, *S) float32."""

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from contextseg.data.prepare import (
     rescaled,
     slice_places,
 )
-from contextseg.disk import digest, read_json, write_json, writing
+from contextseg.disk import digest, read_json, temporary_beside, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.formats.parts import files_of
 from contextseg.grids import onto
@@ -241,8 +240,8 @@ def _save(
     """Write a case beside `place`, then move it there, unless another process was faster."""
     channels = zip(image, record.low, record.high)
     ints = np.stack([_to_int16(channel, low, high) for channel, low, high in channels])
-    temporary = place.with_name(f".{uuid4().hex[:8]}-{place.name}")
-    old = place.with_name(f".{uuid4().hex[:8]}-{place.name}-old")
+    temporary = temporary_beside(place)
+    old = temporary_beside(place)
     with writing(place):
         try:
             temporary.mkdir(parents=True)
