@@ -82,7 +82,8 @@ def plan(
     from contextseg.runs import planned
     from contextseg.settings import Settings
 
-    planning = Settings(str(dataset)).set(assignments(settings)).planning
+    asked = assignments(settings)
+    planning = Settings(str(dataset)).set(asked, used=["planning"], by="`plan`").planning
     data = restricted(open_dataset(dataset), roi)
     with progress_of(verbose)("plan") as progress:
         facts = fingerprint(data, data.train, progress=progress)
@@ -225,24 +226,10 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     if not runs:
         raise ContextsegError("load", "no run", "give the folder of a finished run")
     predictor = open_predictor(runs, device)
-    words = assignments({_of_prediction(name): value for name, value in settings.items()})
-    asked = Settings("", prediction=predictor.settings).set(words)
+    asked = Settings("", prediction=predictor.settings).set(
+        assignments(settings), used=["prediction"], by="a finished run"
+    )
     return replace(predictor, settings=asked.prediction)
-
-
-def _of_prediction(name: str) -> str:
-    """The whole name of a setting of prediction; training is over, so no other is taken."""
-    from dataclasses import fields
-
-    from contextseg.settings import Augmentation, PredictionSettings, Settings, Training
-
-    part, dot, _ = name.partition(".")
-    known = {field.name for field in fields(PredictionSettings)}
-    others = {f.name for kind in (Settings, Training, Augmentation) for f in fields(kind)}
-    if part != "prediction" and (dot or name in others - known):
-        remedy = f"leave it out, or train again with it; choose from {', '.join(sorted(known))}"
-        raise ContextsegError(f"--set {name}", "a finished run does not use this setting", remedy)
-    return name if dot else f"prediction.{name}"
 
 
 def propagate(

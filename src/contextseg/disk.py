@@ -19,14 +19,18 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from contextseg.errors import ContextsegError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _FULL_REMEDY = "free some space, or choose another output folder; what was finished is kept"
 _LOCKED_REMEDY = "choose an output folder that can be written to"
@@ -84,6 +88,24 @@ def reading(path: str | Path) -> Iterator[None]:
         where = error.filename or path
         what = "no permission to read this file or folder"
         raise ContextsegError(where, what, _READ_REMEDY) from error
+
+
+def readable(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose first argument is a path, with `reading` around it.
+
+    Args:
+        function: The function; what it reads lies in the path.
+
+    Returns:
+        The function, which raises `ContextsegError` where it may not read.
+    """
+
+    @wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        with reading(str(args[0])):
+            return function(*args, **kwargs)
+
+    return inner
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -168,8 +169,12 @@ class Predictor:
     def made_by(self) -> dict[str, Any]:
         """What its label maps depend on, as JSON content: models and settings by name."""
         settings = asdict(self.settings)
-        del settings["windows"]  # how many patches go at once; the label maps are the same
-        return {"models": [model_name(m.method, m.plan) for m in self.members], **settings}
+        for name in ("windows", "memory_gb"):  # how many patches go at once changes no label map
+            del settings[name]
+        if not settings["largest_of"]:  # folders of older versions do not have it
+            del settings["largest_of"]
+        models = [model_name(member.method, member.plan) for member in self.members]
+        return json.loads(json.dumps({"models": models, **settings}))
 
     def predict(
         self,

@@ -36,7 +36,14 @@ from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import restricted
 from contextseg.data.sampling import Sampler
-from contextseg.disk import changes, read_json, replacing, visible_files, write_json, writing
+from contextseg.disk import (
+    read_json,
+    readable,
+    replacing,
+    visible_files,
+    write_json,
+    writing,
+)
 from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import BatchSource, Maps
@@ -90,11 +97,14 @@ class Run:
         known = self.folder / "run.json"
         if known.exists():
             before = Settings.from_json(read_json(known)["settings"])
-            _same(before.to_json(), settings.to_json(), self.folder)
+            if what := before.differences(settings):
+                what = f"this folder holds a run with other settings ({what})"
+                raise ContextsegError(self.folder, what, "choose another --output folder")
         elif ranks()[0] == 0:
             write_json(known, {"settings": settings.to_json(), "provenance": provenance()})
 
     @staticmethod
+    @readable
     def open(folder: str | Path, progress_bar: ProgressBar = no_progress_bar) -> Run:
         """Open the run in a folder.
 
@@ -627,24 +637,3 @@ def _hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Cas
     return tuple(
         case if case.name in keep else replace(case, label=None, annotated=None) for case in cases
     )
-
-
-def _same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise `ContextsegError` unless both settings are equal, but for where they run."""
-
-    def flat(settings: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, value in settings.items():
-            out |= (
-                flat(value, f"{lead}{name}.") if isinstance(value, dict) else {lead + name: value}
-            )
-        return out
-
-    old, new = flat(before), flat(now)
-    anywhere = {"dataset", "training.device", "training.tensorboard", "training.save_every"}
-    if what := changes(old, new, anywhere):
-        raise ContextsegError(
-            folder,
-            f"this folder holds a run with other settings ({what})",
-            "choose another --output folder",
-        )

@@ -127,6 +127,11 @@ def main() -> NoReturn:
     except ContextsegError as error:
         typer.echo(f"contextseg: {error}", err=True)
         sys.exit(1)
+    except PermissionError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "change its permissions, or choose another file or folder"
+        typer.echo(f"contextseg: {where}no permission to use it. Remedy: {remedy}", err=True)
+        sys.exit(1)
     except Stopped as stopped:
         typer.echo(f"contextseg: {stopped}", err=True)
         sys.exit(143)

@@ -41,6 +41,7 @@ from contextseg.data.tables import (
     with_statements,
 )
 from contextseg.data.unused import name_unused, unused_of_cases
+from contextseg.disk import readable
 from contextseg.errors import ContextsegError
 from contextseg.formats import WRITABLE, ending
 from contextseg.interop.names import named_values, segments_by_value
@@ -139,6 +140,7 @@ def cases_in(path: str | Path) -> tuple[Case, ...]:
     return scans_in(path)[0]
 
 
+@readable
 def scans_in(path: str | Path) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
     """The cases to predict, as `cases_in`, and the files that are left out.
 
@@ -176,6 +178,7 @@ def _is_table_beside_scans(folder: Path) -> bool:
     return not {"training", "test", "dataset"} & set(read_table(folder / "dataset.json"))
 
 
+@readable
 def survey(folder: str | Path) -> tuple[Dataset, Problems]:
     """The data set in a folder, and every problem of its layout.
 
