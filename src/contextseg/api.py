@@ -206,7 +206,8 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
-        *runs: Folders of finished runs. Several are an ensemble, the mean of their logits.
+        *runs: Folders of finished runs. Several are an ensemble: the mean of their logits, or,
+            where their plans differ in grid or patch (2-D with 3-D), of their probabilities.
         device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
             trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
@@ -216,7 +217,7 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
         The predictor: `load("runs/plain").predict("scan.nii.gz")`.
 
     Raises:
-        ContextsegError: A run is not finished, or its plan differs in more than normalisation.
+        ContextsegError: A run is not finished, or its classes are others.
     """
     from dataclasses import replace
 

@@ -184,19 +184,19 @@ def open_predictor(folders: Sequence[str | Path], device: str = "") -> Predictor
     """The finished methods of one or several runs as one `Predictor`.
 
     Args:
-        folders: Folders of finished runs; several are an ensemble, the mean of their logits.
+        folders: Folders of finished runs; several are an ensemble, see `Predictor`.
         device: Where the networks run, see `Run.finished`.
 
     Returns:
         A predictor with the prediction settings of the first run.
 
     Raises:
-        ContextsegError: A run is not finished, or its plan differs in more than normalisation.
+        ContextsegError: A run is not finished, or its classes are others.
     """
     runs = [Run.open(folder) for folder in folders]
     first = runs[0]
     for run in runs[1:]:
-        for name in ("classes", "values", "orientation", "spacing_mm", "patch_vox"):
+        for name in ("classes", "values"):
             if getattr(run.plan, name) != getattr(first.plan, name):
                 what = f"its plan differs in {name} from that of {first.folder}"
                 raise ContextsegError(run.folder, what, "predict with each on its own")

@@ -49,8 +49,7 @@ class PredictionSettings:
         memory_gb: Memory in gibibytes that a scan may take: of the windows that go through a
             network at once, and of all its arrays. A scan that needs more is refused before they
             are made. 0 is what this machine has.
-        largest_of: Classes of which only the largest connected part each is kept; see
-            `contextseg.find_best`, which chooses them by validation.
+        largest_of: Classes of which only the largest connected part each is kept.
 
     Raises:
         ContextsegError: The step is outside (0, 1], or a number is negative.
