@@ -254,15 +254,15 @@ def refuse_too_large(
             beside `spacing_mm`.
     """
     need = resampled_gb(len(scan.array), shape)
+    limit = memory_gb or machine_gb()
+    sizes = f"{times(scan.spacing_mm, ' mm')}, the training's {times(spacing_mm, ' mm')}"
+    what = f"its voxels are {sizes}: resampled it would have {times(shape)} voxels"
     if other_unit(scan.shape, scan.spacing_mm, spacing_mm):
         remedy = "see whether its header counts in millimetres, and correct its voxel size or unit"
-    elif need > (memory_gb or machine_gb()):
-        remedy = TOO_LARGE
-    else:
-        return
-    sizes = f"{times(scan.spacing_mm, ' mm')}, the training's {times(spacing_mm, ' mm')}"
-    what = f"its voxels are {sizes}: resampled it would have {times(shape)} voxels ({need:.1f} GB)"
-    raise ContextsegError(name or "scan", what, remedy)
+        raise ContextsegError(name or "scan", what, remedy)
+    if need > limit:
+        what = f"{what}, {need:.2g} GB of memory, and {limit:.2g} GB are allowed"
+        raise ContextsegError(name or "scan", what, TOO_LARGE)
 
 
 def resampled_gb(channels: int, shape: Sequence[int]) -> float:

@@ -553,7 +553,9 @@ def check_scan_memory(
     need = scan_gb(voxels, len(scan.array), len(plan.classes), shape, plan.patch_vox)
     limit = settings.memory_gb or machine_gb()
     if need > limit:
-        what = f"predicting it takes more than {need:.1f} GB of memory, and {limit:.3g} are allowed"
+        what = (
+            f"predicting it takes more than {need:.2g} GB of memory, and {limit:.2g} GB are allowed"
+        )
         raise ContextsegError(name or "scan", what, TOO_LARGE)
 
 
