@@ -251,11 +251,10 @@ def test_a_signal_ends_with_a_message_and_no_leftovers(tmp_path: Path, name: str
 
 def test_what_windows_lacks_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `fcntl`, no `resource`, no /proc; and a handle that only reads is not flushed."""
+    unix = pytest.importorskip("fcntl")
     flush = os.fsync
 
     def windows_flush(handle: int) -> None:
-        import fcntl as unix
-
         if unix.fcntl(handle, unix.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             raise OSError(9, "Bad file descriptor")
         flush(handle)

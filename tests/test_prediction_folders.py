@@ -97,7 +97,7 @@ def test_probabilities_lie_on_the_scans_grid_and_agree_with_the_label(
     (tmp_path / "probabilities" / name / "bright.nii.gz").unlink()
     cs.load(run).predict_folder(scans, tmp_path, save_probabilities=True)
     assert (tmp_path / "probabilities" / name / "bright.nii.gz").exists()  # and not left out
-    assert not [p for p in tmp_path.rglob(".*")]
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_probabilities_from_python(data: Path, run: Path) -> None:
@@ -231,7 +231,7 @@ def test_two_processes_share_a_folder(data: Path, run: Path, tmp_path: Path) -> 
     assert sorted(read_json(out / "predicted_by.json")["scans"]) == names
     table = pd.read_csv(out / "statistics.csv", dtype={"case": str})
     assert sorted(table["case"]) == names
-    assert not [p for p in out.rglob(".*")]  # neither locks nor leftovers
+    assert not list(out.rglob(".*"))  # neither locks nor leftovers
 
 
 def test_a_whole_prediction_waits_for_no_part(data: Path, run: Path, tmp_path: Path) -> None:

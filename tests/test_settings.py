@@ -114,7 +114,7 @@ def test_a_wrong_name_gets_the_five_nearest_at_most() -> None:
 def test_what_a_verb_does_not_use_is_refused_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(ContextsegError, match=f"does not use this setting.*{near}"):
         Settings("data").set([f"{name}=1"], used=["prediction"], by="predict")
-    with pytest.raises(ContextsegError, match="method supervised does not use.*colab would"):
+    with pytest.raises(ContextsegError, match=r"method supervised does not use.*colab would"):
         Settings("data").set(["context_classes=3"])
 
 

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from contextseg.batch import IGNORE
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.augment import Augmentation
-from contextseg.data.cache import Cached, fingerprint, load_record, preprocess
+from contextseg.data.cache import Cached, fingerprint, load_record, preprocess, share_cache
 from contextseg.data.check import check, raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
@@ -320,10 +320,16 @@ class Run:
     def preprocess(self) -> None:
         """The stage "preprocess": every training and validation case into the folder "cache".
 
-        Runs of one data set may share the cache.
+        Runs of one data set and one grid share the cache, see `data.cache.share_cache`.
         """
 
+        cache = self.folder / "cache"
+        if not cache.exists() and cache.is_symlink():  # what it was shared with is gone
+            cache.unlink()
+            (self.stage_folder("preprocess") / "done.json").unlink(missing_ok=True)
+
         def work(folder: Path, progress: Progress) -> None:
+            share_cache(self.folder)
             cases = [*self.split[0], *self.split[1]]
             cached = preprocess(
                 self.dataset,

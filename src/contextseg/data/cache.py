@@ -13,6 +13,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from contextseg.console import Progress
+from contextseg.console import Progress, say
 from contextseg.data.layouts import Case, Dataset, to_classes
 from contextseg.data.plan import Channel, Facts, Plan, is_ct
 from contextseg.data.prepare import (
@@ -212,6 +213,42 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
         scan, label = _read(dataset, case)
         _save(place, *prepare(scan, plan, case.name, label))
     return Cached(place, load_record(place / "record.json"), annotated, case.label is not None)
+
+
+def share_cache(run: Path) -> None:
+    """Let a run without a cache use that of a run beside it, which would be the same.
+
+    The runs lie in one folder, are of one data set and its classes, and have one grid: such as the
+    folds of a cross-validation. The cache becomes a link; where links cannot be made, or it is
+    deleted with the other run, the run makes its own.
+
+    Args:
+        run: Folder of the run, with its `run.json` and `plan.json`.
+    """
+    own = _cache_facts(run)
+    if own is None or os.path.lexists(run / "cache"):
+        return
+    for other in sorted(run.parent.iterdir()):
+        cache = other / "cache"
+        if other == run or other.name.startswith(".") or not cache.is_dir() or cache.is_symlink():
+            continue
+        if _cache_facts(other) == own:
+            with suppress(OSError):
+                os.symlink(Path("..", other.name, "cache"), run / "cache", target_is_directory=True)
+                say(f"preprocess: shares the cache of {other}")
+            return
+
+
+def _cache_facts(run: Path) -> Any:
+    """What the cached cases of a run depend on; None where nobody can know."""
+    try:
+        settings = read_json(run / "run.json")["settings"]
+        plan = Plan.load(run / "plan.json")
+        data = str(Path(settings["dataset"]).resolve())
+        scanned = (plan.orientation, plan.spacing_mm, plan.ct, len(plan.scanned))
+        return data, tuple(settings.get("roi", ())), tuple(plan.values), scanned
+    except (ContextsegError, OSError, KeyError, TypeError):
+        return None
 
 
 def _read(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray | None]:
