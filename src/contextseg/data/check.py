@@ -20,14 +20,14 @@ import numpy as np
 from contextseg.batch import IGNORE
 from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
-from contextseg.data.prepare import TOO_LARGE, other_unit, resampled_gb
+from contextseg.data.prepare import TOO_LARGE, other_unit, too_large
 from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
 from contextseg.data.unused import name_unused
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.grids import difference, onto, times
-from contextseg.parallel import default_workers, machine_gb, map_cases
+from contextseg.parallel import default_workers, map_cases
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
 KINDS = {
@@ -340,22 +340,14 @@ def _check_units(inspections: Sequence[_Inspection]) -> list[Finding]:
         shape, spacing = inspection.grid or ((), ())
         order = np.argsort(spacing)  # whatever the orientation
         if other_unit(np.array(shape)[order], np.sort(spacing), usual):
-            where, name = str(inspection.case.images[0]), inspection.case.name
             what = f"voxels of {times(spacing, ' mm')}, most have {times(usual, ' mm')}"
             remedy = "see whether its header counts in millimetres, and correct voxel size or unit"
-            findings.append(Finding("error", name, where, what, remedy, "spacing", (name,)))
+        elif what := too_large(np.array(shape)[order], np.sort(spacing), usual):
+            remedy = TOO_LARGE
+        else:
             continue
-        usual_shape = [
-            round(n * s / t) for n, s, t in zip(np.array(shape)[order], np.sort(spacing), usual)
-        ]
-        need = resampled_gb(1, usual_shape)
-        if need > machine_gb():
-            where, name = str(inspection.case.images[0]), inspection.case.name
-            what = (
-                f"voxels of {times(spacing, ' mm')}, most have {times(usual, ' mm')}: resampled to "
-                f"that it would take {need:.3g} GB of memory, and there are {machine_gb():.3g} GB"
-            )
-            findings.append(Finding("error", name, where, what, TOO_LARGE, "spacing", (name,)))
+        where, name = str(inspection.case.images[0]), inspection.case.name
+        findings.append(Finding("error", name, where, what, remedy, "spacing", (name,)))
     return findings
 
 

@@ -265,6 +265,26 @@ def refuse_too_large(
         raise ContextsegError(name or "scan", what, TOO_LARGE)
 
 
+def too_large(shape: ArrayLike, spacing_mm: ArrayLike, usual: ArrayLike) -> str:
+    """Whether a scan resampled to the usual spacing is larger than this machine's memory.
+
+    Args:
+        shape: Number of voxels (D, H, W).
+        spacing_mm: Their size along each axis.
+        usual: The spacing that it is resampled to.
+
+    Returns:
+        What is wrong, in words; "" where nothing is.
+    """
+    factors = np.array(spacing_mm, float) / np.array(usual, float)
+    need = resampled_gb(1, np.maximum(1, np.rint(np.array(shape) * factors)).tolist())
+    if need <= machine_gb():
+        return ""
+    sizes = f"voxels of {times(np.array(spacing_mm), ' mm')}, most have"
+    sizes = f"{sizes} {times(np.array(usual), ' mm')}"
+    return f"{sizes}: resampled to that, it takes {need:.3g} GB of memory"
+
+
 def resampled_gb(channels: int, shape: Sequence[int]) -> float:
     """Memory of a resampled image, (C, *S) float32 twice, in gibibytes.
 

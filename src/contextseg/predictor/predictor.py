@@ -553,9 +553,7 @@ def check_scan_memory(
     need = scan_gb(voxels, len(scan.array), len(plan.classes), shape, plan.patch_vox)
     limit = settings.memory_gb or machine_gb()
     if need > limit:
-        what = (
-            f"predicting it takes more than {need:.2g} GB of memory, and {limit:.2g} GB are allowed"
-        )
+        what = f"it takes more than {need:.2g} GB of memory, and {limit:.2g} GB are allowed"
         raise ContextsegError(name or "scan", what, TOO_LARGE)
 
 
