@@ -509,7 +509,7 @@ def _held_out(dataset: Dataset, fold: int, of: int, seed: int) -> set[str]:
     if of < 2 or len(patients) < of:
         plural = "" if len(patients) == 1 else "s"
         what = f"{len(patients)} labelled patient{plural}, for {of} folds"
-        remedy = "use fold -1, which trains on everything, or 2 folds or more with a patient each"
+        remedy = "use --fold all, which trains on everything, or 2 folds or more with a patient each"
         raise ContextsegError(dataset.folder, what, remedy)
     order = np.arange(len(patients))
     np.random.RandomState(seed).shuffle(order)  # a stream that numpy has frozen; nnU-Net's
