@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 import laws
 from contextseg.batch import IGNORE
 from contextseg.methods import METHODS, Method
-from contextseg.training import Stopped
+from contextseg.stopping import Stopped
 
 torch.set_num_threads(1)
 NAMES = [name for name, entry in METHODS.items() if not getattr(entry, "guided", False)]

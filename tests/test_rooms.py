@@ -30,6 +30,7 @@ FLOORS = (
         "parallel",
         "provenance",
         "ranks",
+        "stopping",
     },
     {"data", "nets", "losses", "metrics"},
     {"propagation", "evaluation"},
@@ -81,6 +82,7 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_the_ground_floor_has_no_cycle() -> None:
     order = [
         "errors",
+        "stopping",
         "console",
         "ranks",
         "disk",

@@ -86,7 +86,8 @@ def plan(
     from contextseg.runs import planned
     from contextseg.settings import Settings
 
-    planning = Settings(str(dataset)).set(assignments(settings)).planning
+    asked = assignments(settings)
+    planning = Settings(str(dataset)).set(asked, used=["planning"], by="`plan`").planning
     data = restricted(open_dataset(dataset), roi)
     with progress_of(verbose)("plan") as progress:
         facts = fingerprint(data, data.train, progress=progress)
@@ -138,11 +139,11 @@ def train(
     """
     from contextseg.pipeline import train_run
 
-    with _ranks():
-        settings |= _start_weights(init, method, settings)
-        run = _run(dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose))
-        train_run(run)
-    return run
+    settings |= _start_weights(init, method, settings)
+    bar = progress_of(verbose)
+    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
+        train_run(opened)
+    return opened
 
 
 def run(
@@ -185,11 +186,9 @@ def run(
     """
     from contextseg.pipeline import run_pipeline
 
-    with _ranks():
-        settings |= _start_weights(init, method, settings)
-        opened = _run(
-            dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose)
-        )
+    settings |= _start_weights(init, method, settings)
+    bar = progress_of(verbose)
+    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
         return run_pipeline(opened)
 
 
@@ -210,7 +209,8 @@ def demo(output: StrPath = "demo", *, verbose: bool = True, **settings: Any) -> 
     from contextseg.runs import Run
 
     chosen = demo_settings().set(assignments(settings))
-    return run_pipeline(Run(output, chosen, progress_of(verbose)))
+    with _locked(output):
+        return run_pipeline(Run(output, chosen, progress_of(verbose)))
 
 
 # --- segmenting -----------------------------------------------------------------------------------
@@ -220,8 +220,9 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
-        *runs: Folders of finished runs, or files that `export` wrote. Several are an ensemble, the
-            mean of their logits.
+        *runs: Folders of finished runs, or files that `export` wrote. Several are an ensemble: the
+            mean of their logits, or, where their plans differ in grid or patch (2-D with 3-D), of
+            their probabilities.
         device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
             trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
@@ -231,7 +232,7 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
         The predictor: `load("runs/plain").predict("scan.nii.gz")`.
 
     Raises:
-        ContextsegError: A run is not finished, or its plan differs in more than normalisation.
+        ContextsegError: A run is not finished, or its classes are others.
     """
     from dataclasses import replace
 
@@ -241,8 +242,9 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     if not runs:
         raise ContextsegError("load", "no run", "give the folder of a finished run")
     predictor = open_predictor(runs, device)
-    words = assignments({_of_prediction(name): value for name, value in settings.items()})
-    asked = Settings("", prediction=predictor.settings).set(words)
+    asked = Settings("", prediction=predictor.settings).set(
+        assignments(settings), used=["prediction"], by="a finished run"
+    )
     return replace(predictor, settings=asked.prediction)
 
 
@@ -287,21 +289,6 @@ def export(
     if ending == ".zip":
         return export_archive([Run.open(folder) for folder in folders], output, licence, note)
     return export_network(open_predictor(folders, "cpu"), output, licence, note)
-
-
-def _of_prediction(name: str) -> str:
-    """The whole name of a setting of prediction; training is over, so no other is taken."""
-    from dataclasses import fields
-
-    from contextseg.settings import Augmentation, PredictionSettings, Settings, Training
-
-    part, dot, _ = name.partition(".")
-    known = {field.name for field in fields(PredictionSettings)}
-    others = {f.name for kind in (Settings, Training, Augmentation) for f in fields(kind)}
-    if part != "prediction" and (dot or name in others - known):
-        remedy = f"leave it out, or train again with it; choose from {', '.join(sorted(known))}"
-        raise ContextsegError(f"--set {name}", "a finished run does not use this setting", remedy)
-    return name if dot else f"prediction.{name}"
 
 
 def propagate(
@@ -668,6 +655,7 @@ def _start_weights(
     return {name: path for name in chosen if name.split(".")[1] not in settings}
 
 
+@contextmanager
 def _run(
     dataset: StrPath,
     output: StrPath,
@@ -678,16 +666,18 @@ def _run(
     roi: Sequence[str],
     settings: Mapping[str, Any],
     bar: ProgressBar,
-) -> Run:
+) -> Iterator[Run]:
+    """The run of these settings, opened in a folder that is locked as long as the block lasts."""
     from contextseg.data.plan import Plan
     from contextseg.pipeline import resolve_fold
     from contextseg.runs import Run
 
-    chosen = _settings(dataset, method, fold, seed, roi, settings)
-    opened = Run(output, resolve_fold(chosen, output), bar)
-    if plan:
-        opened.use_plan(plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
-    return opened
+    chosen = resolve_fold(_settings(dataset, method, fold, seed, roi, settings), output)
+    with _locked(output):
+        opened = Run(output, chosen, bar)
+        if plan:
+            opened.use_plan(plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
+        yield opened
 
 
 def _settings(
@@ -708,6 +698,18 @@ def _settings(
     folder = str(Path(dataset).absolute())
     made = Settings(folder, method, number, seed, roi=tuple(roi))
     return made.set(assignments(settings))
+
+
+@contextmanager
+def _locked(folder: StrPath) -> Iterator[None]:
+    """Keep other processes, but not the other ranks of this one, out of the folder of a run."""
+    from contextseg.disk import lock_folder
+
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with lock_folder(folder):
+        yield
 
 
 @contextmanager

@@ -206,21 +206,20 @@ def open_predictor(models: Sequence[str | Path], device: str = "") -> Predictor:
 
     Args:
         models: Folders of finished runs, or files of exported models (`export_archive`); several
-            are an ensemble, the mean of their logits.
+            are an ensemble, see `Predictor`.
         device: Where the networks run, see `Run.finished`.
 
     Returns:
         A predictor with the prediction settings of the first model.
 
     Raises:
-        ContextsegError: A run is not finished, a file is no model, or a plan differs in more than
-            normalisation.
+        ContextsegError: A run is not finished, a file is no model, or its classes are others.
     """
     opened = [_open_model(model, device) for model in models]
     (first, *_), settings = opened[0]
     for model, (members, _) in zip(models, opened):
         for member in members:
-            for name in ("classes", "values", "orientation", "spacing_mm", "patch_vox"):
+            for name in ("classes", "values"):
                 if getattr(member.plan, name) != getattr(first.plan, name):
                     what = f"its plan differs in {name} from that of {models[0]}"
                     raise ContextsegError(model, what, "predict with each on its own")

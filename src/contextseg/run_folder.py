@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.listing import some
-from contextseg.disk import read_json, write_json, writing
+from contextseg.disk import read_json, visible_files, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.provenance import PeakMemory
 from contextseg.ranks import ranks
@@ -162,7 +162,7 @@ class RunFolder:
             peak_mb, and peak_gpu_mb where there was a GPU.
         """
         costs = []
-        for path in self.folder.glob("*/done.json"):
+        for path in visible_files(self.folder, "*/done.json"):
             content = read_json(path)
             old = re.match(r"(\d\d)-", path.parent.name)
             position = content.pop("position", int(old[1]) if old else 0)

@@ -29,14 +29,14 @@ import torch
 from contextseg.batch import IGNORE
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.augment import Augmentation
-from contextseg.data.cache import Cached, fingerprint, load_record, preprocess
+from contextseg.data.cache import Cached, fingerprint, load_record, preprocess, share_cache
 from contextseg.data.check import check, raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import restricted
 from contextseg.data.sampling import Sampler
 from contextseg.data.snapshot import FileDigests, Snapshot
-from contextseg.disk import changes, read_json, replacing, write_json
+from contextseg.disk import read_json, readable, replacing, visible_files, write_json
 from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import BatchSource, Maps
@@ -86,11 +86,14 @@ class Run(RunFolder):
         known = self.folder / "run.json"
         if known.exists():
             before = Settings.from_json(read_json(known)["settings"])
-            _same(before.to_json(), settings.to_json(), self.folder)
+            if what := before.differences(settings):
+                what = f"this folder holds a run with other settings ({what})"
+                raise ContextsegError(self.folder, what, "choose another --output folder")
         elif ranks()[0] == 0:
             write_json(known, {"settings": settings.to_json(), "provenance": provenance()})
 
     @staticmethod
+    @readable
     def open(folder: str | Path, progress_bar: ProgressBar = no_progress_bar) -> Run:
         """Open the run in a folder.
 
@@ -256,10 +259,16 @@ class Run(RunFolder):
     def preprocess(self) -> None:
         """The stage "preprocess": every training and validation case into the folder "cache".
 
-        Runs of one data set may share the cache.
+        Runs of one data set and one grid share the cache, see `data.cache.share_cache`.
         """
 
+        cache = self.folder / "cache"
+        if not cache.exists() and cache.is_symlink():  # what it was shared with is gone
+            cache.unlink()
+            (self.stage_folder("preprocess") / "done.json").unlink(missing_ok=True)
+
         def work(folder: Path, progress: Progress) -> None:
+            share_cache(self.folder)
             cases = [*self.split[0], *self.split[1]]
             cached = preprocess(
                 self.dataset,
@@ -502,7 +511,7 @@ class Run(RunFolder):
                 progress(done, len(cached))
 
         folder = self.stage(name, work)
-        return {path.stem: path for path in sorted(folder.glob("*.npy"))}
+        return {path.stem: path for path in visible_files(folder, "*.npy")}
 
     def image(self, case: Cached) -> np.ndarray:
         """The whole normalised image of a preprocessed case, (C, *S) float32."""
@@ -574,24 +583,3 @@ def _hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Cas
     return tuple(
         case if case.name in keep else replace(case, label=None, annotated=None) for case in cases
     )
-
-
-def _same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise `ContextsegError` unless both settings are equal, but for where they run."""
-
-    def flat(settings: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, value in settings.items():
-            out |= (
-                flat(value, f"{lead}{name}.") if isinstance(value, dict) else {lead + name: value}
-            )
-        return out
-
-    old, new = flat(before), flat(now)
-    anywhere = {"dataset", "training.device", "training.tensorboard", "training.save_every"}
-    if what := changes(old, new, anywhere):
-        raise ContextsegError(
-            folder,
-            f"this folder holds a run with other settings ({what})",
-            "choose another --output folder",
-        )

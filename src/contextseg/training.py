@@ -29,6 +29,7 @@ from contextseg.console import Progress
 from contextseg.disk import csv_text, replacing, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.ranks import Mean, mean_over_ranks, names_on_any_rank, on_any_rank, ranks
+from contextseg.stopping import Stopped
 
 BatchAt = Callable[[int, int, int, torch.device], Batch]
 """(n, rank, world, device) to the items of batch `n` that belong to that rank."""
@@ -161,13 +162,6 @@ class Trainable(Protocol):
         Args:
             device: Where to.
         """
-
-
-class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C) and did, after writing a checkpoint.
-
-    The same command goes on from there.
-    """
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -14,6 +14,7 @@ import typer
 from contextseg import __version__
 from contextseg.cli import annotating, data, measuring, models, segmenting, studies, training
 from contextseg.errors import ContextsegError
+from contextseg.stopping import Stopped, stop_signals
 
 app = typer.Typer(
     name="contextseg",
@@ -130,18 +131,20 @@ def version(
 def main() -> NoReturn:
     """Run the command line.
 
-    A `ContextsegError` is one message on stderr and exit code 1; a stopped run is 143.
+    A `ContextsegError` is one message on stderr and exit code 1; what was stopped is 143.
     """
     try:
-        app(standalone_mode=True)
+        with stop_signals():
+            app(standalone_mode=True)
     except ContextsegError as error:
         typer.echo(f"contextseg: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if type(error).__name__ != "Stopped":
-            raise
-        typer.echo(f"contextseg: {error}", err=True)
+    except PermissionError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "change its permissions, or choose another file or folder"
+        typer.echo(f"contextseg: {where}no permission to use it. Remedy: {remedy}", err=True)
+        sys.exit(1)
+    except Stopped as stopped:
+        typer.echo(f"contextseg: {stopped}", err=True)
         sys.exit(143)
     sys.exit(0)

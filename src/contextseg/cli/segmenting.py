@@ -27,9 +27,45 @@ def predict(
     profile_formula: Annotated[
         str, typer.Option(help="Areas by trapezoid, or official: FLARE22's own sum.")
     ] = "trapezoid",
+    classes: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME", help="Segment this class alone, as often as needed; default: all."
+        ),
+    ] = [],  # noqa: B006  typer copies it
+    save_probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--save-probabilities",
+            help="The probability of each class on the scan's grid: probabilities/CASE/CLASS.",
+        ),
+    ] = False,
+    save_contexts: Annotated[
+        bool,
+        typer.Option(
+            "--save-contexts",
+            help="Context classes of a CoLab or context method, as label maps: contexts/CASE.",
+        ),
+    ] = False,
+    class_files: Annotated[
+        bool, typer.Option("--class-files", help="A mask of each class, too: classes/CASE/CLASS.")
+    ] = False,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics",
+            help="Volume and intensities of each class: statistics.csv.",
+        ),
+    ] = False,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N", help="1/4: the first of four parts, which processes may do at once."
+        ),
+    ] = "",
     series: Series = "",
     device: Device = "",
-    set_: Set = [],  # noqa: B006  typer copies it
+    set_: Set = [],  # noqa: B006
 ) -> None:
     """Segment scans, each on its own grid.
 
@@ -40,11 +76,19 @@ def predict(
         images,
         output,
         series=series,
+        classes=classes,
+        save_probabilities=save_probabilities,
+        save_contexts=save_contexts,
+        class_files=class_files,
+        statistics=statistics,
+        part=part,
         profile=profile,
         profile_formula=profile_formula,
         progress_bar=progress_bar,
     )
-    say(f"{len(made)} scans segmented: {output}")
+    say(f"{len(made)} scans segmented{f', part {part}' if part else ''}: {output}")
+    if statistics:
+        say(f"volumes and intensities: {output / 'statistics.csv'}")
     if profile:
         say(f"what it cost: {output / 'efficiency.csv'}")
 

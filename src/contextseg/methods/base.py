@@ -64,6 +64,9 @@ class Method(nn.Module, abc.ABC):
     unlabelled = 0
     """How many items of each batch come from cases without a label."""
 
+    context_classes = 1
+    """Into how many classes the background is split, t; 1 where it is not."""
+
     guided = False
     """Whether a scan is segmented from labels of its own; then `predict` is not offered."""
 
@@ -120,6 +123,17 @@ class Method(nn.Module, abc.ABC):
         Returns:
             (B, K, *S) logits.
         """
+
+    def context_logits(self, image: Tensor) -> Tensor:
+        """The logits of all channels, the context classes after the classes.
+
+        Args:
+            image: (B, C, *S) float32, normalised.
+
+        Returns:
+            (B, K+t-1, *S) logits; those of `predict` where the background is not split.
+        """
+        return self.predict(image)
 
     def initialise(self) -> None:
         """Prepare the weights that a training starts from.

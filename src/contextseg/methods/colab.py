@@ -436,7 +436,7 @@ class CoLab(Method):
                 did_you_mean(meta, PRODUCTS),
             )
         self.classes = len(plan.classes)
-        self.contexts = context_classes
+        self.context_classes = context_classes
         self.background = background
         self.optimizer = optimizer
         self.loss = loss_of(plan)
@@ -523,3 +523,7 @@ class CoLab(Method):
     def predict(self, image: Tensor) -> Tensor:
         """The logits, context classes folded into the background."""
         return folded(self.net(image), self.classes, self.background)
+
+    def context_logits(self, image: Tensor) -> Tensor:
+        """The logits of all channels, the context classes after the classes."""
+        return self.net(image)

@@ -180,7 +180,7 @@ class Contexts(Method):
         super().__init__()
         check_contexts(context_classes, background)
         self.classes = len(plan.classes)
-        self.contexts = context_classes
+        self.context_classes = context_classes
         self.background = background
         self.net = build_net(net, plan, self.classes + context_classes - 1)
         self.loss = loss_of(plan)
@@ -189,15 +189,19 @@ class Contexts(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One term, "seg"."""
-        width = self.classes + self.contexts - 1
+        width = self.classes + self.context_classes - 1
         known = batch.annotated
         if known.shape[1] != width:
-            known = known_classes(known, self.contexts)
+            known = known_classes(known, self.context_classes)
         return {"seg": deep(self.loss, self.net(batch.image), batch.label, known)}
 
     def predict(self, image: Tensor) -> Tensor:
         """The logits, context classes folded into the background."""
         return folded(self.net(image), self.classes, self.background)
+
+    def context_logits(self, image: Tensor) -> Tensor:
+        """The logits of all channels, the context classes after the classes."""
+        return self.net(image)
 
 
 class Dilated(Method):
@@ -233,6 +237,7 @@ class Dilated(Method):
         super().__init__()
         check_contexts(2, background, margin, tau)
         self.classes = len(plan.classes)
+        self.context_classes = 2
         self.background = background
         self.near = partial(nearness, margin=margin, tau=tau)
         self.net = build_net(net, plan, self.classes + 1)
@@ -252,6 +257,10 @@ class Dilated(Method):
     def predict(self, image: Tensor) -> Tensor:
         """The logits, the context class folded into the background."""
         return folded(self.net(image), self.classes, self.background)
+
+    def context_logits(self, image: Tensor) -> Tensor:
+        """The logits of all channels, the context classes after the classes."""
+        return self.net(image)
 
 
 def check_contexts(
