@@ -41,7 +41,7 @@ from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import start_weights_exist
-from contextseg.notices import described, not_learnt, warned
+from contextseg.notices import described, hide_labels, not_learnt, warned
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
@@ -142,7 +142,7 @@ class Run(RunFolder):
         cases = self._cases
         if cases is None:
             training, validation = folds(self.dataset, self.settings.fold)
-            cases = _hide_labels(training, self.settings.labelled), validation
+            cases = hide_labels(training, self.settings.labelled), validation
         return Snapshot.of(self._whole, *cases)
 
     @property
