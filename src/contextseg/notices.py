@@ -56,7 +56,7 @@ def not_learnt(
     return sentences
 
 
-def described(method: Method, lr: float, device: torch.device, steps: int) -> str:
+def training_line(method: Method, lr: float, device: torch.device, steps: int) -> str:
     """Where and how a method is trained, in one line.
 
     Args:

@@ -41,7 +41,7 @@ from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import start_weights_exist
-from contextseg.notices import described, hide_labels, not_learnt, warned
+from contextseg.notices import hide_labels, not_learnt, training_line, warned
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
@@ -406,7 +406,7 @@ class Run(RunFolder):
                 self._initialise(method, folder)
             lr = method.settle(settings.training.steps, settings.training.lr)
             if self.progress_bar is not no_progress_bar:
-                say(described(method, lr, self._device(), settings.training.steps))
+                say(training_line(method, lr, self._device(), settings.training.steps))
             sampler, check_sampler = self._samplers(method, labels, annotated or {}, maps, draws)
             train(
                 method,
