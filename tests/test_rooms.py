@@ -35,7 +35,7 @@ FLOORS = (
     {"data", "nets", "losses", "metrics"},
     {"propagation", "evaluation"},
     {"training", "predict", "methods", "reports"},
-    {"settings"},
+    {"settings", "notices"},
     {"predictor", "run_folder"},
     {"runs"},
     {"models"},

@@ -18,6 +18,7 @@ from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
 from contextseg.methods import METHODS, Method
 from contextseg.models import open_archive
+from contextseg.notices import warned
 from contextseg.predictor import Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
 from contextseg.run_folder import INPUTS, stale_inputs
@@ -362,6 +363,7 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
     if run.dataset.ignore is not None:
         regions["ignore"] = [run.dataset.ignore]
     calibrated = measured / "calibration.csv"
+    notice = Path(run.settings.dataset) / "LICENSE.md"
     demo_picture(run.folder / PICTURE, table, cases, regions)
     write_report(
         run.folder / REPORT,
@@ -373,9 +375,15 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         provenance={**facts, "plan": read_json(run.folder / "plan.json")},
         regions=regions,
         calibration=pd.read_csv(calibrated, dtype={"case": str}) if calibrated.exists() else None,
-        note=_notice(Path(run.settings.dataset) / "LICENSE.md"),
+        note="\n\n".join(filter(None, (_notice(notice), *_warnings(run)))),
         colours=run.plan.colours,
     )
+
+
+def _warnings(run: Run) -> list[str]:
+    """What `check` warned of, and what no training case teaches."""
+    texts = [*warned(run.stage_folder("check")), *run.not_learnt()]
+    return [f"Warning: {text}" for text in texts]
 
 
 def _lines(path: Path) -> list[str]:

@@ -39,8 +39,9 @@ from contextseg.data.snapshot import FileDigests, Snapshot
 from contextseg.disk import read_json, readable, replacing, visible_files, write_json
 from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
-from contextseg.methods.base import BatchSource, Maps
+from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import start_weights_exist
+from contextseg.notices import hide_labels, not_learnt, training_line, warned
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
@@ -144,7 +145,7 @@ class Run(RunFolder):
         cases = self._cases
         if cases is None:
             training, validation = folds(self.dataset, self.settings.fold)
-            cases = _hide_labels(training, self.settings.labelled), validation
+            cases = hide_labels(training, self.settings.labelled), validation
         return Snapshot.of(self._whole, *cases)
 
     @property
@@ -185,6 +186,11 @@ class Run(RunFolder):
         hidden = self.settings.labelled is not None
         return self.snapshot.changes(self.dataset, self.digests, hidden)
 
+    @property
+    def guided(self) -> bool:
+        """Whether its method fills scans from labelled slices, and cannot predict one without."""
+        return bool(getattr(METHODS[self.settings.method], "guided", False))
+
     @cached_property
     def plan(self) -> Plan:
         """The plan. Raises `ContextsegError` if the plan stage is not done."""
@@ -210,7 +216,7 @@ class Run(RunFolder):
             write_json(folder / "findings.json", [asdict(finding) for finding in findings])
             raise_errors(findings, self.settings.dataset)
 
-        self.stage("check", work)
+        self._warn(warned(self.stage("check", work)))
         if ranks()[0] == 0 and (changed := self.changes()):
             say(
                 f"{self.settings.dataset} changed since this run began, and the run keeps the cases"
@@ -283,6 +289,18 @@ class Run(RunFolder):
             self._write_snapshot()
 
         self.stage("preprocess", work)
+        self._warn(self.not_learnt())
+
+    def not_learnt(self) -> list[str]:
+        """A sentence for each class that no preprocessed training case teaches; [] for none."""
+        training, validation = (self.cached([c for c in part if c.label]) for part in self.split)
+        return not_learnt(training, validation, self.plan.classes)
+
+    def _warn(self, texts: Sequence[str]) -> None:
+        """Print warnings, unless the run is to be silent."""
+        if self.progress_bar is not no_progress_bar:
+            for text in texts:
+                say(f"warning: {text}")
 
     def cached(self, cases: Sequence[Case]) -> list[Cached]:
         """Preprocessed cases.
@@ -395,12 +413,15 @@ class Run(RunFolder):
         def work(folder: Path, progress: Progress) -> None:
             if not (folder / "checkpoint.pt").exists():
                 self._initialise(method, folder)
+            lr = method.settle(settings.training.steps, settings.training.lr)
+            if self.progress_bar is not no_progress_bar:
+                say(training_line(method, lr, self._device(), settings.training.steps))
             sampler, check_sampler = self._samplers(method, labels, annotated or {}, maps, draws)
             train(
                 method,
                 sampler.batch,
                 folder,
-                settings.training,
+                replace(settings.training, lr=lr),
                 batch_size=self.plan.batch_size,
                 seed=settings.seed + 7919 * self._position(),
                 check_at=check_sampler.batch if check_sampler else None,
@@ -435,14 +456,18 @@ class Run(RunFolder):
         cached = self.cached(training)
         seed = settings.seed + 999_983 * draws
         steps = settings.training.steps
-        own = method.sampler(cached, self.plan, seed, settings.augmentation, steps)
+        augmentation = settings.augmentation
+        if method.short:
+            strength = SHORT_STRENGTH * augmentation.strength
+            augmentation = replace(augmentation, strength=strength)
+        own = method.sampler(cached, self.plan, seed, augmentation, steps)
         if own:
             return own, None
         sampler = Sampler(
             cached,
             self.plan,
             seed,
-            settings.augmentation,
+            augmentation,
             labels,
             method.unlabelled,
             maps,
@@ -568,18 +593,3 @@ def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, An
         data.name, data.classes, data.values, data.regions, data.channels, facts, **arguments
     )
     return replace(plan, colours=data.colours, terminology=data.terminology)
-
-
-def _hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Case, ...]:
-    """The cases, those not in `keep` (None: all are) as if nobody had labelled them."""
-    if keep is None:
-        return tuple(cases)
-    strange = sorted(set(keep) - {case.name for case in cases if case.label})
-    if strange:
-        what = f"no labelled training cases: {', '.join(strange[:5])}"
-        raise ContextsegError(
-            "labelled", what, "name cases that have labels and are not validated on"
-        )
-    return tuple(
-        case if case.name in keep else replace(case, label=None, annotated=None) for case in cases
-    )

@@ -48,7 +48,7 @@ def train(
     The same command goes on where it was stopped, whatever stopped it.
     """
     name, more = _of_context(method, context, context_classes)
-    api.train(
+    trained = api.train(
         dataset,
         output,
         method=name,
@@ -60,7 +60,10 @@ def train(
         **more,
         **settings(set_, api.train),
     )
-    say(f"trained: {output}. Next: contextseg predict {output} --input IMAGES --output PREDICTIONS")
+    following = f"contextseg predict {output} --input IMAGES --output PREDICTIONS"
+    if trained.guided:
+        following = f"contextseg propagate IMAGE --labels DRAWN -o FILLED --model {output}"
+    say(f"trained: {output}. Next: {following}")
 
 
 def run(

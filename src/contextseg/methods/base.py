@@ -37,6 +37,13 @@ OPTIMIZERS = {
 }
 """Optimisers by name: (parameters, lr) to the optimiser. "sgd" is nnU-Net's."""
 
+SHORT_STEPS = 5000
+"""Below so many steps a training without an optimiser and a rate of its own is a short one."""
+SHORT_LR = 5e-3
+"""Learning rate of AdamW in a short training."""
+SHORT_STRENGTH = 0.25
+"""What a short training multiplies the strength of the augmentation by."""
+
 Maps = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
 """(label (*S) with classes and `IGNORE`, spacing_mm) to (N, *S) float16."""
 
@@ -75,6 +82,12 @@ class Method(nn.Module, abc.ABC):
 
     optimizer = "sgd"
     """Name of the optimiser, one of `OPTIMIZERS`."""
+
+    learning_rates: Mapping[str, float] = {"sgd": 1e-2, "adamw": 1e-3}
+    """The learning rate of each optimiser where none is asked for."""
+
+    short = False
+    """Whether `settle` chose the settings of a short training."""
 
     start_weights: Mapping[str, str] = {}
     """Files of weights to start from, by the network's attribute, such as {"net": PATH}.
@@ -202,6 +215,24 @@ class Method(nn.Module, abc.ABC):
                 state[name].copy_(x)
                 loaded.append(name)
         return loaded
+
+    def settle(self, steps: int, lr: float) -> float:
+        """Choose the optimiser where it is "auto", and the learning rate where it is 0.
+
+        "auto" is nnU-Net's SGD. Only a training of fewer than `SHORT_STEPS` steps for which nobody
+        gave a rate is a short one: AdamW at `SHORT_LR`, and augmentation of `SHORT_STRENGTH`.
+
+        Args:
+            steps: Steps of the whole training.
+            lr: Learning rate that was asked for; 0 for the default.
+
+        Returns:
+            Learning rate of the first step.
+        """
+        if self.optimizer == "auto":
+            self.short = not lr and steps < SHORT_STEPS
+            self.optimizer = "adamw" if self.short else "sgd"
+        return lr or (SHORT_LR if self.short else self.learning_rates.get(self.optimizer, 1e-2))
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """The groups of parameters that are clipped and stepped together, and their optimisers.
@@ -448,7 +479,7 @@ def optimizer(name: str, parameters: object, lr: float) -> Optimizer:
     """An optimiser by name.
 
     Args:
-        name: One of `OPTIMIZERS`.
+        name: One of `OPTIMIZERS`, or "auto", which is "sgd" before a method settled it.
         parameters: The parameters, as torch's optimisers take them.
         lr: Learning rate.
 
@@ -458,6 +489,8 @@ def optimizer(name: str, parameters: object, lr: float) -> Optimizer:
     Raises:
         ContextsegError: The name is unknown.
     """
+    if name == "auto":
+        name = "sgd"
     if name not in OPTIMIZERS:
         raise ContextsegError(
             f"optimizer={name}", "there is no such optimiser", did_you_mean(name, OPTIMIZERS)

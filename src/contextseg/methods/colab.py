@@ -369,7 +369,7 @@ class CoLab(Method):
     Args:
         plan: The plan.
         net: Network f, a name of `NETS`.
-        optimizer: Optimiser of f, "sgd" or "adamw"; that of g is Adam.
+        optimizer: Optimiser of f, "sgd", "adamw" or "auto"; that of g is Adam.
         context_classes: t. The paper has 2 where false positives lie far from the ROI, and 4 where
             they lie beside it. 1 is `Supervised`, bit for bit.
         generator: Size of g, "small" or "full" (see `Generator`).
@@ -405,7 +405,7 @@ class CoLab(Method):
         self,
         plan: Plan,
         net: str = "unet",
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         context_classes: int = 2,
         generator: str = "small",
         generator_lr: float = 3e-3,

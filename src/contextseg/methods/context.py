@@ -159,7 +159,7 @@ class Contexts(Method):
     Args:
         plan: The plan.
         net: Network, a name of `NETS`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         context_classes: t, the first one included; 1 is `Supervised`, bit for bit.
         background: How context classes become background again: "sum" or "max" (see `folded`).
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
@@ -172,7 +172,7 @@ class Contexts(Method):
         self,
         plan: Plan,
         net: str = "unet",
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         context_classes: int = 2,
         background: str = "sum",
         weights: str = "",
@@ -212,7 +212,7 @@ class Dilated(Method):
     Args:
         plan: The plan.
         net: Network, a name of `NETS`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         margin: Distance to the ROI up to which M is 1, in `distance_unit`.
         tau: Decay length of M beyond the margin, in `distance_unit`.
         distance_unit: "vox", as in the paper, or "mm".
@@ -227,7 +227,7 @@ class Dilated(Method):
         self,
         plan: Plan,
         net: str = "unet",
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         margin: float = 30.0,
         tau: float = 20.0,
         distance_unit: str = "vox",

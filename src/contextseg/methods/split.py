@@ -39,7 +39,7 @@ def context(
     context_classes: int = 2,
     masks: str = "",
     net: str = "unet",
-    optimizer: str = "sgd",
+    optimizer: str = "auto",
     margin: float = 30.0,
     tau: float = 20.0,
     distance_unit: str = "vox",
@@ -67,7 +67,7 @@ def context(
         masks: Folder with CASE.nii.gz or CASE/STRUCTURE.nii.gz (see `data.masks`), or folder of a
             run.
         net: Network, a name of `NETS`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         margin: Distance to the ROI up to which M is 1, in `distance_unit` ("dilated" and "colab").
         tau: Decay length of M beyond the margin, in `distance_unit`.
         distance_unit: "vox", as in the paper, or "mm".

@@ -1,0 +1,102 @@
+"""What a run says of its cases and of its training before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from contextseg.data.cache import Cached
+from contextseg.data.check import read_findings
+from contextseg.data.layouts import Case
+from contextseg.errors import ContextsegError
+from contextseg.methods import Method
+from contextseg.methods.base import SHORT_STRENGTH
+
+
+def warned(folder: Path) -> list[str]:
+    """The warnings of a finished stage "check".
+
+    Args:
+        folder: The stage's folder.
+
+    Returns:
+        A sentence for each; [] for none.
+    """
+    path = folder / "findings.json"
+    findings = read_findings(path) if path.exists() else []
+    return [f"{f.where}: {f.what}; {f.remedy}" for f in findings if f.level == "warning"]
+
+
+def not_learnt(
+    training: Sequence[Cached], validation: Sequence[Cached], classes: Sequence[str]
+) -> list[str]:
+    """The classes that training cannot teach, because no preprocessed training label holds them.
+
+    Args:
+        training: Labelled training cases.
+        validation: Labelled validation cases.
+        classes: Names of the classes; the first is the background.
+
+    Returns:
+        A sentence for each such class; [] where all can be learnt.
+    """
+    taught = {k for case in training for k in case.classes}
+    validated = {k for case in validation for k in case.classes}
+    sentences = []
+    for k, name in enumerate(classes):
+        if k and k not in taught:
+            where = "in validation cases only" if k in validated else "in no case"
+            sentences.append(
+                f"class {name} cannot be learnt: at the plan's spacing it is {where}; choose "
+                "another --fold, label a training case with it, or plan a finer spacing_mm"
+            )
+    return sentences
+
+
+def training_line(method: Method, lr: float, device: torch.device, steps: int) -> str:
+    """Where and how a method is trained, in one line.
+
+    Args:
+        method: The method, settled.
+        lr: Learning rate of the first step.
+        device: Where it is trained.
+        steps: Steps of the training.
+
+    Returns:
+        The line.
+    """
+    threads = torch.get_num_threads()
+    where = f"{device}, {threads} thread{'s' * (threads > 1)}"
+    how = f"{method.optimizer} at {lr:g}"
+    if method.short:
+        how += f", augmentation x {SHORT_STRENGTH} (a short training; give lr for nnU-Net's SGD)"
+    return f"training on {where if device.type == 'cpu' else device}: {steps} steps, {how}"
+
+
+def hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Case, ...]:
+    """The cases, those not in `keep` as if nobody had labelled them.
+
+    Args:
+        cases: Training cases.
+        keep: Names of the cases that keep their labels. None keeps all.
+
+    Returns:
+        The cases, in the same order.
+
+    Raises:
+        ContextsegError: A name is that of no labelled case.
+    """
+    if keep is None:
+        return tuple(cases)
+    strange = sorted(set(keep) - {case.name for case in cases if case.label})
+    if strange:
+        what = f"no labelled training cases: {', '.join(strange[:5])}"
+        raise ContextsegError(
+            "labelled", what, "name cases that have labels and are not validated on"
+        )
+    return tuple(
+        case if case.name in keep else replace(case, label=None, annotated=None) for case in cases
+    )
