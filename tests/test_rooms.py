@@ -38,6 +38,7 @@ FLOORS = (
     {"predictor"},
     {"runs"},
     {"pipeline", "twostage"},
+    {"projects"},
     {"studies"},
     {"api"},
     {"cli"},
