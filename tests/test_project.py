@@ -19,7 +19,7 @@ from contextseg.data import phantom
 from contextseg.data.check import check
 from contextseg.data.layouts import open_dataset
 from contextseg.disk import read_json, write_json
-from contextseg.projects import Origins, Project, ProjectCase, ProjectTable, expected_dice
+from contextseg.projects import LabelProject, Origins, ProjectCase, ProjectTable, expected_case_dice
 from contextseg.volume import Volume, read_labels, write
 
 TINY = {
@@ -53,7 +53,7 @@ def truth(data: Path, name: str) -> Volume:
     return read_labels(path)
 
 
-def draw(project: Project, data: Path, name: str, count: int = 3) -> list[int]:
+def draw(project: LabelProject, data: Path, name: str, count: int = 3) -> list[int]:
     """Draw some slices of a case right, as a viewer saves them: 0 elsewhere."""
     label = truth(data, name)
     holding = np.flatnonzero(label.array.any((1, 2)))
@@ -64,16 +64,16 @@ def draw(project: Project, data: Path, name: str, count: int = 3) -> list[int]:
     return chosen
 
 
-def began(folder: Path, scans: Path, test: int | list[str] = 0) -> Project:
+def began(folder: Path, scans: Path, test: int | list[str] = 0) -> LabelProject:
     return cs.project(folder / "work", scans, ["bright"], test=test, verbose=False)
 
 
-def states(project: Project) -> dict[str, str]:
+def states(project: LabelProject) -> dict[str, str]:
     return {name: row.state for name, row in project.refresh().items()}
 
 
 @pytest.fixture(scope="module")
-def chain(data: Path, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def chain(data: Path, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelProject:
     """Two cases drawn and filled, one of them accepted; a round trained and predicted."""
     locked = ["phantom_006", "phantom_007", "phantom_008"]
     project = began(tmp_path_factory.mktemp("chain"), scans, locked)
@@ -258,7 +258,9 @@ def test_a_drawing_of_another_scan_stops_no_other_case(
 # --- training, and what is never trained on -------------------------------------------------------
 
 
-def test_a_round_learns_from_drawn_slices_and_accepted_fills(chain: Project, data: Path) -> None:
+def test_a_round_learns_from_drawn_slices_and_accepted_fills(
+    chain: LabelProject, data: Path
+) -> None:
     folder = chain.folder / "rounds" / "1" / "data"
     assert [f for f in check(folder) if f.level == "error"] == []
     learned = open_dataset(folder)
@@ -334,7 +336,7 @@ def test_the_last_door_holds_when_a_case_is_locked_later(
     assert [case.name for case in learned] == ["phantom_000"]
 
 
-def test_a_reference_that_a_model_made_scores_no_model(chain: Project, data: Path) -> None:
+def test_a_reference_that_a_model_made_scores_no_model(chain: LabelProject, data: Path) -> None:
     copy = chain.folder.parent / "copy"
     shutil.copytree(chain.folder, copy)
     project = cs.project(copy, verbose=False)
@@ -372,7 +374,7 @@ def test_a_round_goes_on_where_it_was_stopped(data: Path, scans: Path, tmp_path:
     assert project.table.case("phantom_001").trained == (2,)
 
 
-def test_what_is_taught_is_a_choice(chain: Project) -> None:
+def test_what_is_taught_is_a_choice(chain: LabelProject) -> None:
     rows = chain.refresh()
     kinds = {}
     for fills in projects.FILL_CHOICES:
@@ -408,7 +410,7 @@ def test_arguments_of_training_are_checked_before_anything_is_written(
 # --- predictions, and what to look at -------------------------------------------------------------
 
 
-def test_what_was_not_learned_is_predicted(chain: Project) -> None:
+def test_what_was_not_learned_is_predicted(chain: LabelProject) -> None:
     rows = chain.refresh()
     predicted = {name for name, row in rows.items() if row.predicted == 1}
     assert predicted == {f"phantom_{i:03d}" for i in range(2, 10)}
@@ -430,12 +432,12 @@ def test_expected_dice_is_the_mean_over_outcomes() -> None:
     draws = rng.random((4000, *label.shape)) < p
     overlap, size = (draws & (label == 1)).sum((1, 2, 3)), draws.sum((1, 2, 3))
     ratio = 2 * overlap.mean() / (label.sum() + size.mean())
-    assert expected_dice(label, confidence, [1]) == pytest.approx(ratio, abs=2e-3)
-    assert expected_dice(label, confidence, [1, 2]) == pytest.approx(ratio / 2, abs=2e-3)
-    assert expected_dice(label * 0, confidence, [1]) == 0
+    assert expected_case_dice(label, confidence, [1]) == pytest.approx(ratio, abs=2e-3)
+    assert expected_case_dice(label, confidence, [1, 2]) == pytest.approx(ratio / 2, abs=2e-3)
+    assert expected_case_dice(label * 0, confidence, [1]) == 0
 
 
-def test_the_worklist_has_what_waits_for_a_person(chain: Project) -> None:
+def test_the_worklist_has_what_waits_for_a_person(chain: LabelProject) -> None:
     rows = chain.table.cases()
     waiting = ["phantom_002", "phantom_003", "phantom_004", "phantom_005", "phantom_009"]
     orders = {order: chain.worklist(order) for order in projects.ORDERS}
@@ -450,31 +452,76 @@ def test_the_worklist_has_what_waits_for_a_person(chain: Project) -> None:
         chain.worklist("best")
 
 
+class FakeAnnotator:
+    """What a review needs of `contextseg.annotator`: a server that a person closes."""
+
+    def __init__(self) -> None:
+        self.asked: dict = {}
+        self.scores: dict = {}
+        self.url = "http://127.0.0.1"
+        self.session = self.project = self
+
+    def start_annotating(self, source: Path, work: Path, **options: object) -> FakeAnnotator:
+        images = sorted(path.name for path in source.iterdir())
+        labels = options["labels"]
+        assert isinstance(labels, Path)
+        starts = {path.name[:-7]: read_labels(path).array for path in labels.iterdir()}
+        self.asked = {**options, "images": images, "work": work, "starts": starts}
+        return self
+
+    def serve(self) -> None:
+        self.asked["served"] = True
+
+
 def test_a_review_opens_the_annotator_on_the_worst(
-    chain: Project, monkeypatch: pytest.MonkeyPatch
+    chain: LabelProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict = {}
-
-    class Annotator:
-        @staticmethod
-        def annotate_cases(cases: list, **options: object) -> None:
-            asked.update(options, cases=[case.name for case in cases])
-
-    monkeypatch.setattr(projects.worklist, "annotator", lambda module: Annotator)
+    fake = FakeAnnotator()
+    monkeypatch.setattr(projects.worklist, "annotator", lambda module: fake)
     shown = chain.review(count=2, browser=False)
-    assert asked["cases"] == shown == chain.worklist()[:2]
-    assert asked["classes"] == ("bright",)
-    assert asked["output"] == chain.folder
-    assert asked["browser"] is False
-    assert asked["starts"][shown[0]] == chain.folder / f"rounds/1/predictions/{shown[0]}.nii.gz"
-    chain.review(["phantom_001"])
-    assert asked["starts"] == {"phantom_001": chain.fill_file("phantom_001")}
+    assert shown == chain.worklist()[:2]
+    assert fake.asked["images"] == sorted(f"{name}.nii.gz" for name in shown)
+    assert fake.asked["classes"] == ["bright=1"]
+    assert fake.asked["work"] == chain.folder / "annotations"
+    assert fake.asked["served"]
+    assert fake.scores == {name: chain.table.case(name).expected_dice for name in shown}
+    for name in shown:
+        expected = read_labels(chain.prediction_file(name)).array
+        assert np.array_equal(fake.asked["starts"][name], expected)
+    chain.review(["phantom_001"], browser=False)
+    assert list(fake.asked["starts"]) == ["phantom_001"]
+    filled = read_labels(chain.fill_file("phantom_001")).array
+    assert np.array_equal(fake.asked["starts"]["phantom_001"], filled)
     with pytest.raises(cs.ContextsegError, match="no case to look at"):
         chain.review(count=0)
 
 
+def test_what_the_annotator_drew_and_finished_is_taken_up(
+    chain: LabelProject, data: Path, tmp_path: Path
+) -> None:
+    """With the real annotator's files, where it is installed."""
+    drawing = pytest.importorskip("contextseg.annotator.drawing")
+    shutil.copytree(chain.folder, tmp_path / "work")
+    project = cs.project(tmp_path / "work", verbose=False)
+    scan = cs.read(*project.case("phantom_005").images)
+    store = drawing.case_store(project.folder / "annotations", "phantom_005")
+    drawn = drawing.Drawing(scan, store)
+    label = scan.with_array(truth(data, "phantom_005").array).oriented("SPL").array
+    holding = np.flatnonzero(label.any((1, 2)))
+    for k in holding[[0, -1]].tolist():
+        drawn.put("axial", k, label[k].astype(np.uint8), seconds=30)
+    row = project.refresh()["phantom_005"]
+    assert (row.slices, row.minutes, row.state) == (2, 1.0, "reviewed")
+    known = project.drawing("phantom_005")
+    assert known is not None
+    array = truth(data, "phantom_005").array
+    assert np.array_equal(known.label.array[known.known], array[known.known])
+    assert known.known.any((1, 2)).sum() == 2
+    assert project.fill() == ["phantom_005"]
+
+
 def test_without_the_annotator_a_review_says_what_to_do(
-    chain: Project, monkeypatch: pytest.MonkeyPatch
+    chain: LabelProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}")
@@ -488,12 +535,12 @@ def test_without_the_annotator_a_review_says_what_to_do(
 
 
 @pytest.fixture
-def copy(chain: Project, tmp_path: Path) -> Project:
+def copy(chain: LabelProject, tmp_path: Path) -> LabelProject:
     shutil.copytree(chain.folder, tmp_path / "work")
     return cs.project(tmp_path / "work", verbose=False)
 
 
-def test_a_prediction_is_accepted_with_its_round(copy: Project) -> None:
+def test_a_prediction_is_accepted_with_its_round(copy: LabelProject) -> None:
     assert copy.table.case("phantom_000").minutes == 2
     copy.accept(["phantom_002"])
     assert copy.table.case("phantom_002").accepted == "prediction-1"
@@ -505,7 +552,9 @@ def test_a_prediction_is_accepted_with_its_round(copy: Project) -> None:
     assert copy.table.case("phantom_002").state == "reviewed"
 
 
-def test_what_a_person_corrected_is_a_persons(copy: Project, data: Path, tmp_path: Path) -> None:
+def test_what_a_person_corrected_is_a_persons(
+    copy: LabelProject, data: Path, tmp_path: Path
+) -> None:
     prediction = read_labels(copy.folder / "rounds/1/predictions/phantom_003.nii.gz")
     corrected = prediction.array.copy()
     corrected[4] = 1 - corrected[4]
@@ -525,7 +574,7 @@ def test_what_a_person_corrected_is_a_persons(copy: Project, data: Path, tmp_pat
     assert kinds.counts()["human"] == len(drawn) * label[0].size
 
 
-def test_predictions_above_a_dice_are_accepted_and_locked_ones_are_not(copy: Project) -> None:
+def test_predictions_above_a_dice_are_accepted_and_locked_ones_are_not(copy: LabelProject) -> None:
     rows = copy.table.cases()
     waiting = [rows[name] for name in copy.worklist()]
     middle = sorted(row.expected_dice for row in waiting)[2]
@@ -534,7 +583,7 @@ def test_predictions_above_a_dice_are_accepted_and_locked_ones_are_not(copy: Pro
     assert len(accepted) >= 3
 
 
-def test_wrong_wishes_to_accept_are_told(copy: Project, scans: Path, tmp_path: Path) -> None:
+def test_wrong_wishes_to_accept_are_told(copy: LabelProject, scans: Path, tmp_path: Path) -> None:
     for cases, wish, match in (
         ([], {}, "no case"),
         (["phantom_001", "phantom_002"], {"label": scans}, "belongs to one case"),
@@ -557,7 +606,7 @@ def test_wrong_wishes_to_accept_are_told(copy: Project, scans: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("format", ["nnunet", "folders"])
-def test_an_export_is_a_data_set(copy: Project, tmp_path: Path, format: str) -> None:
+def test_an_export_is_a_data_set(copy: LabelProject, tmp_path: Path, format: str) -> None:
     copy.accept(["phantom_002"])
     out = copy.export(tmp_path / "Dataset001_Ball", format=format)
     copy.export(out, format=format)  # again, in its place
@@ -579,7 +628,7 @@ def test_an_export_is_a_data_set(copy: Project, tmp_path: Path, format: str) -> 
     assert kinds == {"human", "fill"}
 
 
-def test_everything_holds_what_nobody_accepted(copy: Project, tmp_path: Path) -> None:
+def test_everything_holds_what_nobody_accepted(copy: LabelProject, tmp_path: Path) -> None:
     out = copy.export(tmp_path / "out", format="nifti", everything=True)
     assert len(list(out.glob("*.nii.gz"))) == 10
     lines = (out / "cases.csv").read_text().splitlines()
@@ -588,7 +637,7 @@ def test_everything_holds_what_nobody_accepted(copy: Project, tmp_path: Path) ->
     assert labels["phantom_005"] == "prediction-1"
 
 
-def test_an_export_for_slicer_has_names(copy: Project, tmp_path: Path) -> None:
+def test_an_export_for_slicer_has_names(copy: LabelProject, tmp_path: Path) -> None:
     from contextseg.interop.slicer import read_segmentation
 
     out = copy.export(tmp_path / "out", format="seg.nrrd")
@@ -620,7 +669,7 @@ def test_an_export_as_dicom_refers_to_its_series(tmp_path: Path) -> None:
     assert np.array_equal(cs.read(*data.train[0].images).array, scan.array)
 
 
-def test_an_export_destroys_nothing(copy: Project, tmp_path: Path, scans: Path) -> None:
+def test_an_export_destroys_nothing(copy: LabelProject, tmp_path: Path, scans: Path) -> None:
     with pytest.raises(cs.ContextsegError, match="something else than an export"):
         copy.export(scans)
     assert len(list(scans.iterdir())) >= 10
@@ -644,7 +693,7 @@ def test_every_verb_of_a_project_is_a_method_with_the_same_options() -> None:
     group = typer.main.get_command(cli.app).commands["project"]
     assert isinstance(group, click.Group) or hasattr(group, "commands")
     for name, command in group.commands.items():
-        function = cs.project if name == "begin" else getattr(Project, name)
+        function = cs.project if name == "begin" else getattr(LabelProject, name)
         known = set(inspect.signature(function).parameters)
         given = {(p.name or "").removesuffix("_") for p in command.params}
         assert given - known <= set(otherwise), name

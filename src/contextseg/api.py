@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
     from contextseg.predictor import Predictor
-    from contextseg.projects import Project
+    from contextseg.projects import LabelProject
     from contextseg.propagation import Filled
     from contextseg.runs import Run
     from contextseg.settings import Settings
@@ -388,7 +388,7 @@ def project(
     unlabelled: int | None = None,
     seed: int = 0,
     verbose: bool = True,
-) -> Project:
+) -> LabelProject:
     """Open a project, or begin one: a folder in which few labelled slices become a data set.
 
     Args:
@@ -411,9 +411,9 @@ def project(
         ContextsegError: No scans are given to begin with, or the folder holds a project about
             other scans or classes.
     """
-    from contextseg.projects import open_project
+    from contextseg.projects import open_label_project
 
-    return open_project(
+    return open_label_project(
         work,
         scans,
         classes,

@@ -1,6 +1,6 @@
 """A project: one folder in which a few labelled slices become a finished data set.
 
-    project = open_project("work", scans="scans", classes=["tumour"])
+    project = open_label_project("work", scans="scans", classes=["tumour"])
     project.fill()                        # the slices drawn in work/drawn, filled
     project.train(steps=2000)             # on drawn slices, and on what was accepted
     project.predict()                     # the scans that nobody has labelled
@@ -26,9 +26,10 @@ from contextseg.projects.drawings import DrawnLabel, read_drawing
 from contextseg.projects.exporting import EXPORT_FORMATS, export_cases
 from contextseg.projects.origins import Origins
 from contextseg.projects.rounds import FILL_CHOICES
+from contextseg.projects.sources import place_scan
 from contextseg.projects.table import STATES, ProjectCase, ProjectTable
-from contextseg.projects.work import Project, open_project
-from contextseg.projects.worklist import ORDERS, expected_dice
+from contextseg.projects.work import LabelProject, open_label_project
+from contextseg.projects.worklist import ORDERS, expected_case_dice
 
 __all__ = [
     "EXPORT_FORMATS",
@@ -36,13 +37,14 @@ __all__ = [
     "ORDERS",
     "STATES",
     "DrawnLabel",
+    "LabelProject",
     "Origins",
-    "Project",
     "ProjectCase",
     "ProjectTable",
     "accept_case",
-    "expected_dice",
+    "expected_case_dice",
     "export_cases",
-    "open_project",
+    "open_label_project",
+    "place_scan",
     "read_drawing",
 ]

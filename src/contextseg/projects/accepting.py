@@ -20,7 +20,7 @@ from contextseg.projects.table import ProjectCase
 from contextseg.volume import Volume, as_labels, read, read_labels
 
 if TYPE_CHECKING:
-    from contextseg.projects.work import Project
+    from contextseg.projects.work import LabelProject
 
 LABELS = "labels"
 """Folder of the accepted label maps; origins are in the folder "origins" inside."""
@@ -30,7 +30,7 @@ TAKEN = ("fill", "prediction", "drawing")
 
 
 def accept_cases(
-    project: Project,
+    project: LabelProject,
     cases: Sequence[str],
     *,
     label: str | Path | None,
@@ -39,7 +39,7 @@ def accept_cases(
     minutes: float | None,
     undo: bool,
 ) -> list[str]:
-    """Accept labels, or open cases again; see `Project.accept`.
+    """Accept labels, or open cases again; see `LabelProject.accept`.
 
     Args:
         project: The project.
@@ -78,7 +78,7 @@ def accept_cases(
 
 
 def _check(
-    project: Project,
+    project: LabelProject,
     cases: Sequence[str],
     label: str | Path | None,
     take: str,
@@ -103,7 +103,7 @@ def _check(
 
 
 def accept_case(
-    project: Project, name: str, *, take: str = "", label: str | Path | None = None
+    project: LabelProject, name: str, *, take: str = "", label: str | Path | None = None
 ) -> None:
     """Accept the label of one case.
 
@@ -130,7 +130,7 @@ def accept_case(
     project.table.note(name, accepted=origin, reviewed=reviewed)
 
 
-def _taken(project: Project, row: ProjectCase, take: str) -> tuple[Volume, Origins, str]:
+def _taken(project: LabelProject, row: ProjectCase, take: str) -> tuple[Volume, Origins, str]:
     """The label of a case with its origins, and what the table says of it."""
     if take == "fill":
         if not row.drawn or row.filled != row.drawn:
@@ -148,7 +148,7 @@ def _taken(project: Project, row: ProjectCase, take: str) -> tuple[Volume, Origi
     return label, origins, f"prediction-{row.predicted}"
 
 
-def _drawn(project: Project, row: ProjectCase) -> tuple[Volume, Origins, str]:
+def _drawn(project: LabelProject, row: ProjectCase) -> tuple[Volume, Origins, str]:
     """A drawing as it is: slices that nobody drew are empty, which whoever accepts it says."""
     drawing = project.drawing(row.case)
     if drawing is None:
@@ -157,7 +157,7 @@ def _drawn(project: Project, row: ProjectCase) -> tuple[Volume, Origins, str]:
     return label, Origins.everywhere(label.shape, {"kind": "human"}), "drawing"
 
 
-def _prediction(project: Project, row: ProjectCase) -> tuple[Volume, Origins]:
+def _prediction(project: LabelProject, row: ProjectCase) -> tuple[Volume, Origins]:
     """The newest prediction of a case, every voxel of it the model's."""
     path = predictions_folder(project, row.predicted) / f"{row.case}.nii.gz"
     if not row.predicted or not path.exists():
@@ -168,7 +168,7 @@ def _prediction(project: Project, row: ProjectCase) -> tuple[Volume, Origins]:
     )
 
 
-def model_origin(project: Project, number: int) -> dict[str, object]:
+def model_origin(project: LabelProject, number: int) -> dict[str, object]:
     """The origin of what a round predicted.
 
     Args:
@@ -187,7 +187,9 @@ def model_origin(project: Project, number: int) -> dict[str, object]:
     return {"kind": "model", "round": number, "model": ", ".join(models), "run": run}
 
 
-def _corrected(project: Project, row: ProjectCase, path: str | Path) -> tuple[Volume, Origins, str]:
+def _corrected(
+    project: LabelProject, row: ProjectCase, path: str | Path
+) -> tuple[Volume, Origins, str]:
     """A label map that a person gives; what is as the program had it keeps its origin."""
     scan = read(*project.case(row.case).images)
     label = as_labels(path, scan)

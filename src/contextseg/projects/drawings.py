@@ -19,6 +19,9 @@ from contextseg.errors import ContextsegError
 from contextseg.propagation import LabelledSlices, labelled_slices
 from contextseg.volume import Volume, as_labels, read
 
+ANNOTATIONS = "annotations"
+"""Folder of the annotator, beside the folder "drawn" of a project."""
+
 _ANNOTATOR_SAYS_NOTHING = 255
 
 
@@ -49,7 +52,7 @@ def drawing_files(folder: Path, case: str) -> list[Path]:
         case: Name of the case.
 
     Returns:
-        CASE.nii.gz and the like, and the slices of the annotator in CASE/; [] where nobody drew.
+        CASE.nii.gz and the like, and the slices of the annotator; [] where nobody drew.
 
     Raises:
         ContextsegError: Two files hold one case.
@@ -60,7 +63,17 @@ def drawing_files(folder: Path, case: str) -> list[Path]:
     if len(files) > 1:
         what = f"the drawing of {case} is in {files[0].name} and in {files[1].name}"
         raise ContextsegError(folder, what, "keep one of the two")
-    return files + sorted((folder / case).glob("*.npz"))
+    return files + sorted(annotated_case(folder, case).glob("*.npz"))
+
+
+def annotated_case(folder: Path, case: str) -> Path:
+    """Where the annotator keeps a case.
+
+    Args:
+        folder: The folder "drawn" of a project.
+        case: Name of the case.
+    """
+    return folder.parent / ANNOTATIONS / "drawn" / case
 
 
 def drawing_digest(folder: Path, case: str) -> str:
@@ -142,30 +155,30 @@ def _of_file(path: Path, scan: Volume, unlabelled: int | None, plane: str) -> np
 # --- the annotator --------------------------------------------------------------------------------
 
 
-def annotator(module: str = "") -> ModuleType:
+def annotator(module: str) -> ModuleType:
     """The annotator, imported when it is needed.
 
     Args:
-        module: A module of it, such as "drawing"; "" for the package.
+        module: A module of it, such as "drawing".
 
     Raises:
         ContextsegError: It is not installed.
     """
     try:
-        return import_module(".".join(filter(None, ("contextseg.annotate", module))))
+        return import_module(f"contextseg.annotator.{module}")
     except ImportError as error:
         what = f"the annotator cannot be opened here ({error})"
         remedy = (
             "pip install 'contextseg[annotate]'; or draw with another program, and save the label "
             "map as drawn/CASE.nii.gz in the project's folder"
         )
-        raise ContextsegError("contextseg.annotate", what, remedy) from error
+        raise ContextsegError("contextseg.annotator", what, remedy) from error
 
 
 def _of_annotator(folder: Path, case: str, scan: Volume, values: Sequence[int]) -> np.ndarray:
     """The annotator's drawing, whose classes are numbered, in label values."""
     drawing: Any = annotator("drawing")
-    opened = drawing.Drawing(scan, drawing.case_store(folder.parent, case))
+    opened = drawing.Drawing(scan, drawing.case_store(folder.parent / ANNOTATIONS, case))
     numbers = opened.on_scan(opened.drawn).array.astype(np.int64)
     nothing = numbers == _ANNOTATOR_SAYS_NOTHING
     if (numbers[~nothing] >= len(values)).any():
@@ -176,13 +189,19 @@ def _of_annotator(folder: Path, case: str, scan: Volume, values: Sequence[int]) 
     return np.where(nothing, IGNORE, array).astype(np.int32)
 
 
-def drawing_minutes(folder: Path, case: str) -> float:
-    """Minutes that were drawn in a case, by the annotator's log; 0 without one.
+def annotator_facts(folder: Path, case: str) -> tuple[float, bool, bool]:
+    """What the annotator notes of a case.
 
     Args:
         folder: The folder "drawn" of a project.
         case: Name of the case.
+
+    Returns:
+        Minutes that were drawn; whether the case is finished; and whether what is filled was
+        accepted with it. (0, False, False) where it was never opened there.
     """
-    if not (folder / case / "log.jsonl").is_file():
-        return 0.0
-    return float(annotator("drawing").case_store(folder.parent, case).seconds()) / 60
+    if not annotated_case(folder, case).is_dir():
+        return 0.0, False, False
+    store = annotator("drawing").case_store(folder.parent / ANNOTATIONS, case)
+    state = store.state()
+    return float(store.seconds()) / 60, bool(state.get("finished")), bool(state.get("accepted"))

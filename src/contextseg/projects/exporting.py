@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +13,6 @@ from contextseg.data.layouts import Case
 from contextseg.disk import csv_text, replacing, write_json, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.formats import ending
-from contextseg.formats.parts import files_of
 from contextseg.interop.dicomseg_writing import write_dicom_segmentation
 from contextseg.interop.names import describe_folder
 from contextseg.interop.segments import Segment, class_segments
@@ -24,12 +21,13 @@ from contextseg.projects.accepting import model_origin
 from contextseg.projects.filling import origins_file
 from contextseg.projects.origins import Origins
 from contextseg.projects.rounds import predictions_folder
+from contextseg.projects.sources import copy_scan, place_scan
 from contextseg.projects.table import ProjectCase
 from contextseg.provenance import provenance
 from contextseg.volume import Volume, as_labels, read, read_labels, write
 
 if TYPE_CHECKING:
-    from contextseg.projects.work import Project
+    from contextseg.projects.work import LabelProject
 
 RECORD_OF_EXPORT = "export.json"
 
@@ -56,9 +54,9 @@ class ExportedCase:
 
 
 def export_cases(
-    project: Project, output: Path, *, format: str, everything: bool, link: bool
+    project: LabelProject, output: Path, *, format: str, everything: bool, link: bool
 ) -> Path:
-    """Write the finished data set; see `Project.export`.
+    """Write the finished data set; see `LabelProject.export`.
 
     Args:
         project: The project.
@@ -112,7 +110,7 @@ def _source(row: ProjectCase, everything: bool) -> str:
     return f"prediction-{row.predicted}" if row.predicted else ""
 
 
-def _exported(project: Project, row: ProjectCase, source: str) -> ExportedCase:
+def _exported(project: LabelProject, row: ProjectCase, source: str) -> ExportedCase:
     case = project.case(row.case)
     if row.accepted == "given":
         if case.label is None:
@@ -144,7 +142,9 @@ def _line(exported: ExportedCase) -> dict[str, object]:
     return {**kept, "label": exported.source, **shares}
 
 
-def _write_tables(project: Project, folder: Path, format: str, rows: list[ProjectCase]) -> None:
+def _write_tables(
+    project: LabelProject, folder: Path, format: str, rows: list[ProjectCase]
+) -> None:
     if format in ("nnunet", "folders"):
         channels = project.channels or tuple(
             f"channel_{i}" for i in range(len(read(*project.case(rows[0].case).images).array))
@@ -163,7 +163,8 @@ def _write_tables(project: Project, folder: Path, format: str, rows: list[Projec
             }
             for row in rows
         }
-        table = {"labels": labels, "channel_names": {str(i): c for i, c in enumerate(channels)}}
+        names = {str(i): name for i, name in enumerate(channels)}
+        table: dict[str, Any] = {"labels": labels, "channel_names": names}
         if format == "nnunet":
             count = sum(row.use == "train" for row in rows)
             table |= {"name": project.folder.resolve().name, "numTraining": count}
@@ -189,7 +190,7 @@ def _as_nnunet(
     scan = read(*files)
     if len(files) == len(scan.array) and all(ending(path) == ".nii.gz" for path in files):
         for source, target in zip(files, same):
-            _copy(source, target, link)
+            copy_scan(source, target, link)
     else:
         for i, channel in enumerate(scan.array):
             write(images / f"{name}_{i:04d}.nii.gz", scan.with_array(channel[None]))
@@ -199,14 +200,9 @@ def _as_nnunet(
 def _as_folders(
     folder: Path, exported: ExportedCase, segments: tuple[Segment, ...], link: bool
 ) -> None:
-    name, files = exported.row.case, exported.case.images
+    name = exported.row.case
     (folder / "images").mkdir(exist_ok=True)
-    for i, source in enumerate(files):
-        numbered = f"{name}_{i:04d}" if len(files) > 1 else name
-        if not source.is_dir() and len(files_of(source)) > 1:  # a header, its voxels elsewhere
-            write(folder / "images" / f"{numbered}.nii.gz", read(source))
-        else:
-            _copy(source, folder / "images" / f"{numbered}{ending(source)}", link)
+    place_scan(exported.case, folder / "images", link)
     path = folder / "labels" / f"{name}.nii.gz"
     write(path, exported.label)
     describe_folder(path, segments)
@@ -247,13 +243,3 @@ EXPORT_FORMATS: dict[str, Callable[[Path, ExportedCase, tuple[Segment, ...], boo
     "dicom-seg": _as_dicom,
 }
 """Formats by name: how one case is written into the folder of an export."""
-
-
-def _copy(source: Path, target: Path, link: bool) -> None:
-    """A copy of a scan, or a link to it."""
-    if link:
-        os.symlink(source.resolve(), target)
-    elif source.is_dir():
-        shutil.copytree(source, target)
-    else:
-        shutil.copy2(source, target)

@@ -14,14 +14,14 @@ from contextseg.propagation import PropagationModel, fill, ranges
 from contextseg.volume import read
 
 if TYPE_CHECKING:
-    from contextseg.projects.work import Project
+    from contextseg.projects.work import LabelProject
 
 FILLS = "fills"
 """Folder of the filled label maps; origins are in the folder "origins" inside."""
 
 
 def fill_cases(
-    project: Project,
+    project: LabelProject,
     cases: Sequence[str] = (),
     *,
     model: str | Path | None = None,
@@ -65,7 +65,7 @@ def fill_cases(
 
 
 def _fill_case(
-    project: Project, name: str, network: PropagationModel | None, way: str, between: bool
+    project: LabelProject, name: str, network: PropagationModel | None, way: str, between: bool
 ) -> None:
     row = project.table.case(name)
     drawing = project.drawing(name)

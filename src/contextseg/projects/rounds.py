@@ -44,7 +44,7 @@ from contextseg.volume import read_labels, write
 if TYPE_CHECKING:
     import pandas as pd
 
-    from contextseg.projects.work import Project
+    from contextseg.projects.work import LabelProject
 
 FILL_CHOICES = ("accepted", "all", "none")
 """Which fills a round learns from: those accepted, also those that nobody accepted, or none."""
@@ -53,7 +53,7 @@ FILL_CHOICES = ("accepted", "all", "none")
 # --- rounds on disk -------------------------------------------------------------------------------
 
 
-def round_folder(project: Project, number: int) -> Path:
+def round_folder(project: LabelProject, number: int) -> Path:
     """The folder of a round.
 
     Args:
@@ -63,7 +63,7 @@ def round_folder(project: Project, number: int) -> Path:
     return project.folder / "rounds" / str(number)
 
 
-def round_facts(project: Project, number: int) -> dict[str, Any]:
+def round_facts(project: LabelProject, number: int) -> dict[str, Any]:
     """What a round was begun with: method, settings, seed, fills, plan, and its cases.
 
     Args:
@@ -73,13 +73,13 @@ def round_facts(project: Project, number: int) -> dict[str, Any]:
     return read_json(round_folder(project, number) / "round.json")
 
 
-def begun_rounds(project: Project) -> list[int]:
+def begun_rounds(project: LabelProject) -> list[int]:
     """The numbers of the rounds that were begun, in order; [] for none."""
     folders = (project.folder / "rounds").glob("*/round.json")
     return sorted(int(path.parent.name) for path in folders if path.parent.name.isdecimal())
 
 
-def last_round(project: Project) -> int:
+def last_round(project: LabelProject) -> int:
     """The last round whose model is finished; 0 for none."""
     done = [n for n in begun_rounds(project) if round_facts(project, n).get("finished")]
     return max(done, default=0)
@@ -89,7 +89,7 @@ def last_round(project: Project) -> int:
 
 
 def train_round(
-    project: Project,
+    project: LabelProject,
     *,
     method: str,
     fills: str,
@@ -98,7 +98,7 @@ def train_round(
     restart: bool,
     settings: Mapping[str, Any],
 ) -> Run:
-    """Train the next round, or finish the one that was begun; see `Project.train`.
+    """Train the next round, or finish the one that was begun; see `LabelProject.train`.
 
     Args:
         project: The project.
@@ -125,7 +125,7 @@ def train_round(
         say(f"round {number} was begun before, and goes on with the labels it was begun with")
     else:
         chosen = labels_to_learn(project, rows, fills)
-        facts = {**asked, **_inputs(project, chosen, method)}
+        facts = {**asked, **_inputs(project, chosen, method, asked["settings"])}
         if number and not changes(round_facts(project, number), facts, but={"finished"}):
             say(f"nothing is new since round {number}")
             return Run.open(round_folder(project, number) / "model", project.progress_bar)
@@ -164,7 +164,7 @@ def _asked(
     }
 
 
-def _refuse_other_round(project: Project, number: int, asked: Mapping[str, Any]) -> None:
+def _refuse_other_round(project: LabelProject, number: int, asked: Mapping[str, Any]) -> None:
     before = round_facts(project, number)
     if what := changes({name: before[name] for name in asked}, asked):
         what = f"round {number} is not finished, and was begun otherwise: {what}"
@@ -185,7 +185,7 @@ def learns_from_unlabelled(method: str) -> bool:
 
 
 def labels_to_learn(
-    project: Project, rows: Mapping[str, ProjectCase], fills: str
+    project: LabelProject, rows: Mapping[str, ProjectCase], fills: str
 ) -> dict[str, tuple[str, Path | None]]:
     """What each case teaches: its kind, and its label map where that is a file.
 
@@ -216,7 +216,10 @@ def labels_to_learn(
 
 
 def _inputs(
-    project: Project, chosen: Mapping[str, tuple[str, Path | None]], method: str
+    project: LabelProject,
+    chosen: Mapping[str, tuple[str, Path | None]],
+    method: str,
+    words: Sequence[str],
 ) -> dict[str, Any]:
     """The cases that a round learns from, each with a digest of its label, as JSON content."""
     if not chosen:
@@ -231,11 +234,19 @@ def _inputs(
     if learns_from_unlabelled(method):
         every = project.sources.cases
         unlabelled = [name for name in every if name not in chosen and project.learnable(name)]
+        if (
+            not unlabelled
+            and inspect.isclass(METHODS[method])
+            and "unlabelled_items=0" not in words
+        ):
+            what = f"method {method} learns from unlabelled scans, and every scan is labelled"
+            remedy = "train with --method supervised, or --set unlabelled_items=0"
+            raise ContextsegError(project.folder, what, remedy)
     return {"cases": cases, "unlabelled": unlabelled}
 
 
 def _write_data(
-    project: Project,
+    project: LabelProject,
     number: int,
     chosen: Mapping[str, tuple[str, Path | None]],
     facts: Mapping[str, Any],
@@ -271,7 +282,9 @@ def _write_data(
     write_json(folder / "round.json", dict(facts))
 
 
-def _write_label(project: Project, case: Case, kind: str, path: Path | None, out: Path) -> None:
+def _write_label(
+    project: LabelProject, case: Case, kind: str, path: Path | None, out: Path
+) -> None:
     """The label map of one case, with the ignore value where nobody labelled."""
     if path is not None:
         write(out, read_labels(path))
@@ -284,7 +297,7 @@ def _write_label(project: Project, case: Case, kind: str, path: Path | None, out
     write(out, drawing.label.with_array(np.where(array == IGNORE, project.labels.ignore, array)))
 
 
-def _train(project: Project, number: int, plan: str | Path | None) -> Run:
+def _train(project: LabelProject, number: int, plan: str | Path | None) -> Run:
     folder = round_folder(project, number)
     facts = round_facts(project, number)
     refuse_locked(project, (*facts["cases"], *facts["unlabelled"]), number)
@@ -296,7 +309,7 @@ def _train(project: Project, number: int, plan: str | Path | None) -> Run:
     return run
 
 
-def refuse_locked(project: Project, cases: Sequence[str], number: int) -> None:
+def refuse_locked(project: LabelProject, cases: Sequence[str], number: int) -> None:
     """Refuse to train on what is to be scored; the last door before every training.
 
     Args:
@@ -316,8 +329,8 @@ def refuse_locked(project: Project, cases: Sequence[str], number: int) -> None:
 # --- predicting -----------------------------------------------------------------------------------
 
 
-def predict_round(project: Project, cases: Sequence[str], *, device: str) -> dict[str, Path]:
-    """Predict with the last round, and measure; see `Project.predict`.
+def predict_round(project: LabelProject, cases: Sequence[str], *, device: str) -> dict[str, Path]:
+    """Predict with the last round, and measure; see `LabelProject.predict`.
 
     Args:
         project: The project.
@@ -365,7 +378,7 @@ def predict_round(project: Project, cases: Sequence[str], *, device: str) -> dic
     return done
 
 
-def patients_learned(project: Project, number: int) -> set[str]:
+def patients_learned(project: LabelProject, number: int) -> set[str]:
     """The patients that a round learned labels from.
 
     Args:
@@ -376,7 +389,7 @@ def patients_learned(project: Project, number: int) -> set[str]:
     return {case.patient for case in data.train if case.label}
 
 
-def predictions_folder(project: Project, number: int) -> Path:
+def predictions_folder(project: LabelProject, number: int) -> Path:
     """Where the label maps of a round lie.
 
     Args:
@@ -386,7 +399,7 @@ def predictions_folder(project: Project, number: int) -> Path:
     return round_folder(project, number) / "predictions"
 
 
-def measure_round(project: Project, number: int) -> pd.DataFrame:
+def measure_round(project: LabelProject, number: int) -> pd.DataFrame:
     """Score a round on the locked cases whose reference no model made.
 
     Args:
@@ -426,7 +439,7 @@ def measure_round(project: Project, number: int) -> pd.DataFrame:
     return table
 
 
-def scores_text(project: Project, number: int) -> list[str]:
+def scores_text(project: LabelProject, number: int) -> list[str]:
     """The mean Dice of each class over the locked cases, a line each; [] where none is scored.
 
     Args:

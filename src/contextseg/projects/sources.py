@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ from contextseg.data.layouts import Case, Dataset, is_dataset, open_dataset, sca
 from contextseg.data.listing import some
 from contextseg.data.tables import read_label_table, read_table
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.formats import ending
+from contextseg.formats.parts import files_of
+from contextseg.volume import read, write
 
 
 @dataclass(frozen=True)
@@ -151,3 +156,38 @@ def locked_cases(sources: Sources, test: int | Sequence[str], seed: int) -> tupl
         what = f"no case is left to learn from besides {some(locked)}"
         raise ContextsegError("--test", what, "lock fewer cases, or add scans of other patients")
     return tuple(name for name in sources.cases if name in locked)
+
+
+def place_scan(case: Case, folder: Path, link: bool = False) -> None:
+    """Copy a scan into a folder of scans, under the name of its case.
+
+    Args:
+        case: The case.
+        folder: The folder, which exists.
+        link: Link it in place of copying it. A header with its voxels elsewhere is written anew.
+
+    Raises:
+        ContextsegError: The scan cannot be read, or the disk cannot be written to.
+    """
+    for i, source in enumerate(case.images):
+        numbered = f"{case.name}_{i:04d}" if len(case.images) > 1 else case.name
+        if not source.is_dir() and len(files_of(source)) > 1:
+            write(folder / f"{numbered}.nii.gz", read(source))
+        else:
+            copy_scan(source, folder / f"{numbered}{ending(source)}", link)
+
+
+def copy_scan(source: Path, target: Path, link: bool) -> None:
+    """Copy a file or a DICOM folder, or link it.
+
+    Args:
+        source: What to copy.
+        target: Where to.
+        link: Link it in place of copying it.
+    """
+    if link:
+        os.symlink(source.resolve(), target)
+    elif source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)

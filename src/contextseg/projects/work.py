@@ -16,9 +16,10 @@ from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.projects import accepting, exporting, filling, rounds, worklist
 from contextseg.projects.drawings import (
+    ANNOTATIONS,
     DrawnLabel,
+    annotator_facts,
     drawing_digest,
-    drawing_minutes,
     read_drawing,
 )
 from contextseg.projects.sources import LabelTable, Sources, locked_cases, named_labels
@@ -35,10 +36,10 @@ FACTS = "project.json"
 
 
 @dataclass
-class Project:
+class LabelProject:
     """A folder in which a few labelled slices become a finished data set.
 
-    `open_project` makes one, or opens it.
+    `open_label_project` makes one, or opens it.
 
     Args:
         folder: Where everything of the project lies.
@@ -133,6 +134,11 @@ class Project:
         """The filled label map of a case."""
         return self.folder / filling.FILLS / f"{name}.nii.gz"
 
+    def prediction_file(self, name: str) -> Path:
+        """The newest predicted label map of a case, or where it would lie."""
+        number = self.table.case(name).predicted
+        return rounds.predictions_folder(self, number) / f"{name}.nii.gz"
+
     def label_file(self, name: str) -> Path:
         """The accepted label map of a case."""
         return self.folder / accepting.LABELS / f"{name}.nii.gz"
@@ -173,7 +179,7 @@ class Project:
         drawing = self.drawing(row.case)
         facts: dict[str, Any] = {"drawn": now if drawing else ""}
         facts["slices"] = len(drawing.labelled.slices) if drawing else 0
-        minutes = drawing_minutes(self.folder / "drawn", row.case)
+        minutes, _, _ = annotator_facts(self.folder / "drawn", row.case)
         facts["minutes"] = max(row.minutes, round(minutes, 2))
         if facts["drawn"] == row.drawn:
             return
@@ -332,6 +338,8 @@ class Project:
     ) -> list[str]:
         """Open the annotator on the worst predictions; without any, on scans without a label.
 
+        A case that is finished there has been reviewed; one that is accepted there is accepted.
+
         Args:
             cases: Names of cases, in the order to look at them. () for the worklist's first.
             count: How many of the worklist.
@@ -350,6 +358,14 @@ class Project:
         chosen = worklist.cases_to_review(self, cases, count, order, seed)
         worklist.open_annotator(self, chosen, host=host, port=port, browser=browser)
         self.refresh()
+        for name in chosen:
+            row = self.table.case(name)
+            _, finished, accepted = annotator_facts(self.folder / "drawn", name)
+            if finished and row.predicted:
+                self.table.note(name, reviewed=row.predicted)
+            label = self.folder / ANNOTATIONS / "filled" / f"{name}.nii.gz"
+            if finished and accepted and not row.accepted and label.exists():
+                accepting.accept_case(self, name, label=label)
         return chosen
 
     def accept(
@@ -416,7 +432,7 @@ class Project:
     def __repr__(self) -> str:
         states = Counter(row.state for row in self.table.cases().values())
         counted = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-        return f"Project({str(self.folder)!r}; {counted or 'no case'})"
+        return f"LabelProject({str(self.folder)!r}; {counted or 'no case'})"
 
 
 def _raise_of(done: str, failed: Mapping[str, str]) -> None:
@@ -427,7 +443,7 @@ def _raise_of(done: str, failed: Mapping[str, str]) -> None:
         raise ContextsegError(some(failed), what, "mend them; all others are done")
 
 
-def open_project(
+def open_label_project(
     folder: str | Path,
     scans: str | Path | None = None,
     classes: Sequence[str] = (),
@@ -437,7 +453,7 @@ def open_project(
     unlabelled: int | None = None,
     seed: int = 0,
     progress_bar: ProgressBar = no_progress_bar,
-) -> Project:
+) -> LabelProject:
     """Open a project, or begin one.
 
     Args:
@@ -466,10 +482,10 @@ def open_project(
         _begin(folder, scans, classes, test, plane, unlabelled, seed)
     else:
         _refuse_other(folder, test, plane, unlabelled)
-    project = Project(folder, progress_bar)
+    project = LabelProject(folder, progress_bar)
     if scans is not None and Path(scans).absolute() != Path(project.facts["scans"]):
         _move(project, scans)
-        project = Project(folder, progress_bar)
+        project = LabelProject(folder, progress_bar)
     if classes and tuple(classes) != project.labels.classes[1:]:
         what = f"the project has the classes {', '.join(project.labels.classes[1:])}"
         raise ContextsegError(folder, what, "leave --classes out, or begin another project")
@@ -526,7 +542,7 @@ def _begin(
     write_json(folder / FACTS, content)
 
 
-def _move(project: Project, scans: str | Path) -> None:
+def _move(project: LabelProject, scans: str | Path) -> None:
     """Note that the scans lie elsewhere now."""
     there = Sources.open(scans).cases
     gone = [name for name in project.table.cases() if name not in there]

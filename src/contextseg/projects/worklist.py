@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from contextseg.console import say
+from contextseg.disk import replacing
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.evaluation.calibration import confidence_file
-from contextseg.projects.drawings import annotator
-from contextseg.volume import read_labels
+from contextseg.projects.drawings import ANNOTATIONS, annotator
+from contextseg.projects.sources import place_scan
+from contextseg.volume import read_labels, write
 
 if TYPE_CHECKING:
     from contextseg.projects.table import ProjectCase
-    from contextseg.projects.work import Project
+    from contextseg.projects.work import LabelProject
 
 
-def expected_dice(label: np.ndarray, confidence: np.ndarray, values: Sequence[int]) -> float:
+def expected_case_dice(label: np.ndarray, confidence: np.ndarray, values: Sequence[int]) -> float:
     """The Dice to be expected of a prediction, if its probabilities are right: a mean over classes.
 
     A class that covers n voxels with the probabilities p has the expected overlap sum(p). What it
@@ -38,9 +41,9 @@ def expected_dice(label: np.ndarray, confidence: np.ndarray, values: Sequence[in
 
     Example:
         >>> label = np.array([[[1, 1, 0, 0]]])
-        >>> expected_dice(label, np.full(label.shape, 255, np.uint8), [1])
+        >>> expected_case_dice(label, np.full(label.shape, 255, np.uint8), [1])
         1.0
-        >>> round(expected_dice(label, np.full(label.shape, 204, np.uint8), [1]), 2)
+        >>> round(expected_case_dice(label, np.full(label.shape, 204, np.uint8), [1]), 2)
         0.8
     """
     p = confidence.astype(np.float64) / 255
@@ -62,37 +65,34 @@ def expected_of_files(prediction: Path, values: Sequence[int]) -> float:
         values: The label values of the classes, without the background.
 
     Returns:
-        As `expected_dice`.
+        As `expected_case_dice`.
 
     Raises:
         ContextsegError: A file is missing or damaged.
     """
     label = read_labels(prediction).array
-    return expected_dice(label, read_labels(confidence_file(prediction)).array, values)
+    return expected_case_dice(label, read_labels(confidence_file(prediction)).array, values)
 
 
 # --- orders ---------------------------------------------------------------------------------------
 
 
-def _lowest_expected(project: Project, rows: Sequence[ProjectCase], seed: int) -> list[str]:
+def _lowest_expected(project: LabelProject, rows: Sequence[ProjectCase], seed: int) -> list[str]:
     def key(row: ProjectCase) -> tuple[float, str]:
         return (-1.0 if math.isnan(row.expected_dice) else row.expected_dice), row.case
 
     return [row.case for row in sorted(rows, key=key)]
 
 
-def _at_random(project: Project, rows: Sequence[ProjectCase], seed: int) -> list[str]:
+def _at_random(project: LabelProject, rows: Sequence[ProjectCase], seed: int) -> list[str]:
     names = sorted(row.case for row in rows)
     np.random.RandomState(seed).shuffle(names)
     return names
 
 
-def _largest(project: Project, rows: Sequence[ProjectCase], seed: int) -> list[str]:
-    from contextseg.projects.rounds import predictions_folder
-
+def _largest(project: LabelProject, rows: Sequence[ProjectCase], seed: int) -> list[str]:
     def voxels(row: ProjectCase) -> int:
-        path = predictions_folder(project, row.predicted) / f"{row.case}.nii.gz"
-        return int((read_labels(path).array > 0).sum())
+        return int((read_labels(project.prediction_file(row.case)).array > 0).sum())
 
     return [row.case for row in sorted(rows, key=lambda row: (-voxels(row), row.case))]
 
@@ -107,7 +107,7 @@ voxels first.
 """
 
 
-def order_cases(project: Project, order: str = "expected", seed: int = 0) -> list[str]:
+def order_cases(project: LabelProject, order: str = "expected", seed: int = 0) -> list[str]:
     """The cases that wait for a person, in the order to look at them.
 
     Args:
@@ -130,7 +130,7 @@ def order_cases(project: Project, order: str = "expected", seed: int = 0) -> lis
 
 
 def cases_to_review(
-    project: Project, cases: Sequence[str], count: int, order: str, seed: int
+    project: LabelProject, cases: Sequence[str], count: int, order: str, seed: int
 ) -> list[str]:
     """The cases to show: those asked for, the first of the worklist, or unlabelled ones.
 
@@ -164,34 +164,65 @@ def cases_to_review(
     return waiting[:count]
 
 
-def open_annotator(project: Project, cases: Sequence[str], **options: Any) -> None:
+def open_annotator(
+    project: LabelProject, cases: Sequence[str], *, host: str, port: int, browser: bool
+) -> None:
     """Open the annotator on cases of a project, and wait until it is closed.
 
-    What is drawn lies in the folder "drawn" of the project. The label map to start from is the
-    prediction of a case, or else its fill.
+    The label map to start from is the prediction of a case, or else its fill. What is drawn lies
+    in the folder "annotations" of the project.
 
     Args:
         project: The project.
-        cases: Names of cases, in the order to look at them.
-        **options: Host, port and browser, as the annotator takes them.
+        cases: Names of cases.
+        host: Address that the annotator listens on.
+        port: Its port. 0 takes a free one.
+        browser: Open a browser.
 
     Raises:
         ContextsegError: The annotator is not installed.
     """
-    from contextseg.projects.rounds import predictions_folder
-
-    starts: dict[str, Path] = {}
-    for name in cases:
-        row = project.table.case(name)
-        prediction = predictions_folder(project, row.predicted) / f"{name}.nii.gz"
-        if row.predicted and prediction.exists():
-            starts[name] = prediction
-        elif row.filled and project.fill_file(name).exists():
-            starts[name] = project.fill_file(name)
-    annotator("").annotate_cases(
-        [project.case(name) for name in cases],
-        output=project.folder,
-        classes=project.labels.classes[1:],
-        starts=starts,
-        **options,
+    launch = annotator("launch")
+    work = project.folder / ANNOTATIONS
+    with replacing(project.folder / "review") as temporary:
+        (temporary / "images").mkdir(parents=True)
+        for name in cases:
+            place_scan(project.case(name), temporary / "images", link=True)
+            start = start_label(project, name)
+            if start is not None:
+                write(temporary / "labels" / f"{name}.nii.gz", read_labels(start))
+    rows = {name: project.table.case(name) for name in cases}
+    expected = {n: row.expected_dice for n, row in rows.items() if row.predicted}
+    labels = project.folder / "review" / "labels"
+    server = launch.start_annotating(
+        project.folder / "review" / "images",
+        work,
+        classes=[f"{n}={v}" for n, v in zip(project.labels.classes[1:], project.labels.values[1:])],
+        labels=labels if labels.is_dir() else None,
+        host=host,
+        port=port,
     )
+    server.session.project.scores.update(expected)
+    say(f"the annotator: {server.url}")
+    say("Ctrl-C ends it, and the project takes up what was drawn")
+    if browser:
+        launch.open_browser(server.url)
+    server.serve()
+
+
+def start_label(project: LabelProject, name: str) -> Path | None:
+    """The label map that a review of a case starts from: its prediction, or else its fill.
+
+    Args:
+        project: The project.
+        name: Name of the case.
+
+    Returns:
+        The file; None where there is neither.
+    """
+    row = project.table.case(name)
+    if row.predicted and project.prediction_file(name).exists():
+        return project.prediction_file(name)
+    if row.filled and project.fill_file(name).exists():
+        return project.fill_file(name)
+    return None
