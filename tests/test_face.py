@@ -84,6 +84,7 @@ def everything() -> dict[str, object]:
     from contextseg.data.check import Finding
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
+    from contextseg.projects import LabelProject
     from contextseg.propagation import Filled
     from contextseg.runs import Run
     from contextseg.studies.api import Methods
@@ -93,6 +94,7 @@ def everything() -> dict[str, object]:
     from contextseg.studies.reproduce import Reproduced
 
     known = (Finding, Plan, Outcome, Filled, Run, Comparison, Forecast, Curve, Diagnosis)
+    known = (*known, LabelProject)
     names: dict[str, object] = {kind.__name__: kind for kind in (*known, Reproduced)}
     return names | {
         "pd": pd,

@@ -232,7 +232,12 @@ def simulate(
         ContextsegError: Cases failed (the message names them, and what could be done is written),
             or an argument belongs to the other kind of study.
     """
-    only = {"ways": words(ways), "rules": words(rules), "start": words(start), "goal": goal}
+    only: dict[str, Any] = {
+        "ways": words(ways),
+        "rules": words(rules),
+        "start": words(start),
+        "goal": goal,
+    }
     only |= {"rounds": rounds, "seed": seed}
     if chain:
         _refuse(only, _ALONE, "it has no use with --chain")
@@ -254,7 +259,11 @@ def simulate(
             cases=cases,
         )
         return study_chain(asked, Path(output), progress_of(verbose))
-    of_chain = {"arms": words(arms), "budgets": words(budgets), "seeds": words(seeds)}
+    of_chain: dict[str, Any] = {
+        "arms": words(arms),
+        "budgets": words(budgets),
+        "seeds": words(seeds),
+    }
     of_chain |= {"method": method, "minutes_per_slice": minutes_per_slice, **settings}
     _refuse(of_chain, _CHAIN, "it has a use with --chain alone")
     from contextseg.studies.simulate import Study, run_study

@@ -210,7 +210,8 @@ def run_chain(
 def _open_truth(study: ChainStudy) -> _Truth:
     data = restricted(open_dataset(study.dataset), study.classes)
     wanted = set(data.classes[1:])
-    usable, left = [], []
+    usable: list[Case] = []
+    left: list[Case] = []
     for case in (*data.train, *data.test):
         annotated = case.annotated is None or wanted <= set(case.annotated)
         (usable if case.label and annotated else left).append(case)
@@ -293,16 +294,17 @@ def _run_cell(
         _draw(study, truth, arm, project, draws)
         fills = "all" if arm.filled else "none"
         method = arm_method(study, arm)
-        words = dict(word.split("=", 1) for word in study.settings)
+        words: dict[str, Any] = dict(word.split("=", 1) for word in study.settings)
         if arm.unlabelled and len(draws) == len(truth.train):
             words["unlabelled_items"] = "0"  # every scan is labelled in part by now
         project.train(method=method, fills=fills, seed=seed, **words)
         waiting = [n for n in truth.train if not project.table.case(n).trained]
         ordered = arm.order != "random" and number < len(budgets) and not arm.whole
         project.predict([*truth.test, *(waiting if ordered else ())])
-        facts = {"arm": name, "seed": seed, "budget": budget, "slices": _cost(truth, arm, draws)}
-        facts |= {"share": facts["slices"] / truth.slices, "drawn_cases": len(draws)}
-        facts["minutes"] = facts["slices"] * study.minutes_per_slice
+        slices = _cost(draws)
+        facts: dict[str, Any] = {"arm": name, "seed": seed, "budget": budget, "slices": slices}
+        facts |= {"share": slices / truth.slices, "drawn_cases": len(draws)}
+        facts["minutes"] = slices * study.minutes_per_slice
         table = _scored(study, truth, project)
         tables.append(table.assign(**facts))
         if ordered:
@@ -346,7 +348,7 @@ def _draws(
     order = list(queue)
     if number > 1 and arm.order != "random":
         order = [*project.worklist(arm.order), *queue]
-    left = allowed - _cost(truth, arm, draws)
+    left = allowed - _cost(draws)
     for name in dict.fromkeys(order):
         if name in draws:
             continue
@@ -395,7 +397,7 @@ def _suggested(truth: _Truth, name: str, slices: Sequence[int]) -> int | None:
     return place if place in missing else min(missing, key=lambda i: (abs(i - place), i))
 
 
-def _cost(truth: _Truth, arm: Arm, draws: Mapping[str, Sequence[int]]) -> int:
+def _cost(draws: Mapping[str, Sequence[int]]) -> int:
     """Slices that were labelled."""
     return sum(len(slices) for slices in draws.values())
 

@@ -198,7 +198,7 @@ def _goal_text(table: DataFrame) -> str:
     means = chain_means(table).set_index("arm")
     if not {"all", "chain"} <= set(means.index):
         return ""
-    full = float(means.loc["all", "dsc"])
+    full = float(means.loc[["all"], "dsc"].iloc[0])
     lines = [f"Goal: within {WITHIN} of full supervision ({full:.3f})."]
     for row in means.loc[["chain"]].to_dict("records"):
         gap = full - row["dsc"]
