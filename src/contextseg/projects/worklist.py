@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -207,7 +208,8 @@ def open_annotator(
     say("Ctrl-C ends it, and the project takes up what was drawn")
     if browser:
         launch.open_browser(server.url)
-    server.serve()
+    with suppress(KeyboardInterrupt):
+        server.serve()
 
 
 def start_label(project: LabelProject, name: str) -> Path | None:
