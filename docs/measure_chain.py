@@ -77,6 +77,6 @@ def main(source: Path, output: Path, seeds: dict[int, list[int]]) -> None:
 
 
 if __name__ == "__main__":
-    chosen = dict(word.split("=") for word in sys.argv[3:]) or {"80": "0,1,2", "200": "0,1,2"}
+    chosen = dict(word.split("=") for word in sys.argv[3:]) or {"80": "0,1,2"}
     seeds = {int(steps): [int(n) for n in text.split(",")] for steps, text in chosen.items()}
     main(Path(sys.argv[1]), Path(sys.argv[2]), seeds)

@@ -12,6 +12,7 @@ import pytest
 import contextseg as cs
 from contextseg.data import phantom
 from contextseg.data.layouts import open_dataset
+from contextseg.projects import LabelProject
 from contextseg.studies.simulate import ARMS, ChainStudy, chain_means, chain_tests
 from contextseg.volume import read_labels, write
 
@@ -108,6 +109,29 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert "chain.svg" in page
     with pytest.raises(cs.ContextsegError, match="another study"):
         cs.simulate(data, study, arms=arms, budgets=(0.3, 0.6), slices=3, **CHAIN)
+
+
+def test_a_cell_that_was_stopped_in_its_second_round_gives_the_same(
+    study: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped when the slices of the second round are drawn, and before it is trained."""
+    train, calls = LabelProject.train, []
+
+    def stopping(project: LabelProject, **words: object) -> object:
+        calls.append(words)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(project, **words)  # type: ignore[arg-type]
+
+    wish = {**CHAIN, "arms": ("chain",), "budgets": (0.3, 0.6), "slices": 2}
+    with monkeypatch.context() as patched:
+        patched.setattr(LabelProject, "train", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            cs.simulate(data, tmp_path, **wish)
+    cs.simulate(data, tmp_path, **wish)
+    for name in ("rows.csv", "pool.csv", "draws-2.json"):
+        whole = (study / "cells/chain-0" / name).read_text()
+        assert (tmp_path / "cells/chain-0" / name).read_text() == whole
 
 
 def test_a_budget_beyond_all_cases_goes_into_more_slices(data: Path, tmp_path: Path) -> None:

@@ -279,48 +279,67 @@ def _place_scans(truth: _Truth, folder: Path) -> None:
 def _run_cell(
     study: ChainStudy, truth: _Truth, name: str, seed: int, scans: Path, cell: Path
 ) -> None:
-    """All budgets of one arm and seed; the table of the cell comes last."""
+    """All budgets of one arm and seed; each that is measured is kept, the cell's table is last."""
     import pandas as pd
 
     arm = ARMS[name]
     project = open_label_project(cell / "work", scans, plane=study.plane)
-    queue = _at_random(truth, seed)
-    tables, pools, spent = [], [], []
     budgets = (1.0,) if name == "all" else study.budgets
     for number, budget in enumerate(budgets, start=1):
-        started = time.monotonic()
-        allowed = int(budget * truth.slices)
-        draws = _draws(study, truth, arm, project, queue, cell / f"draws-{number}.json", allowed)
-        _draw(study, truth, arm, project, draws)
-        fills = "all" if arm.filled else "none"
-        method = arm_method(study, arm)
-        words: dict[str, Any] = dict(word.split("=", 1) for word in study.settings)
-        if arm.unlabelled and len(draws) == len(truth.train):
-            words["unlabelled_items"] = "0"  # every scan is labelled in part by now
-        project.train(method=method, fills=fills, seed=seed, **words)
-        waiting = [n for n in truth.train if not project.table.case(n).trained]
-        ordered = arm.order != "random" and number < len(budgets) and not arm.whole
-        project.predict([*truth.test, *(waiting if ordered else ())])
-        slices = _cost(draws)
-        facts: dict[str, Any] = {"arm": name, "seed": seed, "budget": budget, "slices": slices}
-        facts |= {"share": slices / truth.slices, "drawn_cases": len(draws)}
-        facts["minutes"] = slices * study.minutes_per_slice
-        table = _scored(study, truth, project)
-        tables.append(table.assign(**facts))
-        if ordered:
-            pools.append(pd.DataFrame(_pool_rows(truth, project, waiting)).assign(**facts))
-        seconds = round(time.monotonic() - started, 1)
-        fill_dice = _fill_dice(truth, project, draws) if arm.filled and not arm.whole else np.nan
-        spent.append({**facts, "fill_dice": fill_dice, "seconds": seconds})
-    if pools:
-        write_text(cell / "pool.csv", pd.concat(pools).to_csv(index=False))
-    write_text(cell / "rounds.csv", pd.DataFrame(spent).to_csv(index=False))
-    first = [*facts, "case", "patient"]
-    rows = pd.concat(tables, ignore_index=True)
-    rows = rows[[*first, *(c for c in rows if c not in first)]]
-    write_text(cell / "rows.csv", rows.to_csv(index=False))
+        if not (cell / f"rows-{number}.csv").exists():
+            facts = {"arm": name, "seed": seed, "budget": budget}
+            last = number == len(budgets)
+            _run_round(study, truth, arm, project, cell, number, facts, last)
+    for kind in ("pool", "rounds", "rows"):
+        files = [cell / f"{kind}-{number}.csv" for number in range(1, len(budgets) + 1)]
+        text = {"case": str, "patient": str}
+        tables = [pd.read_csv(path, dtype=text) for path in files if path.exists()]
+        if tables:
+            write_text(cell / f"{kind}.csv", pd.concat(tables).to_csv(index=False))
     for cache in (cell / "work").glob("rounds/*/model/cache"):
         rmtree(cache)
+
+
+def _run_round(
+    study: ChainStudy,
+    truth: _Truth,
+    arm: Arm,
+    project: LabelProject,
+    cell: Path,
+    number: int,
+    facts: dict[str, Any],
+    last: bool,
+) -> None:
+    """One budget: draw, fill, train, predict, and write what is measured; the scores last."""
+    import pandas as pd
+
+    started = time.monotonic()
+    allowed = int(facts["budget"] * truth.slices)
+    queue = _at_random(truth, facts["seed"])
+    draws = _draws(study, truth, arm, project, queue, cell / f"draws-{number}.json", allowed)
+    _draw(study, truth, arm, project, draws)
+    words: dict[str, Any] = dict(word.split("=", 1) for word in study.settings)
+    if arm.unlabelled and len(draws) == len(truth.train):
+        words["unlabelled_items"] = "0"  # every scan is labelled in part by now
+    fills = "all" if arm.filled else "none"
+    project.train(method=arm_method(study, arm), fills=fills, seed=facts["seed"], **words)
+    waiting = [n for n in truth.train if not project.table.case(n).trained]
+    ordered = arm.order != "random" and not last and not arm.whole
+    project.predict([*truth.test, *(waiting if ordered else ())])
+    slices = _cost(draws)
+    facts = {**facts, "slices": slices, "share": slices / truth.slices}
+    facts |= {"drawn_cases": len(draws), "minutes": slices * study.minutes_per_slice}
+    if ordered:
+        pool = pd.DataFrame(_pool_rows(truth, project, waiting)).assign(**facts)
+        write_text(cell / f"pool-{number}.csv", pool.to_csv(index=False))
+    fill_dice = _fill_dice(truth, project, draws) if arm.filled and not arm.whole else np.nan
+    seconds = round(time.monotonic() - started, 1)
+    spent = pd.DataFrame([{**facts, "fill_dice": fill_dice, "seconds": seconds}])
+    write_text(cell / f"rounds-{number}.csv", spent.to_csv(index=False))
+    rows = _scored(study, truth, project).assign(**facts)
+    first = [*facts, "case", "patient"]
+    rows = rows[[*first, *(column for column in rows if column not in first)]]
+    write_text(cell / f"rows-{number}.csv", rows.to_csv(index=False))
 
 
 def _at_random(truth: _Truth, seed: int) -> list[str]:
