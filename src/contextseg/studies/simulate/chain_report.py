@@ -229,7 +229,7 @@ def _order_text(tests: DataFrame, pool: DataFrame) -> str:
     """Whether the order of the worklist teaches more, and how well it finds the worst."""
     from scipy.stats import spearmanr
 
-    parts = ["## Does the worklist's order teach more?"]
+    parts = ["## Does the worklist's order teach more?\n"]
     orders = tests[tests["other"].isin(["chain-random", "chain-size"])] if len(tests) else tests
     for row in orders.to_dict("records"):
         known = row["p_holm"] < 0.05
