@@ -85,6 +85,7 @@ def everything() -> dict[str, object]:
     from contextseg.data.check import Finding
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
+    from contextseg.projects import LabelProject
     from contextseg.propagation import Filled
     from contextseg.runs import Run
     from contextseg.studies.api import Methods
@@ -94,8 +95,8 @@ def everything() -> dict[str, object]:
     from contextseg.studies.reproduce import Reproduced
 
     known = (Finding, Plan, Outcome, Filled, Run, Comparison, Forecast, Curve, Diagnosis)
-    more = (Annotating, Reproduced)
-    names: dict[str, object] = {kind.__name__: kind for kind in (*known, *more)}
+    known = (*known, LabelProject, Annotating, Reproduced)
+    names: dict[str, object] = {kind.__name__: kind for kind in known}
     return names | {
         "pd": pd,
         "Predictor": cs.Predictor,

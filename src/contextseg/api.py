@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
     from contextseg.predictor import Predictor
+    from contextseg.projects import LabelProject
     from contextseg.propagation import Filled, LabelledSlices
     from contextseg.runs import Run
     from contextseg.settings import Settings
@@ -534,6 +535,53 @@ def two_stage(
         open_propagation_model(model) if model else None,
         stages,
         asked={"reference": str(Path(reference).resolve()), "model": _resolved(model)},
+        progress_bar=progress_of(verbose),
+    )
+
+
+def project(
+    work: StrPath,
+    scans: StrPath | None = None,
+    classes: Sequence[str] = (),
+    *,
+    test: int | Sequence[str] = 0,
+    plane: str = "auto",
+    unlabelled: int | None = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> LabelProject:
+    """Open a project, or begin one: a folder in which few labelled slices become a data set.
+
+    Args:
+        work: Folder of everything that the project makes.
+        scans: Folder of scans, or a data set, whose labels count as accepted and whose test split
+            is locked. Needed to begin; later only where the scans have moved.
+        classes: Names of the classes; () for those of the data set.
+        test: Cases that are locked for measuring, by name; or how many to draw.
+        plane: "axial", "coronal" or "sagittal": what is drawn. "auto" finds it.
+        unlabelled: Value of voxels that nobody labelled, in drawn files. None: slices without a
+            label are unlabelled.
+        seed: Seed of the draw of locked cases.
+        verbose: Show the progress on stderr.
+
+    Returns:
+        The project, whose verbs are its methods: `fill`, `train`, `predict`, `review`, `accept`,
+        `export`, `status`.
+
+    Raises:
+        ContextsegError: No scans are given to begin with, or the folder holds a project about
+            other scans or classes.
+    """
+    from contextseg.projects import open_label_project
+
+    return open_label_project(
+        work,
+        scans,
+        classes,
+        test=test,
+        plane=plane,
+        unlabelled=unlabelled,
+        seed=seed,
         progress_bar=progress_of(verbose),
     )
 

@@ -12,7 +12,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from contextseg import __version__
-from contextseg.cli import annotating, data, measuring, models, segmenting, studies, training
+from contextseg.cli import (
+    annotating,
+    data,
+    measuring,
+    models,
+    projecting,
+    segmenting,
+    studies,
+    training,
+)
 from contextseg.errors import ContextsegError
 from contextseg.stopping import Stopped, stop_signals
 
@@ -115,6 +124,7 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
 
 for name, function, example in VERBS:
     app.command(name, epilog=f"Example: {example}")(function)
+app.add_typer(projecting.project, name="project")
 app.command("recipe", hidden=True)(studies.reproduce)  # what version 0.1.0 called it
 
 

@@ -157,7 +157,7 @@ def scans_in(path: str | Path) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
     problems: Problems = []
     if not path.exists():
         raise ContextsegError(path, "there is no such file or folder", "check the path")
-    if _looks_like_data_set(path) and not _is_table_beside_scans(path):
+    if is_dataset(path):
         dataset = open_dataset(path)
         return dataset.test or dataset.train, dataset.unused
     cases = unlabelled_cases(path, problems)
@@ -169,6 +169,16 @@ def scans_in(path: str | Path) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
         remedy = f"give a scan ({', '.join(ENDINGS)}), a folder of scans, or a data set's folder"
         raise ContextsegError(path, what, remedy)
     return tuple(cases), unused
+
+
+def is_dataset(path: str | Path) -> bool:
+    """Whether a path is a data set of a known layout, in contrast to a folder of scans alone.
+
+    Args:
+        path: A file or folder.
+    """
+    path = Path(path)
+    return _looks_like_data_set(path) and not _is_table_beside_scans(path)
 
 
 def _is_table_beside_scans(folder: Path) -> bool:
