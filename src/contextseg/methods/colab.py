@@ -237,6 +237,7 @@ def meta_gradient(
     lr: float,
     mean: Mean = lambda values: None,
     product: str = "exact",
+    loss: Loss = dice_ce,
 ) -> list[Tensor]:
     """The gradient of L_ROI(theta*) in the generator's parameters, over lr (CoLab, Eq. 12 to 15).
 
@@ -252,6 +253,7 @@ def meta_gradient(
         lr: Length of the step from theta to theta*.
         mean: Replaces means over this process's items by means over all processes' items, in place.
         product: "exact" or "finite".
+        loss: The loss of `context_loss` that the net is trained with.
 
     Returns:
         One tensor for each parameter of `generator`; zeros where the batch is empty.
@@ -267,10 +269,12 @@ def meta_gradient(
     parameters = list(generator.parameters())
     if not len(batch):
         return [torch.zeros_like(p) for p in parameters]
-    loss = partial(context_loss, label=batch.label, near=near, annotated=batch.annotated)
+    seg_loss = partial(
+        context_loss, label=batch.label, near=near, annotated=batch.annotated, loss=loss
+    )
     # Forward mode has no mixed precision.
     with torch.autocast(batch.image.device.type, enabled=False):
-        value = PRODUCTS[product](net, v, batch.image, generator(batch.image).softmax(1), loss)
+        value = PRODUCTS[product](net, v, batch.image, generator(batch.image).softmax(1), seg_loss)
     return [-g for g in torch.autograd.grad(value, parameters)]
 
 
@@ -384,6 +388,9 @@ class CoLab(Method):
         absent: M where a case has no ROI.
         background: How context classes become background again: "sum" or "max" (see `folded`).
         weights: File of weights that f starts from; "" for new weights. See `nets.weights`.
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first,
+            which the context classes share; () for equal weights.
 
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
@@ -414,6 +421,8 @@ class CoLab(Method):
         absent: float = 0.0,
         background: str = "sum",
         weights: str = "",
+        loss: str = "dice_ce",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         check_contexts(context_classes, background, margin, tau)
@@ -434,14 +443,18 @@ class CoLab(Method):
         self.contexts = context_classes
         self.background = background
         self.optimizer = optimizer
-        self.loss = loss_of(plan)
+        outputs = self.classes + context_classes - 1
+        self.loss = loss_of(plan, loss, class_weights, outputs)
+        # A look-ahead has a part of the batch alone, and pools no Dice.
+        alone = replace(plan, batch_dice=False)
+        self.lookahead_loss = loss_of(alone, loss, class_weights, outputs)
         self.meta = meta
         self.every = generator_every
         self.turns = lookahead_items
         self.parts = lookahead_parts
         self.generator_lr = generator_lr
         self.start_weights = {"net": weights}
-        self.net = build_net(net, plan, self.classes + context_classes - 1)
+        self.net = build_net(net, plan, outputs)
         self.generator = (
             Generator(plan, context_classes, generator) if context_classes > 1 else None
         )
@@ -499,7 +512,9 @@ class CoLab(Method):
             mean(values)
 
         near = self.near(distances(part))
-        gradient = meta_gradient(self.net, self.generator, part, near, lr, over_all, self.meta)
+        gradient = meta_gradient(
+            self.net, self.generator, part, near, lr, over_all, self.meta, self.lookahead_loss
+        )
         return {"generator": [g * share for g in gradient]}
 
     def _watch(self, image: Tensor, step: int) -> None:

@@ -45,6 +45,8 @@ def context(
     distance_unit: str = "vox",
     background: str = "sum",
     weights: str = "",
+    loss: str = "dice_ce",
+    class_weights: tuple[float, ...] = (),
 ) -> Method:
     """Plain training on a background that is split beforehand, or with CoLab's learnt split.
 
@@ -74,6 +76,9 @@ def context(
         background: How context classes become background again: "sum" or "max" (see
             `methods.context.folded`).
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first,
+            which the context classes share; () for equal weights.
 
     Returns:
         The trained method.
@@ -82,7 +87,13 @@ def context(
         ContextsegError: A name is unknown, or there are no such organs.
     """
     plan = run.plan
-    common: dict[str, Any] = {"net": net, "optimizer": optimizer, "weights": weights}
+    common: dict[str, Any] = {
+        "net": net,
+        "optimizer": optimizer,
+        "weights": weights,
+        "loss": loss,
+        "class_weights": class_weights,
+    }
     decay: dict[str, Any] = {
         "margin": margin,
         "tau": tau,
