@@ -36,6 +36,7 @@ FLOORS = (
     {"training", "predict", "methods", "reports"},
     {"settings"},
     {"predictor"},
+    {"nnunet"},
     {"runs"},
     {"pipeline", "twostage"},
     {"studies"},

@@ -116,7 +116,8 @@ def train(
         fold: 0 to 4 keeps that fifth for validation, "all" keeps none, "auto" is "all" where the
             data set has a labelled test split.
         seed: Same seed, same result, bit for bit on a CPU.
-        plan: A plan, or the file of one, in place of one made by the rules.
+        plan: A plan, or the file of one, in place of one made by the rules; also nnU-Net's
+            `nnUNetPlans.json` (`nnUNetPlans.json:2d` for another configuration than 3d_fullres).
         roi: Classes to segment; the others are background. () for all.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
@@ -206,7 +207,8 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
-        *runs: Folders of finished runs. Several are an ensemble, the mean of their logits.
+        *runs: Folders of finished runs, or of models that nnU-Net trained (the folder with
+            `plans.json`, or a `fold_0` in it). Several are an ensemble, the mean of their logits.
         device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
             trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
@@ -485,6 +487,7 @@ def _run(
     settings: Mapping[str, Any],
     bar: ProgressBar,
 ) -> Run:
+    from contextseg.data.nnunet import load_plan
     from contextseg.data.plan import Plan
     from contextseg.pipeline import resolve_fold
     from contextseg.runs import Run
@@ -492,7 +495,7 @@ def _run(
     chosen = _settings(dataset, method, fold, seed, roi, settings)
     opened = Run(output, resolve_fold(chosen), bar)
     if plan:
-        opened.use_plan(plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
+        opened.use_plan(plan if isinstance(plan, Plan) else load_plan(plan, opened.dataset))
     return opened
 
 

@@ -17,10 +17,11 @@ from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
 from contextseg.methods import METHODS, Method
-from contextseg.predictor import Member, Predictor, raise_failed
+from contextseg.nnunet import is_nnunet_model, open_nnunet
+from contextseg.predictor import ALIKE, Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
 from contextseg.runs import Run
-from contextseg.settings import AUTO_FOLD, Settings
+from contextseg.settings import AUTO_FOLD, PredictionSettings, Settings
 from contextseg.training import Training
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def open_predictor(folders: Sequence[str | Path], device: str = "") -> Predictor
     """The finished methods of one or several runs as one `Predictor`.
 
     Args:
-        folders: Folders of finished runs; several are an ensemble, the mean of their logits.
+        folders: Folders of finished runs, or of models that nnU-Net trained; several are an
+            ensemble, the mean of their logits.
         device: Where the networks run, see `Run.finished`.
 
     Returns:
@@ -193,15 +195,22 @@ def open_predictor(folders: Sequence[str | Path], device: str = "") -> Predictor
     Raises:
         ContextsegError: A run is not finished, or its plan differs in more than normalisation.
     """
-    runs = [Run.open(folder) for folder in folders]
-    first = runs[0]
-    for run in runs[1:]:
-        for name in ("classes", "values", "orientation", "spacing_mm", "patch_vox"):
-            if getattr(run.plan, name) != getattr(first.plan, name):
-                what = f"its plan differs in {name} from that of {first.folder}"
-                raise ContextsegError(run.folder, what, "predict with each on its own")
-    members = [Member(run.finished(device), run.plan) for run in runs]
-    return Predictor(members, first.settings.prediction)
+    members: list[Member] = []
+    settings: list[PredictionSettings] = []
+    for folder in folders:
+        if is_nnunet_model(folder):
+            opened = open_nnunet(folder, device)
+            settings.append(PredictionSettings())
+        else:
+            run = Run.open(folder)
+            opened = [Member(run.finished(device), run.plan)]
+            settings.append(run.settings.prediction)
+        for name in ALIKE if members else ():
+            if getattr(opened[0].plan, name) != getattr(members[0].plan, name):
+                what = f"its plan differs in {name} from that of {folders[0]}"
+                raise ContextsegError(folder, what, "predict with each on its own")
+        members += opened
+    return Predictor(members, settings[0])
 
 
 def open_propagation_model(folder: str | Path) -> PropagationModel:

@@ -14,6 +14,8 @@ import torch
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.components import Change, keep_largest, write_change
 from contextseg.data.layouts import Case, scans_in
+from contextseg.data.nnunet import NNUNetPlan
+from contextseg.data.nnunet_prepare import logit_slices
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import normalise, prepare, undo
 from contextseg.data.unused import name_unused
@@ -145,6 +147,9 @@ class Predictor:
             if member.method.guided:
                 what = "it fills a scan from labelled slices, and cannot predict one without"
                 raise ContextsegError("predictor", what, "use `contextseg propagate --model RUN`")
+            if isinstance(member.plan, NNUNetPlan) != isinstance(self.plan, NNUNetPlan):
+                what = "models of nnU-Net's and of ours, which see scans prepared in other ways"
+                raise ContextsegError("predictor", what, "predict with each on its own")
             for name in ALIKE:
                 if getattr(member.plan, name) != getattr(self.plan, name):
                     what = f"plans of an ensemble that differ in {name}"
@@ -210,6 +215,7 @@ class Predictor:
             **sliding_window_arguments(self.members[0].method, self.plan, self.settings),
             to_class=np.array(self.plan.values),
             confidence=confidence,
+            slices=_thick_slices(self.plan, record, image.shape[1:]),
             progress=progress,
         )
         whole = volume.with_array(undo(label, record, self.plan.values[0]).array)
@@ -346,6 +352,11 @@ class Predictor:
         names = ", ".join(type(member.method).__name__ for member in self.members)
         spacing = " x ".join(f"{mm:g}" for mm in self.plan.spacing_mm)
         return f"Predictor({names}; {', '.join(self.plan.classes[1:])}; {spacing} mm)"
+
+
+def _thick_slices(plan: Plan, record: Any, size: Sequence[int]) -> tuple[int, np.ndarray] | None:
+    """Slices whose logits are taken as they are, by nnU-Net's rule; None for plans of ours."""
+    return logit_slices(plan, record, size) if isinstance(plan, NNUNetPlan) else None
 
 
 def scan_of(scan: Any, spacing_mm: Sequence[float] | None = None, series: str = "") -> Volume:

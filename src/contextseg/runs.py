@@ -40,6 +40,7 @@ from contextseg.disk import changes, read_json, replacing, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import BatchSource, Maps
+from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
@@ -384,6 +385,25 @@ class Run:
     def predictor(self) -> Predictor:
         """The finished method as a `Predictor`, with the run's prediction settings."""
         return Predictor([Member(self.finished(), self.plan)], self.settings.prediction)
+
+    is_model = staticmethod(holds_model)
+
+    @staticmethod
+    def open_model(folder: str | Path) -> Predictor:
+        """What segments scans with the run, or the model of nnU-Net, in a folder.
+
+        Args:
+            folder: A folder of which `is_model` holds.
+
+        Returns:
+            The predictor; nnU-Net's models predict with the default settings, which are nnU-Net's.
+
+        Raises:
+            ContextsegError: The run is not finished, or the model cannot be read.
+        """
+        if is_nnunet_model(folder):
+            return Predictor(open_nnunet(folder))
+        return Run.open(folder).predictor()
 
     def fit(self) -> Method:
         """Run the method's recipe.

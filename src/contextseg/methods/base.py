@@ -210,6 +210,10 @@ class ScanLabel(Protocol):
 class ScanPredictor(Protocol):
     """Segments scans; `contextseg.predictor.Predictor` is one."""
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Value of each class in its label maps, by name, without the background."""
+
     def predict(self, scan: Any, *, name: str = "") -> ScanLabel:
         """Segment a scan: its files, or a `Volume`; `name` is for messages."""
 
@@ -284,6 +288,14 @@ class RecipeRun(Protocol):
     @staticmethod
     def open(folder: str | Path) -> RecipeRun:
         """The run in another folder."""
+
+    @staticmethod
+    def is_model(folder: str | Path) -> bool:
+        """Whether a folder holds a run, or a model that nnU-Net trained."""
+
+    @staticmethod
+    def open_model(folder: str | Path) -> ScanPredictor:
+        """What segments scans with the run, or the model of nnU-Net, in a folder."""
 
 
 # --- what methods share ---------------------------------------------------------------------------

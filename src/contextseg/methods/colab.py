@@ -138,6 +138,29 @@ def stepped(net: nn.Module, lr: float) -> Weights:
     return {name: weight.requires_grad_() for name, weight in moved.items()}
 
 
+def called(net: nn.Module, weights: Weights, image: Tensor) -> Tensor | list[Tensor]:
+    """A network's output with given weights.
+
+    As `torch.func.functional_call`, which leaves such weights behind in a network that holds one
+    module under two names, as nnU-Net's do.
+
+    Args:
+        net: The network.
+        weights: All of its weights, by the first of their names.
+        image: (B, C, *S).
+
+    Returns:
+        What the network gives.
+    """
+    first = {id(p): name for name, p in net.named_parameters()}
+    every = {
+        f"{place}.{leaf}" if place else leaf: weights[first[id(p)]]
+        for place, module in net.named_modules()
+        for leaf, p in module.named_parameters(recurse=False)
+    }
+    return functional_call(net, every, (image,), tie_weights=False)
+
+
 def roi_gradient(
     net: nn.Module, weights: Weights, image: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
@@ -155,7 +178,7 @@ def roi_gradient(
     Returns:
         One tensor for each of the weights; zeros where the loss does not depend on one.
     """
-    outputs = functional_call(net, weights, (image,))
+    outputs = called(net, weights, image)
     value = loss(outputs if isinstance(outputs, Tensor) else outputs[0])
     scale = 1024.0 if torch.is_autocast_enabled(image.device.type) else 1.0
     scaled = torch.autograd.grad(value * scale, list(weights.values()), allow_unused=True)
@@ -186,7 +209,7 @@ def exact_product(
     tangent = dict(zip(theta, v))
 
     def outputs(weights: Weights) -> list[Tensor]:
-        z = functional_call(net, weights, (image,))
+        z = called(net, weights, image)
         return [z] if isinstance(z, Tensor) else z
 
     product: Any = jvp(outputs, (theta,), (tangent,))
@@ -220,7 +243,7 @@ def finite_product(
             name: p.detach() + sign * r * part for (name, p), part in zip(net.named_parameters(), v)
         }
         with torch.no_grad():
-            z = functional_call(net, weights, (image,))
+            z = called(net, weights, image)
         values.append(loss([z] if isinstance(z, Tensor) else z, q))
     return (values[0] - values[1]) / (2 * r)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -248,7 +249,7 @@ class CPS(Method):
         self.weight = weight
         self.certain = certain
         self.cutmix = cutmix
-        smoothed = {"smoothing": smoothing} if loss in SMOOTHED else {}
+        smoothed: dict[str, Any] = {"smoothing": smoothing} if loss in SMOOTHED else {}
         self.supervised = loss_of(plan, loss, class_weights, **smoothed)
         self.unsupervised = loss_of(plan, UNSUPERVISED[unsupervised])
         self.done = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -254,6 +254,7 @@ def segment(
     *,
     to_class: np.ndarray | Sequence[int] | None = None,
     confidence: np.ndarray | None = None,
+    slices: tuple[int, np.ndarray] | None = None,
     **window: Any,
 ) -> np.ndarray:
     """Segment an image onto a grid, in one stream from sliding window to label.
@@ -265,6 +266,8 @@ def segment(
         patch_vox: Size of the sliding window, as in `sliding_window`.
         to_class: The value to write for each channel, as in `labels_from_slabs`.
         confidence: (D, H, W) uint8, filled as by `labels_from_slabs`.
+        slices: An axis along which logits are not interpolated, and the index that each slice of
+            the output is taken from. None to interpolate along all axes.
         **window: Other arguments of `sliding_window`, `device` among them.
 
     Returns:
@@ -276,6 +279,24 @@ def segment(
         array([0, 0, 0, 0, 1, 1, 1, 1], dtype=uint8)
     """
     slabs = sliding_window(predict, image, patch_vox, **window)
-    return labels_from_slabs(
-        slabs, image.shape[1:], shape, to_class=to_class, confidence=confidence
-    )
+    size = list(image.shape[1:])
+    if slices is not None:
+        axis, index = slices
+        slabs = _taken(slabs, axis, index)
+        size[axis] = len(index)
+    return labels_from_slabs(slabs, size, shape, to_class=to_class, confidence=confidence)
+
+
+def _taken(
+    slabs: Iterable[tuple[int, int, Tensor]], axis: int, index: np.ndarray
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Slabs of the slices `index` along an axis of (D, H, W), in its order, which never falls."""
+    for start, stop, logits in slabs:
+        if axis > 0:
+            order = torch.from_numpy(index).to(logits.device)
+            yield start, stop, logits.index_select(axis + 1, order)
+            continue
+        for i in range(start, stop):
+            a, b = np.searchsorted(index, [i, i + 1]).tolist()
+            if a < b:
+                yield a, b, logits[:, i - start : i - start + 1].expand(-1, b - a, -1, -1)
