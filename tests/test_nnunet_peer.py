@@ -173,7 +173,7 @@ def test_nnunet_trains_by_our_methods(
 ) -> None:
     """Trained and validated by its command, predicted by its command, and by us alike."""
     name = f"nnUNetTrainer_contextseg_{trainer}"
-    model = peer.train(name, settings=f"epochs=1 steps=8 lr=0.05 {settings}")
+    model = peer.train(name, settings=f"epochs=1 steps=30 lr=0.005 optimizer=adamw {settings}")
     summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
     assert set(summary["mean"]) == {"1", "2"}
     kept = json.loads((model / "plans.json").read_text())["contextseg"]
@@ -207,3 +207,37 @@ def test_a_model_of_nnunet_predicts_here_as_there(
     theirs = peer.predict(model, tmp_path / "theirs")
     images = peer.raw / DATA / "imagesTs"
     assert min(agreement(model, tmp_path / "ours", theirs, images)) > 0.995
+
+
+def test_scores_are_the_same_there(peer: Peer, tmp_path: Path) -> None:
+    """Dice of each case and class, and their means, of predictions with every kind of error."""
+    references = peer.raw / DATA / "labelsTs"
+    predictions = tmp_path / "predictions"
+    files = sorted(references.glob("*.nii.gz"))
+    for i, file in enumerate(files):
+        label = read_labels(file)
+        wrong = np.roll(label.array, 2 + i, axis=1)
+        if i == 0:
+            wrong[wrong == 2] = 0  # a class is missed
+        label.with_array(wrong).save(predictions / file.name)
+    table = peer.raw / DATA / "dataset.json"
+    plans = peer.root / "preprocessed" / DATA / "nnUNetPlans.json"
+    theirs = tmp_path / "theirs.json"
+    peer(
+        *("nnUNetv2_evaluate_folder", references, predictions, "-djfile", table),
+        *("-pfile", plans, "-o", theirs, "-np", "1"),
+    )
+    cs.evaluate(predictions, references, tmp_path / "ours", labels=table, verbose=False)
+    ours = json.loads((tmp_path / "ours" / "summary.json").read_text())
+    expected = json.loads(theirs.read_text())
+    assert len(expected["metric_per_case"]) == len(files)
+    for one, other in zip(ours["metric_per_case"], expected["metric_per_case"]):
+        assert Path(one["prediction_file"]).name == Path(other["prediction_file"]).name
+        for label in ("1", "2"):
+            for metric in ("Dice", "IoU", "TP", "FP", "FN", "TN"):
+                assert one["metrics"][label][metric] == pytest.approx(
+                    other["metrics"][label][metric], abs=1e-12
+                )
+    for label in ("1", "2"):
+        assert ours["mean"][label]["Dice"] == pytest.approx(expected["mean"][label]["Dice"])
+    assert ours["foreground_mean"]["Dice"] == pytest.approx(expected["foreground_mean"]["Dice"])

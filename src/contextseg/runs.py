@@ -34,7 +34,7 @@ from contextseg.data.cache import Cached, fingerprint, load_record, preprocess
 from contextseg.data.check import check, raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
-from contextseg.data.roi import restricted
+from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sampling import Sampler
 from contextseg.disk import changes, read_json, replacing, write_json, writing
 from contextseg.errors import ContextsegError
@@ -242,7 +242,7 @@ class Run:
         if self._cases is not None:
             return self._cases
         training, validation = folds(self.dataset, self.settings.fold)
-        return _hide_labels(training, self.settings.labelled), validation
+        return hide_labels(training, self.settings.labelled), validation
 
     @cached_property
     def plan(self) -> Plan:
@@ -632,21 +632,6 @@ def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, An
         data.name, data.classes, data.values, data.regions, data.channels, facts, **arguments
     )
     return replace(plan, colours=data.colours, terminology=data.terminology)
-
-
-def _hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Case, ...]:
-    """The cases, those not in `keep` (None: all are) as if nobody had labelled them."""
-    if keep is None:
-        return tuple(cases)
-    strange = sorted(set(keep) - {case.name for case in cases if case.label})
-    if strange:
-        what = f"no labelled training cases: {', '.join(strange[:5])}"
-        raise ContextsegError(
-            "labelled", what, "name cases that have labels and are not validated on"
-        )
-    return tuple(
-        case if case.name in keep else replace(case, label=None, annotated=None) for case in cases
-    )
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

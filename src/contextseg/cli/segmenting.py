@@ -15,7 +15,7 @@ from contextseg.console import progress_bar, say
 def predict(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Finished runs; several are an ensemble (mean of their logits)."),
+        typer.Argument(help="Finished runs, or nnU-Net's models; several: mean of their logits."),
     ],
     images: Images,
     output: Output,

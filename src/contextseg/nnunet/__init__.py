@@ -9,6 +9,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from contextseg.nnunet.model import holds_model, is_nnunet_model, open_nnunet
 
-__all__ = ["holds_model", "is_nnunet_model", "open_nnunet"]
+__all__ = ["holds_model", "is_nnunet_model", "open_nnunet", "trainers_folder"]
+
+
+def trainers_folder() -> Path:
+    """The folder of the trainers, for `nnUNet_extTrainer`."""
+    return Path(__file__).with_name("trainers")

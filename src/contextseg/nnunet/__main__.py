@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextseg.nnunet import trainers_folder
 
-print(Path(__file__).with_name("trainers"))
+print(trainers_folder())
