@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from contextseg.volume import Volume, read, read_labels, write
 
 SEED = 0
 SCANS = 2
+MOST = 64  # voxels of a scan along each axis
 HERE = Path(__file__).parent
 SPACING = [3.27, 1.953, 1.953]
 UNET = "dynamic_network_architectures.architectures.unet."
@@ -148,7 +150,8 @@ def scans(folder: Path, thick: int, mask: bool) -> list[Path]:
     files = []
     for path in sorted((DEMO_DATA / "imagesTs").glob("*.nii.gz"))[:SCANS]:
         volume = read(path)
-        array = volume.array[:, ::thick].astype(np.float32)
+        middle = tuple(slice(max(0, (n - MOST) // 2), (n + MOST) // 2) for n in volume.shape)
+        array = volume.array[(slice(None), *middle)][:, ::thick].astype(np.float32)
         affine = volume.affine @ np.diag([thick, 1, 1, 1])
         if mask:
             h, w = (np.linspace(-1, 1, n) for n in array.shape[2:])
@@ -192,8 +195,9 @@ def main() -> None:
     lines = [
         "# nnU-Net's models, predicted by us and by nnU-Net",
         "",
-        f"Written by `benchmarks/nnunet_models.py`: {SCANS} embedded scans, networks of nnU-Net",
-        f"with random weights (seed {SEED}), three classes, mirroring on, one thread.",
+        f"Written by `benchmarks/nnunet_models.py`: {SCANS} embedded scans, at most {MOST} voxels",
+        f"along each axis; networks of nnU-Net {version('nnunetv2')} with random weights",
+        f"(seed {SEED}), three classes, mirroring on, one thread.",
         "",
         "| model | voxels with the same label, in the worse scan | that differ |",
         "|---|---|---|",

@@ -18,6 +18,7 @@ ELSEWHERE = {
     "contributing.md": ROOT / "CONTRIBUTING.md",
     "changelog.md": ROOT / "CHANGELOG.md",
     "benchmarks.md": ROOT / "benchmarks" / "RESULTS.md",
+    "benchmarks-nnunet.md": ROOT / "benchmarks" / "NNUNET.md",
 }
 """Pages of the site whose text lies outside docs/."""
 

@@ -163,7 +163,7 @@ def agreement(model: Path, ours: Path, theirs: Path, images: Path) -> list[float
     ("trainer", "settings"),
     [
         ("CoLab", "context_classes=3"),
-        ("context", "context_classes=3"),
+        ("context", "context_classes=3 steps=200"),
         ("presence", "presence_weight=0.3"),
         ("partial", "loss=focal class_weights=1,2,2"),
     ],

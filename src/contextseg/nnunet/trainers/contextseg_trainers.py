@@ -58,6 +58,8 @@ class _MethodTrainer(nnUNetTrainer):
         for name, attribute in LENGTH.items():
             if name in settings:
                 setattr(self, attribute, settings[name])
+        if "steps" in settings:  # nnU-Net's share: 50 of 250
+            self.num_val_iterations_per_epoch = max(1, settings["steps"] // 5)
         self.steps_done = 0
         self.annotated: dict[str, list[bool]] = {}
         self._refuse()
