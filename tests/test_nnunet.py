@@ -28,6 +28,7 @@ from contextseg.losses import LOSSES
 from contextseg.methods.colab import CoLab
 from contextseg.nets.nnunet import nnunet_names
 from contextseg.nets.unet import ResidualUNet, UNet
+from contextseg.nets.weights import load_weights
 from contextseg.nnunet import is_nnunet_model, open_nnunet
 from contextseg.nnunet.bridge import MethodNetwork, batch_of, network_plan, trainer_settings
 from contextseg.predict import segment, sliding_window
@@ -152,6 +153,18 @@ def test_a_bias_of_a_transposed_convolution_counts(tmp_path: Path) -> None:
     with torch.no_grad():
         z = open_nnunet(model, "cpu")[0].method.predict(image)
         assert not torch.allclose(z, network(UNet).eval()(image))
+
+
+@pytest.mark.parametrize("kind", [UNet, ResidualUNet])
+def test_a_training_starts_from_nnunets_weights(kind: Any, tmp_path: Path) -> None:
+    """All but a head for other classes, and the biases that ours has no use for."""
+    model = write_model(tmp_path / "model", net=network(kind))
+    net = network(kind, seed=1)
+    loaded = load_weights(net, model / "fold_0" / "checkpoint_final.pth")
+    assert (loaded.source, loaded.share, loaded.missing) == ("nnunet", 1.0, ())
+    assert all(name.endswith(".bias") for name in loaded.skipped)
+    expected = network(kind).state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in net.state_dict().items())
 
 
 # --- opening --------------------------------------------------------------------------------------

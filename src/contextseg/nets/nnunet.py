@@ -8,8 +8,10 @@ convolution does at the image's edge, so that a network for nnU-Net's weights ha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -164,3 +166,23 @@ def _arguments(network: Mapping[str, Any], kind: type[nn.Module], where: str) ->
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
+
+
+def safe_numbers() -> AbstractContextManager[Any]:
+    """Inside it torch's safe loading takes NumPy's numbers and arrays too, which nnU-Net logs.
+
+    Returns:
+        A context manager; before PyTorch 2.6 one that changes nothing, so that they are refused.
+    """
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 6):
+        return nullcontext()
+    from numpy._core import multiarray
+
+    numbers = [type(np.dtype(kind)) for kind in "?bhilqBHILQefd"]
+    parts = [(multiarray.scalar, "scalar"), (multiarray._reconstruct, "_reconstruct")]
+    named = [
+        (part, f"numpy.{core}.multiarray.{name}")
+        for part, name in parts
+        for core in ("core", "_core")
+    ]
+    return torch.serialization.safe_globals([np.dtype, np.ndarray, *numbers, *named])

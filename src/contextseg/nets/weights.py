@@ -3,6 +3,7 @@
 Nothing is downloaded, and nothing is unpickled but tensors. The sources whose names are known:
 
 - "contextseg": any network of ours, also inside a method, such as in a run's `model.pt`.
+- "nnunet": nnU-Net v2's two networks, such as in its `checkpoint_final.pth`.
 - "google": `R50+ViT-B_16.npz` of the vision transformer's authors (Dosovitskiy et al., ICLR 2021).
 - "timm": `vit_base_r50_s16_*`, which is the same network, and `efficientnet_b3`. (Its BiT ResNets
   have their norms before each convolution, not after, and so are no part of a TransUNet.)
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.nets.nnunet import nnunet_names, safe_numbers
 from contextseg.nets.transunet import resized_places
 
 ENOUGH = 0.25
@@ -56,6 +58,7 @@ _HYBRID = "transformer.embeddings.hybrid_model."
 
 NAMES: dict[str, dict[str, str]] = {
     "contextseg": {},
+    "nnunet": {},  # by `nets.nnunet.nnunet_names`
     "google": {
         "root.0": "conv_root",
         "root.1": "gn_root",
@@ -321,7 +324,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if str(path).endswith(".npz"):
             with np.load(path) as file:
                 return {name: torch.from_numpy(file[name]) for name in file.files}
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with safe_numbers():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ContextsegError(
             path, "there is no such file", "give the path of a file of weights"
@@ -329,7 +333,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # an unpickler may raise anything on a damaged file
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ContextsegError(path, f"no weights can be read from it ({why})", remedy) from error
-    for key in ("state_dict", "model_state_dict", "model", "method"):
+    for key in ("network_weights", "state_dict", "model_state_dict", "model", "method"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     tensors = {}
@@ -360,9 +364,10 @@ def _matched(
     stages: Any = getattr(getattr(net, "encoder", None), "stages", ())
     depths = [len(stage) for stage in stages]
     matched = {}
+    special = nnunet_names(net) if source == "nnunet" else {}
     for name, ours in net.state_dict().items():
         part, dot, leaf = name.rpartition(".")
-        theirs = _named(part if dot else leaf, NAMES[source], depths)
+        theirs = special.get(part) or _named(part if dot else leaf, NAMES[source], depths)
         for candidate in _candidates(theirs, leaf if dot else "", source):
             x = _shaped(tensors[candidate], candidate, name, ours) if candidate in tensors else None
             if x is not None:

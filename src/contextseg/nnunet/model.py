@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.methods import Method
 from contextseg.methods.context import folded
-from contextseg.nets.nnunet import nnunet_net
+from contextseg.nets.nnunet import nnunet_net, safe_numbers
 from contextseg.predictor import Member
 from contextseg.training import pick_device
 
@@ -53,7 +52,9 @@ class NNUNet(Method):
             ContextsegError: Always.
         """
         what = "a model of nnU-Net, which only predicts here"
-        raise ContextsegError("nnU-Net", what, "start a training from its weights: --set weights=")
+        raise ContextsegError(
+            "nnU-Net", what, "start a training from its weights: --set weights=FILE"
+        )
 
     def predict(self, image: Tensor) -> Tensor:
         """The network's logits."""
@@ -180,7 +181,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         "alone, where you trust the file"
     )
     try:
-        with torch.serialization.safe_globals(_allowed()):
+        with safe_numbers():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ContextsegError(path, "there is no such file", "check the path") from None
@@ -192,17 +193,3 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         remedy = f"give {FINAL} of nnU-Net v2"
         raise ContextsegError(path, "no checkpoint of nnU-Net v2", remedy)
     return content
-
-
-def _allowed() -> list[Any]:
-    """What a checkpoint may hold beside tensors: NumPy's numbers and arrays of them."""
-    from numpy._core import multiarray
-
-    numbers = [type(np.dtype(kind)) for kind in "?bhilqBHILQefd"]
-    parts = [(multiarray.scalar, "scalar"), (multiarray._reconstruct, "_reconstruct")]
-    named = [
-        (part, f"numpy.{core}.multiarray.{name}")
-        for part, name in parts
-        for core in ("core", "_core")
-    ]
-    return [np.dtype, np.ndarray, *numbers, *named]
