@@ -447,6 +447,8 @@ def test_a_training_takes_nnunets_plans(data: Path, tmp_path: Path) -> None:
     sliced = load_plan(f"{file}:2d", opened)  # across the axis from left to right
     assert (sliced.orientation, sliced.patch_vox) == ("RSA", (10, 12))
     assert (sliced.strides[1], sliced.kernels[0]) == ((2, 1), (3, 1))
+    run = cs.train(data, tmp_path / "run", plan=file, steps=1, device="cpu", verbose=False)
+    assert run.plan == plan
     other = dataset({"background": 0, "liver": 1})
     (tmp_path / "dataset.json").write_text(json.dumps(other), encoding="utf-8")
     with pytest.raises(ContextsegError, match=r"liver; the data set's are bright, dark"):

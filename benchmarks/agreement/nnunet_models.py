@@ -214,9 +214,10 @@ def main() -> None:
     lines = [
         "# nnU-Net's models, predicted by us and by nnU-Net",
         "",
-        f"Written by `benchmarks/agreement/nnunet_models.py`: {SCANS} embedded scans, at most {MOST}",
-        f"voxels along each axis; networks of nnU-Net {version('nnunetv2')} with random weights",
-        f"(seed {SEED}), three classes, mirroring on, one thread.",
+        "Written by `benchmarks/agreement/nnunet_models.py`: "
+        f"{SCANS} embedded scans, at most {MOST} voxels along each axis; "
+        f"networks of nnU-Net {version('nnunetv2')} with random weights (seed {SEED}); "
+        "three classes, mirroring on, one thread.",
         "",
         "| model | voxels with the same label, in the worse scan | that differ "
         "| that differ where nnU-Net sums in float32 |",
