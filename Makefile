@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-nnunet check bench docs clean
+.PHONY: demo browser test test-slow test-nnunet check bench docs clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -15,6 +15,16 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/contextseg demo --output demo
+
+# The tests of the annotator's page drive a Chromium or Chrome that is on the PATH, or named by
+# CONTEXTSEG_BROWSER; they are skipped where there is none. This installs one on Debian and Ubuntu.
+browser:
+	@command -v chromium chromium-browser google-chrome chrome > /dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; \
+	else \
+		echo "no Chromium on the PATH: the tests of the annotator's page are skipped"; \
+	fi
 
 test: $(READY)
 	$(BIN)/python -m pytest

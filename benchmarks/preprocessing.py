@@ -32,7 +32,7 @@ from contextseg.disk import write_json
 from contextseg.provenance import PeakMemory
 from contextseg.resampling import resample
 from contextseg.volume import Volume, write
-from training import CONFIGURATION, nnunet_dataset, nnunet_plans
+from training import nnunet_dataset, nnunet_plans
 
 FULL, QUICK, WARM = (100, 512, 512), (40, 160, 160), (16, 24, 24)
 SPACING_MM, TARGET_MM = (2.5, 0.8, 0.8), (2.0, 1.0, 1.0)
@@ -189,7 +189,7 @@ def _nnunet() -> tuple[Work, Made]:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     plans, table = PlansManager(nnunet_plans(_plan())), nnunet_dataset(_plan())
-    configuration = plans.get_configuration(CONFIGURATION)
+    configuration = plans.get_configuration("3d_fullres")
 
     def work(case: Path, out: Path) -> None:
         out.mkdir()

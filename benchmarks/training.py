@@ -39,29 +39,44 @@ from contextseg.runs import Run
 from contextseg.settings import Settings
 from contextseg.training import Training, TrainingState, train, training_step
 
-BATCH = 2
 PEER = "nnU-Net v2 nnUNetTrainer"
-NAME, CONFIGURATION = "Dataset999_bench", "3d_fullres"
+NAME = "Dataset999_bench"
 
 
 @dataclass(frozen=True)
 class Size:
-    """Patch side in voxels, network, and how much is measured.
+    """What is trained, and how much of it is measured.
 
-    That is `rounds` of `steps`, or of `batches`, after `warm`.
+    Attributes:
+        patch_vox: Sides of a patch; two numbers are a 2-D network.
+        batch_size: Patches in a batch.
+        base_width: Channels of the first level.
+        spacing_mm: Of the grid, slices first: small, so that scans are larger than a patch.
+        steps: Steps of an epoch that are measured in each round.
+        rounds: How often.
+        warm: Steps before that.
+        batches: Batches that are read and augmented alone.
     """
 
-    side: int
+    patch_vox: tuple[int, ...]
+    batch_size: int
     base_width: int
-    spacing_mm: float
+    spacing_mm: tuple[float, float, float]
     steps: int
     rounds: int
     warm: int
     batches: int
 
+    @property
+    def configuration(self) -> str:
+        """Its name in nnU-Net."""
+        return "2d" if len(self.patch_vox) == 2 else "3d_fullres"
 
-FULL, QUICK = Size(48, 32, 2.5, 4, 5, 1, 24), Size(32, 8, 4.0, 4, 3, 1, 8)
-FULL_GPU, QUICK_GPU = Size(128, 32, 1.0, 100, 3, 20, 24), Size(64, 16, 3.0, 20, 3, 10, 8)
+
+FULL = Size((48,) * 3, 2, 32, (2.5,) * 3, 4, 5, 1, 24)
+QUICK = Size((32,) * 3, 2, 8, (4.0,) * 3, 4, 3, 1, 8)
+FULL_GPU = Size((128,) * 3, 2, 32, (1.0,) * 3, 100, 3, 20, 24)
+QUICK_GPU = Size((64,) * 3, 2, 16, (3.0,) * 3, 20, 3, 10, 8)
 
 
 def rows(quick: bool) -> Iterator[tuple[str, str, float, float, str]]:
@@ -76,27 +91,40 @@ def rows(quick: bool) -> Iterator[tuple[str, str, float, float, str]]:
     size = (
         (QUICK_GPU if quick else FULL_GPU) if device.type == "cuda" else (QUICK if quick else FULL)
     )
+    yield from rows_of(size, device)
+
+
+def rows_of(
+    size: Size, device: torch.device, profiled: Path | None = None
+) -> Iterator[tuple[str, str, float, float, str]]:
+    """The rows of one size on one device, after which where the time goes is written down.
+
+    Args:
+        size: What is measured.
+        device: Where.
+        profiled: File for the profiler's table of our loop. None does not profile.
+    """
     torch.backends.cudnn.benchmark = True
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if device.type == "cuda" else 1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            yield from _rows(Path(folder), size, device)
+            yield from _rows(Path(folder), size, device, profiled)
     finally:
         torch.set_num_threads(threads)
 
 
 def _rows(
-    folder: Path, size: Size, device: torch.device
+    folder: Path, size: Size, device: torch.device, profiled: Path | None
 ) -> Iterator[tuple[str, str, float, float, str]]:
     plan, cases = embedded(folder, size)
     sampler = Sampler(cases, plan)
     with redirect_stdout(sys.stderr):
-        trainer = nnunet_trainer(plan, cases, folder, device)
+        trainer = nnunet_trainer(plan, cases, folder, device, size.configuration)
         loader, unused = trainer.get_dataloaders()
     widths, patch = "-".join(map(str, plan.widths)), " x ".join(map(str, plan.patch_vox))
     where = "float16, GPU" if device.type == "cuda" else "float32, one thread"
-    given = f"{BATCH} x {patch}, {where}"
+    given = f"{size.batch_size} x {patch}, {where}"
     try:
         step = interleaved(
             steps(plan, trainer, sampler, device), 3 * size.rounds, size.warm, device
@@ -114,6 +142,8 @@ def _rows(
             *epoch,
             PEER,
         )
+        if profiled is not None:
+            profile(plan, sampler, folder, size, profiled)
         read, augment = split_seconds(sampler, loader, size, device)
         yield (
             "of the epoch, alone: reading the patches of a batch",
@@ -187,7 +217,7 @@ def epoch_seconds(
             sampler.batch,
             folder / f"epoch{r}",
             training,
-            batch_size=BATCH,
+            batch_size=size.batch_size,
             progress=progress,
         )
         taken[0].append((marks[size.warm + size.steps] - marks[size.warm]) / size.steps)
@@ -212,7 +242,7 @@ def split_seconds(
 
     def ours_read() -> None:
         n = next(first)
-        for i in range(BATCH):
+        for i in range(size.batch_size):
             sampler._item(n, i)
 
     def ours() -> None:
@@ -234,6 +264,50 @@ def split_seconds(
         s / size.batches for s in interleaved(work, size.rounds, 1, device)
     )
     return (read, their_read), (whole - read, their_whole - their_read)
+
+
+def profile(plan: Plan, sampler: Sampler, folder: Path, size: Size, out: Path) -> None:
+    """Write where the time of our loop goes: the share in which the GPU idles, and its kernels."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    gpu = torch.cuda.is_available()
+    few = min(size.steps, 6)  # the profiler keeps every operation
+    training = Training(
+        steps=size.warm + few + 1, save_every=10**9, check_every=0, device="cuda" if gpu else "cpu"
+    )
+    watching = profiler(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    )
+    marks: dict[int, float] = {}
+
+    def progress(step: int, total: int, terms: dict[str, float]) -> None:
+        if step == size.warm:
+            watching.start()
+        if step in (size.warm, size.warm + few):
+            marks[step] = now(torch.device(training.device))
+        if step == size.warm + few:
+            watching.stop()
+
+    train(
+        Supervised(plan),
+        sampler.batch,
+        folder / "profile",
+        training,
+        batch_size=size.batch_size,
+        progress=progress,
+    )
+    seconds = marks[size.warm + few] - marks[size.warm]
+    events = watching.key_averages()
+    busy = sum(event.self_device_time_total for event in events if gpu) / 1e6
+    table = events.table(
+        sort_by="self_cuda_time_total" if gpu else "self_cpu_time_total", row_limit=25
+    )
+    share = f"{100 * max(0.0, 1 - busy / seconds):.1f} %" if gpu else "not measured (no GPU)"
+    out.write_text(
+        f"{few} steps in {seconds:.3f} s; the GPU idles {share} of it.\n\n{table}\n",
+        encoding="utf-8",
+    )
 
 
 def interleaved(
@@ -285,11 +359,11 @@ def same_network(ours: nn.Module, trainer: Any) -> None:
 
 
 def _is_body(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv3d) and max(module.kernel_size) > 1
+    return isinstance(module, (nn.Conv2d, nn.Conv3d)) and max(module.kernel_size) > 1
 
 
 def _is_up(module: nn.Module) -> bool:
-    return isinstance(module, nn.ConvTranspose3d)
+    return isinstance(module, (nn.ConvTranspose2d, nn.ConvTranspose3d))
 
 
 @torch.no_grad()
@@ -311,9 +385,10 @@ def same_loss(method: Supervised, batch: Batch, trainer: Any, theirs: dict[str, 
 def embedded(folder: Path, size: Size) -> tuple[Plan, list[Cached]]:
     """The plan and the preprocessed scans of the embedded training cases."""
     planning = {
-        "spacing_mm": (size.spacing_mm,) * 3,
-        "patch_vox": (size.side,) * 3,
-        "batch_size": BATCH,
+        "dims": len(size.patch_vox),
+        "spacing_mm": size.spacing_mm,
+        "patch_vox": size.patch_vox,
+        "batch_size": size.batch_size,
         "base_width": size.base_width,
     }
     run = Run(folder / "run", Settings(dataset=str(DEMO_DATA), planning=planning))
@@ -322,7 +397,13 @@ def embedded(folder: Path, size: Size) -> tuple[Plan, list[Cached]]:
     return run.plan, run.cached(run.split[0])
 
 
-def nnunet_trainer(plan: Plan, cases: Sequence[Cached], folder: Path, device: torch.device) -> Any:
+def nnunet_trainer(
+    plan: Plan,
+    cases: Sequence[Cached],
+    folder: Path,
+    device: torch.device,
+    configuration: str = "3d_fullres",
+) -> Any:
     """nnU-Net's default trainer, initialised, for the same scans in its own file format."""
     os.environ |= {
         f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")
@@ -333,11 +414,12 @@ def nnunet_trainer(plan: Plan, cases: Sequence[Cached], folder: Path, device: to
 
     np.random.seed(0)  # noqa: NPY002  nnU-Net draws from the global generators
     torch.manual_seed(0)
-    place = folder / "preprocessed" / NAME / f"nnUNetPlans_{CONFIGURATION}"
+    place = folder / "preprocessed" / NAME / f"nnUNetPlans_{configuration}"
     place.mkdir(parents=True)
     for case in cases:
         nnunet_case(case, plan, place)
-    trainer = nnUNetTrainer(nnunet_plans(plan), CONFIGURATION, "all", nnunet_dataset(plan), device)
+    plans = nnunet_plans(plan, configuration)
+    trainer = nnUNetTrainer(plans, configuration, "all", nnunet_dataset(plan), device)
     trainer.initialize()
     trainer.network.train()
     return trainer
@@ -368,19 +450,19 @@ def nnunet_dataset(plan: Plan) -> dict[str, Any]:
     }
 
 
-def nnunet_plans(plan: Plan) -> dict[str, Any]:
+def nnunet_plans(plan: Plan, configuration_name: str = "3d_fullres") -> dict[str, Any]:
     """nnU-Net's plans.json, its planner's defaults wherever our plan says nothing."""
     levels = len(plan.widths)
     network = {
         "n_stages": levels,
         "features_per_stage": list(plan.widths),
-        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "conv_op": f"torch.nn.modules.conv.Conv{plan.dims}d",
         "kernel_sizes": [list(kernel) for kernel in plan.kernels],
         "strides": [list(stride) for stride in plan.strides],
         "n_conv_per_stage": [2] * levels,
         "n_conv_per_stage_decoder": [2] * (levels - 1),
         "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{plan.dims}d",
         "norm_op_kwargs": {"eps": 1e-05, "affine": True},
         "dropout_op": None,
         "dropout_op_kwargs": None,
@@ -394,15 +476,15 @@ def nnunet_plans(plan: Plan) -> dict[str, Any]:
         resampling[f"resampling_fn_{what}_kwargs"] = settings
     schemes = {"ct": "CTNormalization", "zscore": "ZScoreNormalization"}
     configuration = {
-        "data_identifier": f"nnUNetPlans_{CONFIGURATION}",
+        "data_identifier": f"nnUNetPlans_{configuration_name}",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": plan.batch_size,
         "patch_size": list(plan.patch_vox),
-        "spacing": list(plan.spacing_mm),
+        "spacing": list(plan.spacing_mm)[3 - plan.dims :],
         "normalization_schemes": [schemes[channel.kind] for channel in plan.channels],
         "use_mask_for_norm": [False] * len(plan.channels),
         **resampling,
-        "batch_dice": False,
+        "batch_dice": plan.batch_dice,
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
             "arch_kwargs": network,
@@ -421,7 +503,7 @@ def nnunet_plans(plan: Plan) -> dict[str, Any]:
         "image_reader_writer": "SimpleITKIO",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": intensities,
-        "configurations": {CONFIGURATION: configuration},
+        "configurations": {configuration_name: configuration},
         "continue_training": False,
     }
 

@@ -50,6 +50,12 @@ def cli_page() -> str:
             f"## contextseg {name}",
             _block(command, typer.Context(command, info_name=name, parent=context)),
         ]
+        own = typer.Context(command, info_name=name, parent=context)
+        for verb, part in getattr(command, "commands", {}).items():
+            parts += [
+                f"### contextseg {name} {verb}",
+                _block(part, typer.Context(part, info_name=verb, parent=own)),
+            ]
     parts += [
         "## Settings",
         "For `--set name=value`, with their defaults; `part.name` where two parts share a name.",

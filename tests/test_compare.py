@@ -25,13 +25,13 @@ import torch
 from contextseg.data import phantom
 from contextseg.data.check import check
 from contextseg.data.layouts import folds, open_dataset
-from contextseg.disk import read_json
+from contextseg.disk import lock_folder, read_json
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import run_pipeline
 from contextseg.provenance import provenance
 from contextseg.runs import Run
 from contextseg.studies.compare import Comparison, compare, forecast
-from contextseg.studies.compare.cell import lock_folder, logged_evaluations, weights_digest
+from contextseg.studies.compare.cell import logged_evaluations, weights_digest
 from contextseg.studies.compare.comparison import _leaks
 from contextseg.studies.compare.pools import run_on_cluster
 from grids import METHODS, TINY, grid
@@ -540,7 +540,7 @@ def test_sigterm_leaves_no_process_behind(data: Path, tmp_path: Path) -> None:
     """A grid in two processes is stopped: its runs write checkpoints, end, and free their locks."""
     code = (
         "from contextseg.studies.compare import compare, parse_grid\n"
-        "from contextseg.training import Stopped\n"
+        "from contextseg.stopping import Stopped\n"
         "import sys\n"
         "words = sys.argv[3:]\n"
         "grid = parse_grid(*sys.argv[1:3], ['a=supervised,b=supervised'], '0', settings=words)\n"

@@ -1,8 +1,10 @@
 """What is written survives an error, a full disk and a locked folder; what is damaged says so."""
 
 import json
+import math
 import os
-import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,17 @@ import pytest
 from contextseg.disk import (
     csv_text,
     digest,
+    lock_folder,
     note_case,
     read_json,
     read_rows,
     replacing,
+    sweep_leftovers,
+    visible_files,
     write_json,
 )
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.provenance import PeakMemory
 from contextseg.volume import Volume, read_labels, write
 from test_volume import counting
 
@@ -63,6 +69,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path, end: str) 
     old = Volume(np.ones((1, 3, 3), np.uint8), np.eye(4))
     write(path, old)
     noise = np.random.default_rng(0).integers(0, 250, (1, 40, 50)).astype(np.uint8)
+    resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (1000, hard)
@@ -169,3 +176,123 @@ def test_rows_of_a_case_take_the_place_of_those_before(tmp_path: Path) -> None:
         ContextsegError, match=r"its columns are not case, x.*choose another folder"
     ):
         note_case(path, ("case", "x"), "d", [])
+
+
+# --- leftovers and locks --------------------------------------------------------------------------
+
+
+def test_leftovers_are_no_results_and_are_swept_with_the_lock(tmp_path: Path) -> None:
+    """As a kill between write and rename leaves them; a folder that is worked in keeps its own."""
+    for name in ("a.npy", ".48a3b1c2-b.npy", "sub/.48a3b1c2-c/x.json", "sub/done.json", ".hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    assert [p.name for p in visible_files(tmp_path, "*.npy")] == ["a.npy"]
+    assert [p.parent.name for p in visible_files(tmp_path, "*/*.json")] == ["sub"]
+    assert visible_files(tmp_path / "missing", "*") == []
+    with lock_folder(tmp_path / "sub"):
+        (tmp_path / "sub" / ".11111111-own").write_text("", encoding="utf-8")
+        assert sweep_leftovers(tmp_path) == 0
+    with lock_folder(tmp_path):
+        left = sorted(p.name for p in tmp_path.rglob("*"))
+    assert left == [".hidden", ".lock", "a.npy", "done.json", "sub"]
+    assert not (tmp_path / ".lock").exists()
+
+
+HOLD = """
+import sys, time
+from contextseg.disk import lock_folder
+with lock_folder(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ContextsegError, match=f"process {holder.pid} on"), lock_folder(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with lock_folder(tmp_path), pytest.raises(ContextsegError), lock_folder(tmp_path, shared=True):
+        pass
+    with lock_folder(tmp_path, shared=True), lock_folder(tmp_path, shared=True):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+STOP = """
+import signal, os, sys
+from pathlib import Path
+from contextseg.disk import lock_folder, replacing
+from contextseg.stopping import Stopped, stop_signals
+try:
+    with stop_signals(), lock_folder(sys.argv[1]), replacing(Path(sys.argv[1]) / "a.txt") as path:
+        path.write_text("half", encoding="utf-8")
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        signal.pause()
+except Stopped as stopped:
+    sys.exit(str(stopped))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_with_a_message_and_no_leftovers(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOP, str(tmp_path), name], capture_output=True, encoding="utf-8"
+    )
+    assert "the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_windows_lacks_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `fcntl`, no `resource`, no /proc; and a handle that only reads is not flushed."""
+    unix = pytest.importorskip("fcntl")
+    flush = os.fsync
+
+    def windows_flush(handle: int) -> None:
+        if unix.fcntl(handle, unix.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, "Bad file descriptor")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", windows_flush)
+    write_json(tmp_path / "a.json", {})
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with lock_folder(tmp_path), lock_folder(tmp_path):
+        note_case(tmp_path / "b.csv", ("case", "x"), "a", [{"x": 1}])
+    monkeypatch.setattr(Path, "read_text", _unreadable)
+    memory = PeakMemory()
+    assert math.isnan(memory.peak_mb())
+    assert "peak_mb" not in memory.costs()
+
+
+def _unreadable(*_: object, **__: object) -> str:
+    raise OSError
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root may enter all")
+def test_a_folder_that_may_not_be_entered_is_one_message(tmp_path: Path) -> None:
+    from contextseg.data.layouts import open_dataset, scans_in
+    from contextseg.evaluation.matching import match_folders
+    from contextseg.runs import Run
+
+    locked = tmp_path / "locked"
+    (locked / "x").mkdir(parents=True)
+    locked.chmod(0o700)
+    tmp_path.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        for function in (open_dataset, scans_in, Run.open):
+            with pytest.raises(ContextsegError, match="permission"):
+                function(locked / "x")
+        with pytest.raises(ContextsegError, match="permission"):
+            match_folders(locked / "x", tmp_path)
+        with pytest.raises(ContextsegError, match="permission"), lock_folder(locked / "x"):
+            pass
+    finally:
+        os.seteuid(0)

@@ -80,10 +80,12 @@ def everything() -> dict[str, object]:
     """What the hints of the face name, which it imports for type checkers alone."""
     import pandas as pd
 
+    from contextseg.annotator.launch import Annotating
     from contextseg.arguments import StrPath
     from contextseg.data.check import Finding
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
+    from contextseg.projects import LabelProject
     from contextseg.propagation import Filled
     from contextseg.runs import Run
     from contextseg.studies.api import Methods
@@ -93,7 +95,8 @@ def everything() -> dict[str, object]:
     from contextseg.studies.reproduce import Reproduced
 
     known = (Finding, Plan, Outcome, Filled, Run, Comparison, Forecast, Curve, Diagnosis)
-    names: dict[str, object] = {kind.__name__: kind for kind in (*known, Reproduced)}
+    known = (*known, LabelProject, Annotating, Reproduced)
+    names: dict[str, object] = {kind.__name__: kind for kind in known}
     return names | {
         "pd": pd,
         "Predictor": cs.Predictor,

@@ -19,7 +19,7 @@ import torch
 from contextseg.cli.options import named
 from contextseg.data import phantom
 from contextseg.data.layouts import folds, open_dataset
-from contextseg.disk import read_json, write_json
+from contextseg.disk import lock_folder, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import train_run
 from contextseg.runs import Run
@@ -27,7 +27,6 @@ from contextseg.settings import Settings
 from contextseg.studies.compare import parse_grid
 from contextseg.studies.compare.cell import (
     Task,
-    lock_folder,
     log_test_evaluation,
     logged_evaluations,
     weights_digest,

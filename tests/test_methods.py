@@ -16,7 +16,7 @@ from contextseg.errors import ContextsegError
 from contextseg.losses import LOSSES
 from contextseg.methods import METHODS, Method
 from contextseg.settings import Settings
-from contextseg.training import Stopped
+from contextseg.stopping import Stopped
 
 torch.set_num_threads(1)
 NAMES = [name for name, entry in METHODS.items() if not getattr(entry, "guided", False)]

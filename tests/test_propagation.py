@@ -340,7 +340,16 @@ def test_confidence_of_one_walk_and_of_an_empty_slice() -> None:
         Scripted([0.8, 0.1]), np.zeros((1, 3, 2, 2), np.float32), {0: np.ones((2, 2), int)}
     )
     assert [int(x.max()) for x in result.labels] == [1, 1, 0]
-    np.testing.assert_allclose(result.confidence, [1, 1.6 / 1.8, 0.9], atol=1e-3)
+    np.testing.assert_allclose(result.confidence, [1, 1.6 / 1.8, np.nan], atol=1e-3)
+
+
+def test_a_class_that_is_lost_between_two_references_has_no_confidence() -> None:
+    full = np.ones((2, 2), int)
+    result = propagate_volume(
+        Scripted([0.1, 0.1, 0.1]), np.zeros((1, 4, 2, 2), np.float32), {0: full, 2: full}
+    )
+    assert result.class_confidence.shape == (4, 1)
+    np.testing.assert_array_equal(result.confidence[:3], [1, 0, 1])
 
 
 def test_memory_holds_every_reference_and_never_more_than_asked(
@@ -444,7 +453,7 @@ def test_a_class_stays_in_its_range(axis: int) -> None:
     inside, outside = [2, 3, 4, 5, 6], [0, 1, 7, 8]
     np.testing.assert_array_equal(part.labels.take(inside, axis), whole.labels.take(inside, axis))
     assert not part.labels.take(outside, axis).any()
-    assert (part.confidence[outside] == 1).all()
+    assert np.isnan(part.confidence[outside]).all()
     two = propagate_volume(
         net,
         volume,
@@ -516,7 +525,8 @@ def test_shapes_are_surer_near_a_labelled_slice_and_between_near_ones() -> None:
     assert ((middle[0] > 0) == (disc > 0)).all()
     partly = disc.copy()
     partly[:9] = IGNORE
-    assert not ShapePrior({0: partly, 4: disc}, [1], (1, 1), 1).log_odds(2)[0, :9].any()
+    known_in_part = ShapePrior({0: partly, 4: disc}, [1], (1, 1), 1).log_odds(2)
+    np.testing.assert_array_equal(known_in_part, odds(4, 2))  # the rest is as in the other slice
     assert (
         not ShapePrior({0: disc, 4: disc}, [1, 2], (1, 1), 1).log_odds(2)[1].any()
     )  # nothing is known of a class in neither

@@ -7,6 +7,7 @@ import pytest
 
 from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError
+from contextseg.propagation.outlines import Outlines
 from contextseg.propagation.select import (
     SELECTION_RULES,
     certain,
@@ -143,24 +144,108 @@ def test_what_one_reference_lacks_ends_half_way() -> None:
 def test_pixels_that_are_not_square() -> None:
     """Every fourth row of a fine image is an image of 4 x 1 mm, and its shapes are such rows."""
     first, last = disc(5, (30, 20), 60), disc(16, (26, 34), 60)
-    fine = interpolate_shapes({0: first, 4: last}, 5)[:, ::4]
+    fine = interpolate_shapes({0: first, 4: last}, 5, aligned=False)[:, ::4]
     coarse = {0: first[::4], 4: last[::4]}
     wrong = {
-        mm: (interpolate_shapes(coarse, 5, mm) != fine)[1:4].sum()
+        mm: (interpolate_shapes(coarse, 5, mm, aligned=False) != fine)[1:4].sum()
         for mm in ((4.0, 1.0), (1.0, 1.0))
     }
     assert wrong[4.0, 1.0] <= 0.1 * fine[1:4].sum()
     assert wrong[1.0, 1.0] > 5 * wrong[4.0, 1.0]
 
 
-def test_references_come_back_and_ignore_is_background_for_others() -> None:
+def test_what_is_labelled_comes_back_and_the_rest_of_a_reference_is_filled() -> None:
     label = (disc(9) * 2).astype(int)
     label[:, :20] = IGNORE
-    filled = interpolate_shapes({1: label, 3: disc(9) * 2}, 6, ends=True)
-    np.testing.assert_array_equal(filled[1], label)
-    assert set(np.unique(filled[2])) == {0, 2}
-    np.testing.assert_array_equal(filled[5], disc(9) * 2)
-    np.testing.assert_array_equal(filled[0], label)
+    whole = disc(9) * 2
+    for ends in (False, True):
+        filled = interpolate_shapes({1: label, 3: whole}, 6, ends=ends)
+        assert all((row == whole).all() for row in filled[1:4])
+        assert (filled[5] == (whole if ends else 0)).all()
+    np.testing.assert_array_equal(copy_nearest({1: label, 3: whole}, 6), [whole] * 6)
+    alone = interpolate_shapes({1: label, 3: label}, 5)  # nobody has said more
+    np.testing.assert_array_equal(alone[2], np.where(label == IGNORE, 0, label))
+
+
+def test_a_few_labelled_pixels_of_a_slice_stay_and_change_no_other() -> None:
+    whole = disc(9).astype(int)
+    scribble = np.full((41, 41), IGNORE)
+    scribble[20, 18:20], scribble[20, 35:37] = 0, 1
+    filled = interpolate_shapes({0: whole, 4: scribble, 8: whole}, 9)
+    expected = np.where(scribble == IGNORE, whole, scribble)
+    np.testing.assert_array_equal(filled[4], expected)
+    assert all((filled[i] == whole).all() for i in (1, 3, 5, 7))
+
+
+def test_a_part_that_moves_keeps_its_shape() -> None:
+    """Far apart, the plain rule leaves nothing half way."""
+    first, last = disc(6, (10, 10)), disc(6, (30, 26))
+    filled = interpolate_shapes({0: first, 4: last}, 5)
+    np.testing.assert_array_equal(filled[2], disc(6, (20, 18)))
+    assert not interpolate_shapes({0: first, 4: last}, 5, aligned=False)[2].any()
+    both = interpolate_shapes({0: first | last, 4: disc(6, (12, 12)) | disc(6, (28, 24))}, 5)
+    np.testing.assert_array_equal(both[2], disc(6, (11, 11)) | disc(6, (29, 25)))
+
+
+def test_three_slices_of_a_ball_give_the_ball() -> None:
+    radii = [max(0.0, 14**2 - (i - 14) ** 2) ** 0.5 for i in range(29)]
+    ball = np.stack([disc(r) for r in radii])
+    kept = [1, 14, 27]
+    ours, plain = (
+        interpolate_shapes({i: ball[i] for i in kept}, 29, aligned=aligned) > 0
+        for aligned in (True, False)
+    )
+    dice = [2 * (x & ball).sum() / (x.sum() + ball.sum()) for x in (ours, plain)]
+    assert dice[0] > 0.95
+    assert dice[1] < 0.85
+
+
+def test_what_both_slices_hold_stays_foreground() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        first, last = (
+            sum(disc(rng.uniform(3, 9), tuple(rng.uniform(8, 32, 2))) for _ in range(3)) > 0
+            for _ in range(2)
+        )
+        border = rng.integers(5, 35, 2)
+        labels = {
+            i: np.where(mask, np.where(np.arange(41) < at, 1, 2), 0)
+            for i, mask, at in ((0, first, border[0]), (5, last, border[1]))
+        }
+        assert (interpolate_shapes(labels, 6)[:, first & last] > 0).all()
+
+
+def test_each_class_is_filled_between_the_slices_that_say_something_of_it() -> None:
+    one, two = disc(5, (10, 10)) * 1, disc(5, (30, 30)) * 2
+    labels = {0: one, 2: two, 6: two, 8: one}
+    silent = {0: {2}, 2: {1}, 6: {1}, 8: {2}}
+    expected = np.stack([one] * 9)
+    expected[2:7] += two
+    np.testing.assert_array_equal(interpolate_shapes(labels, 9, silent=silent), expected)
+    copied = copy_nearest(labels, 9, silent)
+    np.testing.assert_array_equal(copied, np.stack([one + two] * 9))
+    assert not (interpolate_shapes(labels, 9)[2:7] == 1).any()
+
+
+def test_a_reversed_volume_gives_the_same_reversed() -> None:
+    rng = np.random.default_rng(3)
+    labels = {i: disc(rng.uniform(4, 9), tuple(rng.uniform(12, 28, 2))) * 1 for i in (0, 4, 9, 13)}
+    straight = interpolate_shapes(labels, 14)
+    turned = interpolate_shapes({13 - i: x for i, x in labels.items()}, 14)[::-1]
+    assert (straight != turned).sum() <= 0.01 * straight.sum()  # ties
+
+
+def test_expected_dice_falls_with_distance_and_rises_with_likeness() -> None:
+    def dice(slices: dict[int, np.ndarray], i: int, slice_mm: float = 1.0) -> float:
+        return Outlines(slices, (1.0, 1.0)).expected_dice(i, slice_mm)
+
+    same = {0: disc(8), 10: disc(8)}
+    assert dice(same, 1) > dice(same, 3) > dice(same, 5) > 0
+    assert dice(same, 5) > dice(same, 5, 3.0)
+    assert dice(same, 5) > dice({0: disc(8), 10: disc(8, (12, 12))}, 5)
+    assert dice({**same, 20: disc(8)}, 5) > dice(same, 5)
+    assert np.isnan(dice(same, 11))
+    assert dice({0: disc(8), 10: np.zeros((41, 41), bool)}, 8) == 0
 
 
 def test_full_and_equal_slices() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from contextseg.data.augment import Augmentation
@@ -87,3 +89,38 @@ def test_every_name_is_listed_once_and_json_is_the_same(method: str) -> None:
     assert again.to_json() == settings.to_json()
     assert again.training == settings.training
     assert again.augmentation == settings.augmentation
+
+
+def test_aliases_that_people_type() -> None:
+    done = Settings("data").set(["learning_rate=0.1", "batch=3", "iterations=5"])
+    assert (done.training.lr, done.planning["batch_size"], done.training.steps) == (0.1, 3, 5)
+    with pytest.raises(ContextsegError, match="write --set steps=2500") as caught:
+        Settings("data").set(["epochs=10"])
+    follow = caught.value.remedy.split("--set ")[1].split(",")[0]
+    assert Settings("data").set([follow]).training.steps == 2500
+
+
+def test_a_wrong_name_gets_the_five_nearest_at_most() -> None:
+    for name in ("zzzz", "stpes", "patch"):
+        with pytest.raises(ContextsegError) as caught:
+            Settings("data").set([f"{name}=1"])
+        assert len(caught.value.remedy) < 150
+        assert caught.value.remedy.count(",") + caught.value.remedy.count(" or ") <= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("batch_size", "windows"), ("steps", "step"), ("epochs", "leave it out")]
+)
+def test_what_a_verb_does_not_use_is_refused_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(ContextsegError, match=f"does not use this setting.*{near}"):
+        Settings("data").set([f"{name}=1"], used=["prediction"], by="predict")
+    with pytest.raises(ContextsegError, match=r"method supervised does not use.*colab would"):
+        Settings("data").set(["context_classes=3"])
+
+
+def test_memory_bounds_the_plan_and_the_prediction() -> None:
+    done = Settings("data").set(["memory_gb=4"])
+    assert done.planning["memory_gb"] == done.prediction.memory_gb == 4
+    assert not Settings("data").differences(replace(done, planning={}))
+    done = Settings("data").set(["largest_of=liver, left kidney"])
+    assert done.prediction.largest_of == ("liver", "left kidney")

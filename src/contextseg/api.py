@@ -10,23 +10,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import StrPath, assignments, progress_of
-from contextseg.console import ProgressBar
+from contextseg.arguments import words as words_of
+from contextseg.console import ProgressBar, say
 from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from contextseg.annotator.launch import Annotating
     from contextseg.data.check import Finding
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
     from contextseg.predictor import Predictor
-    from contextseg.propagation import Filled
+    from contextseg.projects import LabelProject
+    from contextseg.propagation import Filled, LabelledSlices
     from contextseg.runs import Run
     from contextseg.settings import Settings
+    from contextseg.volume import Volume
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -82,7 +87,8 @@ def plan(
     from contextseg.runs import planned
     from contextseg.settings import Settings
 
-    planning = Settings(str(dataset)).set(assignments(settings)).planning
+    asked = assignments(settings)
+    planning = Settings(str(dataset)).set(asked, used=["planning"], by="`plan`").planning
     data = restricted(open_dataset(dataset), roi)
     with progress_of(verbose)("plan") as progress:
         facts = fingerprint(data, data.train, progress=progress)
@@ -103,6 +109,7 @@ def train(
     fold: int | str = "auto",
     seed: int = 0,
     plan: StrPath | Plan | None = None,
+    init: StrPath | None = None,
     roi: Sequence[str] = (),
     verbose: bool = True,
     **settings: Any,
@@ -118,6 +125,9 @@ def train(
         seed: Same seed, same result, bit for bit on a CPU.
         plan: A plan, or the file of one, in place of one made by the rules; also nnU-Net's
             `nnUNetPlans.json` (`nnUNetPlans.json:2d` for another configuration than 3d_fullres).
+        init: A run, an exported model or a file of weights to start from, for other classes and
+            channels too. What is loaded, skipped and missing is said, and noted in the training
+            stage's `weights.json`. None for new weights.
         roi: Classes to segment; the others are background. () for all.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
@@ -131,10 +141,11 @@ def train(
     """
     from contextseg.pipeline import train_run
 
-    with _ranks():
-        run = _run(dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose))
-        train_run(run)
-    return run
+    settings |= _start_weights(init, method, settings)
+    bar = progress_of(verbose)
+    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
+        train_run(opened)
+    return opened
 
 
 def run(
@@ -145,6 +156,7 @@ def run(
     fold: int | str = "auto",
     seed: int = 0,
     plan: StrPath | Plan | None = None,
+    init: StrPath | None = None,
     roi: Sequence[str] = (),
     verbose: bool = True,
     **settings: Any,
@@ -161,6 +173,9 @@ def run(
         fold: As for `train`.
         seed: Same seed, same result, bit for bit on a CPU.
         plan: A plan, or the file of one, in place of one made by the rules.
+        init: A run, an exported model or a file of weights to start from, for other classes and
+            channels too. What is loaded, skipped and missing is said, and noted in the training
+            stage's `weights.json`. None for new weights.
         roi: Classes to segment; the others are background. () for all.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
@@ -173,10 +188,9 @@ def run(
     """
     from contextseg.pipeline import run_pipeline
 
-    with _ranks():
-        opened = _run(
-            dataset, output, method, fold, seed, plan, roi, settings, progress_of(verbose)
-        )
+    settings |= _start_weights(init, method, settings)
+    bar = progress_of(verbose)
+    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
         return run_pipeline(opened)
 
 
@@ -197,7 +211,8 @@ def demo(output: StrPath = "demo", *, verbose: bool = True, **settings: Any) -> 
     from contextseg.runs import Run
 
     chosen = demo_settings().set(assignments(settings))
-    return run_pipeline(Run(output, chosen, progress_of(verbose)))
+    with _locked(output):
+        return run_pipeline(Run(output, chosen, progress_of(verbose)))
 
 
 # --- segmenting -----------------------------------------------------------------------------------
@@ -207,8 +222,10 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
-        *runs: Folders of finished runs, or of models that nnU-Net trained (the folder with
-            `plans.json`, or a `fold_0` in it). Several are an ensemble, the mean of their logits.
+        *runs: Folders of finished runs, files that `export` wrote, or folders of models that
+            nnU-Net trained (with `plans.json`, or a `fold_0` in it). Several are an ensemble: the
+            mean of their logits, or, where their plans differ in grid or patch (2-D with 3-D), of
+            their probabilities. nnU-Net's models are no ensemble with others.
         device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
             trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
@@ -218,7 +235,7 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
         The predictor: `load("runs/plain").predict("scan.nii.gz")`.
 
     Raises:
-        ContextsegError: A run is not finished, or its plan differs in more than normalisation.
+        ContextsegError: A run is not finished, or its classes are others.
     """
     from dataclasses import replace
 
@@ -228,24 +245,53 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     if not runs:
         raise ContextsegError("load", "no run", "give the folder of a finished run")
     predictor = open_predictor(runs, device)
-    words = assignments({_of_prediction(name): value for name, value in settings.items()})
-    asked = Settings("", prediction=predictor.settings).set(words)
+    asked = Settings("", prediction=predictor.settings).set(
+        assignments(settings), used=["prediction"], by="a finished run"
+    )
     return replace(predictor, settings=asked.prediction)
 
 
-def _of_prediction(name: str) -> str:
-    """The whole name of a setting of prediction; training is over, so no other is taken."""
-    from dataclasses import fields
+def export(
+    runs: StrPath | Sequence[StrPath],
+    output: StrPath,
+    *,
+    licence: str = "",
+    note: str = "",
+) -> Path:
+    """Write a trained model as one file that travels: without training data, without a patient.
 
-    from contextseg.settings import Augmentation, PredictionSettings, Settings, Training
+    The ending of the file says what it is. A `.zip` holds weights, plan, recipe, licence and a
+    model card; `load` and `contextseg predict` take it in place of a run. An `.onnx` runs in ONNX
+    Runtime, and a `.pt2` is a program of `torch.export`: both are the network on one patch, and a
+    JSON file beside it (`model.onnx.json`) describes what comes before and after it
+    (`examples/run_onnx.py` does that).
 
-    part, dot, _ = name.partition(".")
-    known = {field.name for field in fields(PredictionSettings)}
-    others = {f.name for kind in (Settings, Training, Augmentation) for f in fields(kind)}
-    if part != "prediction" and (dot or name in others - known):
-        remedy = f"leave it out, or train again with it; choose from {', '.join(sorted(known))}"
-        raise ContextsegError(f"--set {name}", "a finished run does not use this setting", remedy)
-    return name if dot else f"prediction.{name}"
+    Args:
+        runs: Folder of a finished run; several are an ensemble.
+        output: The file.
+        licence: The model's licence: words, such as "CC BY 4.0", or a file of text.
+        note: What the model card should say besides: words, or a file of text.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ContextsegError: A run is not finished, the ending is unknown, a method cannot be exported
+            so, or the extra `onnx` is not installed.
+    """
+    from contextseg.models import export_archive, export_network
+    from contextseg.pipeline import open_predictor
+    from contextseg.runs import Run
+
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    ending = Path(output).suffix.lower()
+    if not folders:
+        raise ContextsegError("export", "no run", "give the folder of a finished run")
+    if ending not in (".zip", ".onnx", ".pt2"):
+        raise ContextsegError(output, "not the ending of a model", "end in .zip, .onnx or .pt2")
+    if ending == ".zip":
+        return export_archive([Run.open(folder) for folder in folders], output, licence, note)
+    return export_network(open_predictor(folders, "cpu"), output, licence, note)
 
 
 def propagate(
@@ -259,13 +305,16 @@ def propagate(
     stop_below: float = 0.7,
     unlabelled: int | None = None,
     plane: str = "auto",
+    complete: bool = False,
+    previous: StrPath = "auto",
     spacing_mm: Sequence[float] | None = None,
     series: str = "",
     verbose: bool = True,
 ) -> Filled:
     """Fill a scan from a few labelled slices, in both directions, for any class.
 
-    Label the slice that `Filled.suggestion` names, and call it again.
+    Label the slice that `Filled.suggestion` names, or correct slices of the filled map itself, and
+    call it again. Each class is filled between the slices that hold it.
 
     Args:
         scan: A file, a list of files for several channels, a `Volume`, a SimpleITK or nibabel
@@ -282,28 +331,34 @@ def propagate(
             never stops.
         unlabelled: The value of unlabelled voxels. None: slices without a label are unlabelled.
         plane: "axial", "coronal" or "sagittal": what is labelled. "auto" finds it.
+        complete: A labelled slice that lacks a class says that the class is not there. Otherwise it
+            says nothing of it.
+        previous: The filled map of before, of which `labels` is a corrected copy: slices that
+            changed are labelled, and those that were. "auto" finds it by the CASE-slices.csv beside
+            `labels` or `output`; "none" takes `labels` as drawn.
         spacing_mm: Voxel size along D, H and W, for arrays.
         series: Which series of a DICOM folder, by number or UID. "" for the only one.
         verbose: Show the progress on stderr.
 
     Returns:
-        The filled label map, the confidence of each slice, and the next slice worth labelling.
+        The filled label map, the confidence of each slice, the next slice worth labelling, and
+        notes of what was not filled, which are printed too if `verbose`.
 
     Raises:
         ContextsegError: Scan and labels are not on one grid, nothing is labelled, `way` needs a
-            model, or `output` is the scan or the labels.
+            model, `previous` is no filled map, or `output` is the scan or the labels.
     """
     from contextseg.interop.names import describe_result, known_segments
     from contextseg.pipeline import open_propagation_model
     from contextseg.predictor import scan_of
-    from contextseg.propagation import fill, labelled_slices, ranges
+    from contextseg.propagation import fill, ranges
     from contextseg.volume import as_labels
 
     _refuse_to_overwrite(output, scan, labels)
     volume = scan_of(scan, spacing_mm, series)
     drawn = as_labels(labels, volume, unlabelled or 0)
     segments = known_segments(labels)
-    labelled = labelled_slices(drawn, unlabelled, plane)
+    labelled, found = _labelled(labels, drawn, output, str(previous), unlabelled, plane, complete)
     network = open_propagation_model(model) if model else None
     with progress_of(verbose)("propagate") as progress:
         filled = fill(
@@ -315,10 +370,117 @@ def propagate(
             stop_below,
             progress,
         )
+    filled = replace(filled, notes=(*found, *filled.notes))
+    for note in filled.notes if verbose else ():
+        say(note)
     if output is not None:
         filled.save(output)
         describe_result(output, filled.label, segments)
     return filled
+
+
+def annotate(
+    folder: StrPath | None = None,
+    output: StrPath | None = None,
+    *,
+    demo: bool = False,
+    model: StrPath | None = None,
+    classes: Sequence[str] = (),
+    labels: StrPath | None = None,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    token: str = "",
+    browser: bool = True,
+    monai: bool = False,
+    wait: bool = False,
+    verbose: bool = True,
+    **settings: Any,
+) -> Annotating:
+    """Draw a few slices of each scan in the browser; the others are filled.
+
+    A server starts on this machine, and its page opens. Every stroke is saved at once, and the same
+    call goes on where it was stopped.
+
+    Args:
+        folder: A scan, a folder of scans, or the folder of a data set. None with `demo`.
+        output: Folder for what is drawn, for finished label maps, and for the data set made of
+            them. None is `annotations`, or `annotations-demo` with `demo`.
+        demo: Annotate the scans that come with the package.
+        model: A run of `train(..., method="stcn")`, which fills on demand. None fills by shapes.
+        classes: What to draw, names or NAME=VALUE. () are the classes of the output folder, of the
+            data set, or "target".
+        labels: Folder of label maps to start from and correct, such as predictions, named as the
+            scans.
+        port: Port to listen on; 0 takes a free one.
+        host: Address to listen on. Any other than this machine's own needs a `token`.
+        token: What the page must know. "" makes one.
+        browser: Open the page in the browser.
+        monai: Answer MONAI Label's clients too, such as the module of 3D Slicer.
+        wait: Return when the server is stopped with Ctrl-C; otherwise at once.
+        verbose: Say on stderr where the page is.
+        **settings: Settings of the training that the page starts, such as `steps=2000`.
+
+    Returns:
+        The server: `.url` is its page, `.stop()` ends it.
+
+    Raises:
+        ContextsegError: There is no scan, the output folder belongs to others, or the port is
+            taken.
+    """
+    from contextseg.annotator.launch import open_browser, start_annotating
+    from contextseg.pipeline import DEMO_DATA
+
+    if demo == (folder is not None):
+        what = "a folder and --demo" if demo else "no folder"
+        raise ContextsegError("annotate", what, "give a folder of scans, or --demo")
+    source = DEMO_DATA if folder is None else Path(folder)
+    work = Path(output or ("annotations-demo" if demo else "annotations"))
+    words = [word for setting in assignments(settings) for word in ("--set", setting)]
+    server = start_annotating(
+        source,
+        work,
+        model=model,
+        classes=words_of(classes),
+        labels=labels,
+        train=words,
+        port=port,
+        host=host,
+        token=token,
+        monai=monai,
+    )
+    if verbose:
+        say(f"the annotator: {server.url}")
+        say(f"what is drawn is saved in {work}; Ctrl-C ends")
+    if browser:
+        open_browser(server.url)
+    if wait:
+        server.serve()
+        return server
+    return server.start()
+
+
+def _labelled(
+    labels: Any,
+    drawn: Volume,
+    output: StrPath | None,
+    previous: str,
+    unlabelled: int | None,
+    plane: str,
+    complete: bool,
+) -> tuple[LabelledSlices, list[str]]:
+    """The labelled slices of `propagate`, and what is to be said of where they come from."""
+    from contextseg.propagation import find_previous, labelled_slices, open_previous
+
+    before = None
+    if previous not in ("auto", "none"):
+        before = open_previous(previous, drawn)
+    elif previous == "auto" and isinstance(labels, str | Path) and unlabelled is None:
+        before = find_previous(labels, output, drawn)
+    if before is None:
+        return labelled_slices(drawn, unlabelled, plane, complete), []
+    changed = ", ".join(map(str, before.changed(drawn))) or "none"
+    note = f"{labels} is a corrected copy of the map of {before.path}; slices that changed: "
+    return before.labelled(drawn), [note + changed]
 
 
 def two_stage(
@@ -339,7 +501,7 @@ def two_stage(
     """Segment scans in two stages: a run labels some slices, the best of them fill the rest.
 
     Args:
-        reference: A finished run; a 2-D one sees the sampled slices alone.
+        reference: A finished run or exported model; a 2-D one sees the sampled slices alone.
         images: A scan, a folder of scans, or the folder of a data set.
         output: Folder of the label maps, and of `two-stage.csv`, which says for each class where
             it was found and flags what was missed. What is there already is kept.
@@ -375,6 +537,53 @@ def two_stage(
         open_propagation_model(model) if model else None,
         stages,
         asked={"reference": str(Path(reference).resolve()), "model": _resolved(model)},
+        progress_bar=progress_of(verbose),
+    )
+
+
+def project(
+    work: StrPath,
+    scans: StrPath | None = None,
+    classes: Sequence[str] = (),
+    *,
+    test: int | Sequence[str] = 0,
+    plane: str = "auto",
+    unlabelled: int | None = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> LabelProject:
+    """Open a project, or begin one: a folder in which few labelled slices become a data set.
+
+    Args:
+        work: Folder of everything that the project makes.
+        scans: Folder of scans, or a data set, whose labels count as accepted and whose test split
+            is locked. Needed to begin; later only where the scans have moved.
+        classes: Names of the classes; () for those of the data set.
+        test: Cases that are locked for measuring, by name; or how many to draw.
+        plane: "axial", "coronal" or "sagittal": what is drawn. "auto" finds it.
+        unlabelled: Value of voxels that nobody labelled, in drawn files. None: slices without a
+            label are unlabelled.
+        seed: Seed of the draw of locked cases.
+        verbose: Show the progress on stderr.
+
+    Returns:
+        The project, whose verbs are its methods: `fill`, `train`, `predict`, `review`, `accept`,
+        `export`, `status`.
+
+    Raises:
+        ContextsegError: No scans are given to begin with, or the folder holds a project about
+            other scans or classes.
+    """
+    from contextseg.projects import open_label_project
+
+    return open_label_project(
+        work,
+        scans,
+        classes,
+        test=test,
+        plane=plane,
+        unlabelled=unlabelled,
+        seed=seed,
         progress_bar=progress_of(verbose),
     )
 
@@ -476,6 +685,27 @@ def _resolved(path: StrPath | None) -> str:
     return str(Path(path).resolve()) if path else ""
 
 
+def _start_weights(
+    init: StrPath | None, method: str, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """The settings that `init` stands for: the start weights of each network of the method."""
+    from contextseg.settings import names
+
+    if init is None:
+        return {}
+    if {"weights", "arguments.weights"} & set(settings):
+        what = "weights are set as well"
+        raise ContextsegError(f"init={init}", what, "give one of the two")
+    known = [f"arguments.{name}" for name in ("weights", "second_weights")]
+    chosen = [name for name in known if name in names(method)]
+    if not chosen:
+        what = f"method {method} has no argument `weights`"
+        raise ContextsegError(f"init={init}", what, "leave it out")
+    path = str(Path(init).absolute())
+    return {name: path for name in chosen if name.split(".")[1] not in settings}
+
+
+@contextmanager
 def _run(
     dataset: StrPath,
     output: StrPath,
@@ -486,17 +716,19 @@ def _run(
     roi: Sequence[str],
     settings: Mapping[str, Any],
     bar: ProgressBar,
-) -> Run:
+) -> Iterator[Run]:
+    """The run of these settings, opened in a folder that is locked as long as the block lasts."""
     from contextseg.data.nnunet import load_plan
     from contextseg.data.plan import Plan
     from contextseg.pipeline import resolve_fold
     from contextseg.runs import Run
 
-    chosen = _settings(dataset, method, fold, seed, roi, settings)
-    opened = Run(output, resolve_fold(chosen), bar)
-    if plan:
-        opened.use_plan(plan if isinstance(plan, Plan) else load_plan(plan, opened.dataset))
-    return opened
+    chosen = resolve_fold(_settings(dataset, method, fold, seed, roi, settings), output)
+    with _locked(output):
+        opened = Run(output, chosen, bar)
+        if plan:
+            opened.use_plan(plan if isinstance(plan, Plan) else load_plan(plan, opened.dataset))
+        yield opened
 
 
 def _settings(
@@ -517,6 +749,18 @@ def _settings(
     folder = str(Path(dataset).absolute())
     made = Settings(folder, method, number, seed, roi=tuple(roi))
     return made.set(assignments(settings))
+
+
+@contextmanager
+def _locked(folder: StrPath) -> Iterator[None]:
+    """Keep other processes, but not the other ranks of this one, out of the folder of a run."""
+    from contextseg.disk import lock_folder
+
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with lock_folder(folder):
+        yield
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -94,14 +95,23 @@ def _bar(title: str) -> Iterator[Progress]:
 
 @contextmanager
 def _lines(title: str) -> Iterator[Progress]:
-    printed = time.monotonic()
+    started = time.monotonic()
+    printed = -math.inf
+    first = 0
     say(f"{title} ...")
 
     def update(done: int, of: int, values: dict[str, float] | None = None) -> None:
-        nonlocal printed
-        if time.monotonic() - printed > 10:
-            printed = time.monotonic()
-            say(f"{title} {done}/{of} {_values(values)}")
+        nonlocal printed, started, first
+        now = time.monotonic()
+        if printed == -math.inf and done > 1:  # it goes on: what was done before took no time now
+            started, first = now, done
+        if now - printed > 10:
+            printed = now
+            left = ""
+            if done > first:
+                seconds = (now - started) / (done - first) * (of - done)
+                left = f"about {math.ceil(seconds / 60)} min left"
+            say("  ".join(filter(None, (f"{title} {done}/{of}", _values(values), left))))
 
     yield update
 

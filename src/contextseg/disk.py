@@ -1,7 +1,10 @@
 """Files that survive a crash, and errors that name the file and the remedy.
 
-One way to write a file (`replacing`), one writer of CSV (`csv_text`), one way to name content
-(`digest`).
+One way to write a file (`replacing`), one way to list what was written (`visible_files`), one lock
+for a folder (`lock_folder`), one writer of CSV (`csv_text`), one way to name content (`digest`).
+
+A process that is killed while it writes leaves a hidden file or folder `.1a2b3c4d-NAME`. Such a
+leftover is never taken for a result, and the next process that locks the folder deletes it.
 """
 
 from __future__ import annotations
@@ -12,17 +15,29 @@ import hashlib
 import io
 import json
 import os
+import platform
+import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from contextseg.errors import ContextsegError
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _FULL_REMEDY = "free some space, or choose another output folder; what was finished is kept"
 _LOCKED_REMEDY = "choose an output folder that can be written to"
+_READ_REMEDY = "change its permissions, or those of the folders above it, or choose another"
+_LEFTOVER = re.compile(r"\.[0-9a-f]{8}-.+")
+_LOCK = ".lock"
+_TURN = ".turn"
 _DISK_ERRORS = {
     errno.ENOSPC: ("the disk is full", _FULL_REMEDY),
     errno.EDQUOT: ("the disk quota is used up", _FULL_REMEDY),
@@ -58,6 +73,42 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn "no permission" inside the block into a `ContextsegError`.
+
+    Args:
+        path: The file or folder that the block reads.
+
+    Raises:
+        ContextsegError: It may not be read, or a folder above it may not be entered.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        where = error.filename or path
+        what = "no permission to read this file or folder"
+        raise ContextsegError(where, what, _READ_REMEDY) from error
+
+
+def readable(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose first argument is a path, with `reading` around it.
+
+    Args:
+        function: The function; what it reads lies in the path.
+
+    Returns:
+        The function, which raises `ContextsegError` where it may not read.
+    """
+
+    @wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        with reading(str(args[0])):
+            return function(*args, **kwargs)
+
+    return inner
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file or a folder that takes the place of an older one when the block ends well.
 
@@ -74,7 +125,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ContextsegError: The disk is full or cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid4().hex[:8]}-{path.name}")
+    temporary = temporary_beside(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -86,7 +137,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
                 return
             if temporary.is_file():
-                with open(temporary, "rb") as file:
+                with open(temporary, "r+b") as file:  # Windows flushes no handle that only reads
                     os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
@@ -94,6 +145,210 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name beside a file or folder, with the same ending, under which it is written.
+
+    Args:
+        path: What is written.
+
+    Returns:
+        A name that nothing has; what a killed process leaves under it is a leftover.
+    """
+    return path.with_name(f".{uuid4().hex[:8]}-{path.name}")
+
+
+def visible_files(folder: str | Path, pattern: str) -> list[Path]:
+    """What lies in a folder under a pattern, without hidden files and leftovers.
+
+    `Path.glob` gives those too: "*.npy" also fits ".1a2b3c4d-case.npy", which a killed process
+    left half-written.
+
+    Args:
+        folder: The folder; it may be missing.
+        pattern: A pattern of `Path.glob`, such as "*.npy" or "*/done.json".
+
+    Returns:
+        The paths, sorted; [] for none.
+
+    Raises:
+        ContextsegError: The folder may not be entered.
+    """
+    folder = Path(folder)
+    with reading(folder):
+        paths = sorted(folder.glob(pattern))
+    return [p for p in paths if not any(part[0] == "." for part in p.relative_to(folder).parts)]
+
+
+def sweep_leftovers(folder: str | Path) -> int:
+    """Delete what killed processes left half-written in a folder, at any depth.
+
+    Links are not followed. Nothing is deleted while a process holds the lock of a folder in it.
+
+    Args:
+        folder: A folder in which no other process writes; it may be missing.
+
+    Returns:
+        The number of leftovers deleted.
+    """
+    leftovers: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        here = Path(parent)
+        if here != Path(folder) and _LOCK in files and _held(here / _LOCK):
+            return 0
+        leftovers += [here / name for name in [*folders, *files] if _LEFTOVER.fullmatch(name)]
+        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
+    for path in leftovers:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+    return len(leftovers)
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock_folder(folder: str | Path, shared: bool = False) -> Iterator[None]:
+    """Keep other processes out of a folder inside the block, and sweep what killed ones left.
+
+    The lock is the operating system's, so that it ends with its process, however that ends. The
+    hidden file `.lock` names who holds it. Where there are no such locks (Windows, some network
+    disks), or nothing may be written, nothing is checked and nothing is swept.
+
+    Args:
+        folder: The folder; made if it is not there.
+        shared: Let others in that share, too, such as the parts of a prediction.
+
+    Raises:
+        ContextsegError: Another process works in the folder; the message names it.
+    """
+    with writing(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder) / _LOCK
+    file = _locked(path, wait=False) or (_locked(path, wait=False, shared=True) if shared else None)
+    if file is None:
+        what = f"another process works in this folder{_holder(path)}"
+        raise ContextsegError(folder, what, "wait for it to end, or stop it")
+    try:
+        if file.exclusive:
+            sweep_leftovers(folder)
+            file.name_holder(shared)
+        yield
+    finally:
+        file.release()
+
+
+@contextmanager
+def turn_in(folder: str | Path) -> Iterator[None]:
+    """Wait for a turn in a folder, for a change that several processes make one after the other.
+
+    Such as a row in a table that they share. Where there are no locks, nothing is waited for.
+
+    Args:
+        folder: The folder; it must be there.
+    """
+    file = _locked(Path(folder) / _TURN, wait=True)
+    assert file is not None
+    try:
+        yield
+    finally:
+        file.release()
+
+
+class _LockFile:
+    """A lock that is held, or its stand-in where there are no locks (`file` is None)."""
+
+    def __init__(self, path: Path, file: IO[str] | None, exclusive: bool = False) -> None:
+        self.path = path
+        self.file = file
+        self.exclusive = exclusive
+
+    def name_holder(self, shared: bool) -> None:
+        """Write down who holds it; then let others share it, if it is to be shared."""
+        if self.file is None:
+            return
+        import fcntl
+
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+        holder = {
+            "process": os.getpid(),
+            "machine": platform.node(),
+            "command": command,
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        with suppress(OSError):
+            self.file.truncate(0)
+            self.file.write(json.dumps(holder))
+            self.file.flush()
+        if shared:
+            fcntl.flock(self.file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self.exclusive = False
+
+    def release(self) -> None:
+        """Let others in. The last one deletes the file."""
+        if self.file is None:
+            return
+        import fcntl
+
+        with self.file, suppress(OSError):
+            if not self.exclusive:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while others share
+            self.path.unlink()
+
+
+def _locked(path: Path, wait: bool, shared: bool = False) -> _LockFile | None:
+    """Lock a file, made if it is not there; None where another process holds it."""
+    try:
+        import fcntl
+    except ImportError:
+        return _LockFile(path, None)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        try:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        except OSError:  # what is written here later says why it cannot be
+            return _LockFile(path, None)
+        try:
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # a disk without locks
+            file.close()
+            return _LockFile(path, None)
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return _LockFile(path, file, not shared)
+        file.close()  # who held it before has deleted it
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds a lock; True where nobody can know."""
+    try:
+        import fcntl
+
+        with open(path, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return True
+    return False
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, for a message; "" where its file does not say it."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        who = f"{holder['command']}, process {holder['process']} on {holder['machine']}"
+        return f" ({who}, since {holder['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+# --- texts and tables -----------------------------------------------------------------------------
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -137,9 +392,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise ContextsegError(path, "the file does not exist", "check the path") from None
     except PermissionError:
-        raise ContextsegError(
-            path, "no permission to read it", "change the file's permissions"
-        ) from None
+        raise ContextsegError(path, "no permission to read it", _READ_REMEDY) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ContextsegError(
             path, f"not valid JSON ({error})", "mend the file in a text editor"
@@ -200,6 +453,8 @@ def note_case(
 ) -> None:
     """Write the rows of one case into a CSV table, in place of those that it had.
 
+    Several processes may do so at once; each waits for its turn.
+
     Args:
         path: File of the table; it need not exist.
         columns: Names of the columns, in order; the first is "case".
@@ -209,11 +464,14 @@ def note_case(
     Raises:
         ContextsegError: The table has other columns, or cannot be written.
     """
-    cases: dict[str, list[Mapping[str, Any]]] = {}
-    for row in read_rows(path, columns):
-        cases.setdefault(row["case"], []).append(row)
-    cases[case] = [{"case": case, **row} for row in rows]
-    write_text(path, csv_text(columns, (row for rows in cases.values() for row in rows)))
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with turn_in(Path(path).parent):
+        cases: dict[str, list[Mapping[str, Any]]] = {}
+        for row in read_rows(path, columns):
+            cases.setdefault(row["case"], []).append(row)
+        cases[case] = [{"case": case, **row} for row in rows]
+        write_text(path, csv_text(columns, (row for rows in cases.values() for row in rows)))
 
 
 def digest(*parts: Any) -> str:

@@ -32,24 +32,55 @@ class ContextsegError(Exception):
         return f"{self.where}: {self.what}. Remedy: {self.remedy}"
 
 
+_NEAREST = 5
+_FEW = 20  # names that a person can still read
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The remedy for an unknown name: the nearest known ones, or all of them.
+    """The remedy for an unknown name: the nearest known ones, or all of a few.
 
     Args:
         name: What somebody wrote.
         known: The names that exist.
 
     Returns:
-        A question with up to three similar names, or the list of all where none is similar.
+        A question with up to five similar names. Where none is similar, the list of all of them, or
+        of more than twenty the five nearest.
 
     Example:
         >>> did_you_mean("supervized", ["supervised", "colab"])
         'did you mean supervised?'
     """
-    from difflib import get_close_matches
-
     known = sorted(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    near = nearest(name, known, 0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"choose from {', '.join(known)}"
+    if len(known) <= _FEW:
+        return f"choose from {', '.join(known)}"
+    return f"the nearest of {len(known)} are {', '.join(nearest(name, known))}"
+
+
+def nearest(name: str, known: Iterable[str], similarity: float = 0.0) -> list[str]:
+    """The names that are spelt most like another, nearest first; at most five.
+
+    Args:
+        name: What somebody wrote.
+        known: The names that exist; of "part.name" the last part counts too.
+        similarity: Least similarity, 0 to 1 (`difflib.SequenceMatcher.ratio`).
+
+    Returns:
+        The names; [] where none is similar enough.
+
+    Example:
+        >>> nearest("steps_per_epoch", ["steps", "save_every", "lr"], 0.5)
+        ['steps']
+    """
+    from difflib import SequenceMatcher
+
+    def alike(other: str) -> float:
+        spelt = name.lower()
+        spellings = {other.lower(), other.rpartition(".")[2].lower()}
+        return max(SequenceMatcher(None, spelt, spelling).ratio() for spelling in spellings)
+
+    ranked = sorted((-alike(other), other) for other in known if other)
+    return [other for ratio, other in ranked if -ratio >= similarity][:_NEAREST]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from contextseg.console import Progress
@@ -12,6 +15,21 @@ from contextseg.errors import ContextsegError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def machine_gb() -> float:
+    """Memory that this process may have, in gibibytes: the machine's, or what a container allows.
+
+    Returns:
+        Gibibytes; infinity where nobody says it.
+    """
+    limits = [math.inf]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text(encoding="utf-8")))
+    return min(limits) / 2**30
 
 
 def default_workers(most: int = 4) -> int:
@@ -51,7 +69,11 @@ def map_cases(
             return error
 
     with ThreadPoolExecutor(workers or default_workers()) as pool:
-        for done, (case, result) in enumerate(zip(cases, pool.map(attempt, cases)), 1):
-            if progress:
-                progress(done, len(cases))
-            yield case, result
+        try:
+            for done, (case, result) in enumerate(zip(cases, pool.map(attempt, cases)), 1):
+                if progress:
+                    progress(done, len(cases))
+                yield case, result
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else all the other cases were done first
+            raise

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.roi import restricted
-from contextseg.disk import read_json
+from contextseg.disk import digest, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
 from contextseg.methods import METHODS, Method
+from contextseg.models import open_archive
 from contextseg.nnunet import is_nnunet_model, open_nnunet
-from contextseg.predictor import ALIKE, Member, Predictor, raise_failed
+from contextseg.notices import warned
+from contextseg.predictor import Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
+from contextseg.run_folder import INPUTS, stale_inputs
 from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, PredictionSettings, Settings
 from contextseg.training import Training
@@ -50,14 +53,17 @@ def demo_settings() -> Settings:
     )
 
 
-def resolve_fold(settings: Settings) -> Settings:
+def resolve_fold(settings: Settings, folder: str | Path | None = None) -> Settings:
     """Settings with the fold decided where it was left to the data set.
 
     All cases are trained on where the data set has a labelled test split, or too few labelled
     patients for five folds; otherwise fold 0 is kept for validation.
 
+    A run that has written down its cases keeps its fold, whatever became of the data set.
+
     Args:
         settings: Settings whose fold may be `AUTO_FOLD`.
+        folder: Folder of the run, which may be there already.
 
     Returns:
         The settings, with a fold.
@@ -65,6 +71,9 @@ def resolve_fold(settings: Settings) -> Settings:
     Raises:
         ContextsegError: The fold that the settings name does not exist; no folder is made for it.
     """
+    if folder is not None and (Path(folder) / "split.json").exists():
+        before = Run.open(folder).settings.fold
+        return replace(settings, fold=before) if settings.fold == AUTO_FOLD else settings
     data = restricted(open_dataset(settings.dataset), settings.roi)
     if settings.fold != AUTO_FOLD:
         folds(data, settings.fold)
@@ -147,20 +156,30 @@ def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
     predictor = Predictor([Member(method, run.plan)], run.settings.prediction)
     cases = pipeline_cases(run, test)
 
+    run.digests.take(cases)
+    scans = {case.name: run.digests.of(case.images) for case in cases}
+
     def predict(folder: Path, progress: Progress) -> None:
+        for name in stale_inputs(folder, scans):
+            (folder / f"{name}{run.dataset.ending}").unlink(missing_ok=True)
+        write_json(folder / INPUTS, scans)  # before the first label map of these scans
         failed = predictor.predict_cases(cases, folder, run.dataset.ending, progress)
         raise_failed(failed, len(cases))
 
-    predictions = run.stage("predict", predict)
+    predictions = run.stage("predict", predict, inputs=scans)
     pairs = references(run.dataset, cases, predictions)
     if not pairs:
         return Outcome(run.folder, predictions)
+    labels = {
+        case.name: digest(run.digests.of([*case.images, case.label]), case.annotated)
+        for case in cases
+    }
 
     def measure(folder: Path, progress: Progress) -> None:
         score(pairs, run.plan.region_values(), run.dataset.ignore, folder, progress)
 
-    measured = run.stage("evaluate", measure)
-    run.stage("report", lambda folder, progress: report(run, measured, pairs))
+    measured = run.stage("evaluate", measure, inputs=labels)
+    run.stage("report", lambda folder, progress: report(run, measured, pairs), inputs=labels)
     table = measured / "metrics.csv"
     return Outcome(run.folder, predictions, table, run.folder / REPORT, run.folder / PICTURE)
 
@@ -173,51 +192,57 @@ def pipeline_cases(run: Run, test: bool = True) -> list[Case]:
         test: Whether the test split is predicted.
 
     Returns:
-        The test split; without one, or with `test` False, the fold's validation cases.
+        The test split; without one, or with `test` False, the fold's validation cases, of which
+        those whose scans were taken away since are left out (`Run.changes` names them).
     """
-    return list((run.dataset.test if test else ()) or run.split[1])
+    tested = run.dataset.test if test else ()
+    there = [case for case in run.split[1] if all(path.exists() for path in case.images)]
+    return list(tested or there)
 
 
 # --- predictions ----------------------------------------------------------------------------------
 
 
-def open_predictor(folders: Sequence[str | Path], device: str = "") -> Predictor:
-    """The finished methods of one or several runs as one `Predictor`.
+def open_predictor(models: Sequence[str | Path], device: str = "") -> Predictor:
+    """The finished methods of one or several models as one `Predictor`.
 
     Args:
-        folders: Folders of finished runs, or of models that nnU-Net trained; several are an
-            ensemble, the mean of their logits.
+        models: Folders of finished runs, files of exported models (`export_archive`), or folders
+            of models that nnU-Net trained; several are an ensemble, see `Predictor`.
         device: Where the networks run, see `Run.finished`.
 
     Returns:
-        A predictor with the prediction settings of the first run.
+        A predictor with the prediction settings of the first model.
 
     Raises:
-        ContextsegError: A run is not finished, or its plan differs in more than normalisation.
+        ContextsegError: A run is not finished, a file is no model, or its classes are others.
     """
-    members: list[Member] = []
-    settings: list[PredictionSettings] = []
-    for folder in folders:
-        if is_nnunet_model(folder):
-            opened = open_nnunet(folder, device)
-            settings.append(PredictionSettings())
-        else:
-            run = Run.open(folder)
-            opened = [Member(run.finished(device), run.plan)]
-            settings.append(run.settings.prediction)
-        for name in ALIKE if members else ():
-            if getattr(opened[0].plan, name) != getattr(members[0].plan, name):
-                what = f"its plan differs in {name} from that of {folders[0]}"
-                raise ContextsegError(folder, what, "predict with each on its own")
-        members += opened
-    return Predictor(members, settings[0])
+    opened = [_open_model(model, device) for model in models]
+    (first, *_), settings = opened[0]
+    for model, (members, _) in zip(models, opened):
+        for member in members:
+            for name in ("classes", "values"):
+                if getattr(member.plan, name) != getattr(first.plan, name):
+                    what = f"its plan differs in {name} from that of {models[0]}"
+                    raise ContextsegError(model, what, "predict with each on its own")
+    return Predictor([member for members, _ in opened for member in members], settings)
+
+
+def _open_model(model: str | Path, device: str = "") -> tuple[Sequence[Member], PredictionSettings]:
+    """The members of a run, an exported file or nnU-Net's model, and its settings of prediction."""
+    if is_nnunet_model(model):
+        return open_nnunet(model, device), PredictionSettings()
+    if Path(model).is_dir() or not Path(model).suffix:
+        run = Run.open(model)
+        return [Member(run.finished(device), run.plan)], run.settings.prediction
+    return open_archive(model, device)
 
 
 def open_propagation_model(folder: str | Path) -> PropagationModel:
     """The network of a finished run of method "stcn", which fills a scan from labelled slices.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder, or the file that it was exported to.
 
     Returns:
         The network, its plan, and the axes along which it was trained.
@@ -225,12 +250,13 @@ def open_propagation_model(folder: str | Path) -> PropagationModel:
     Raises:
         ContextsegError: The run is not finished, or of a method that needs no labelled slices.
     """
-    run = Run.open(folder)
-    method: Any = run.finished()
+    (member, *_), _ = _open_model(folder)
+    method: Any = member.method
     if not method.guided:
-        what = f"a run of method {run.settings.method}, which needs no labelled slices"
+        name = type(method).__name__
+        what = f"a model of method {name}, which needs no labelled slices"
         raise ContextsegError(folder, what, "give a run of `contextseg train --method stcn`")
-    return PropagationModel(method.net, run.plan, method.clips["axes"])
+    return PropagationModel(method.net, member.plan, method.clips["axes"])
 
 
 # --- evaluation and report ------------------------------------------------------------------------
@@ -340,6 +366,7 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
     if run.dataset.ignore is not None:
         regions["ignore"] = [run.dataset.ignore]
     calibrated = measured / "calibration.csv"
+    notice = Path(run.settings.dataset) / "LICENSE.md"
     demo_picture(run.folder / PICTURE, table, cases, regions)
     write_report(
         run.folder / REPORT,
@@ -351,9 +378,15 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         provenance={**facts, "plan": read_json(run.folder / "plan.json")},
         regions=regions,
         calibration=pd.read_csv(calibrated, dtype={"case": str}) if calibrated.exists() else None,
-        note=_notice(Path(run.settings.dataset) / "LICENSE.md"),
+        note="\n\n".join(filter(None, (_notice(notice), *_warnings(run)))),
         colours=run.plan.colours,
     )
+
+
+def _warnings(run: Run) -> list[str]:
+    """What `check` warned of, and what no training case teaches."""
+    texts = [*warned(run.stage_folder("check")), *run.not_learnt()]
+    return [f"Warning: {text}" for text in texts]
 
 
 def _lines(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import sys
@@ -55,6 +56,7 @@ class PeakMemory:
     """The largest memory of this process since the object was made.
 
     On Linux it is the kernel's own high-water mark, set back; elsewhere that of the process so far.
+    Windows does not say it.
     """
 
     def __init__(self) -> None:
@@ -65,20 +67,23 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_mb(self) -> float:
-        """The largest resident memory, in megabytes (2^20 bytes)."""
+        """The largest resident memory, in megabytes (2^20 bytes); NaN where nobody says it."""
         try:
             lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
         except (OSError, StopIteration):
-            import resource
-
+            try:
+                import resource
+            except ImportError:
+                return math.nan
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             return peak / (2**20 if sys.platform == "darwin" else 1024)
 
     def costs(self) -> dict[str, int]:
-        """`peak_mb`, and `peak_gpu_mb` where there is a GPU, as whole megabytes."""
+        """`peak_mb`, and `peak_gpu_mb` where there is a GPU, as whole megabytes; {} if unknown."""
         torch = sys.modules.get("torch")
         gpu = {}
         if torch is not None and torch.cuda.is_available():
             gpu = {"peak_gpu_mb": round(torch.cuda.max_memory_allocated() / 2**20)}
-        return {"peak_mb": round(self.peak_mb()), **gpu}
+        peak = self.peak_mb()
+        return gpu if math.isnan(peak) else {"peak_mb": round(peak), **gpu}

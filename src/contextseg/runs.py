@@ -1,22 +1,22 @@
 """A run is a folder of named stages: a finished stage is never done again, a killed one goes on.
 
     run.json                         the settings, and where they come from: versions, machine, date
+    split.json                       the cases on the day of training, with digests of their files
     plan.json                        the plan
     check/ plan/ preprocess/         each stage with done.json: seconds and peak memory
     train-1/ relabel-1/ train-2/     the stages of the method's recipe, numbered by kind
     predict/ evaluate/ report/       what `pipeline.run_pipeline` adds
 
 A recipe receives the run and uses its verbs: `train`, `relabel`, `arrays`, `logits`. Loading a
-model is running its finished recipe again, in which nothing is left to do: no object is pickled.
+model is running its finished recipe again, in which nothing is left to do: no object is pickled,
+and the training data is not needed. Folds are those of `split.json`, whatever became of the data
+set since; `files.json` keeps digests of files by size and time, and may be deleted.
 Runs of version 0.1.0, whose stages are called `01-check`, `02-plan` and so on, open as they are.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -25,27 +25,30 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from contextseg.batch import IGNORE
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.augment import Augmentation
-from contextseg.data.cache import Cached, fingerprint, load_record, preprocess
+from contextseg.data.cache import Cached, fingerprint, load_record, preprocess, share_cache
 from contextseg.data.check import check, raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sampling import Sampler
-from contextseg.disk import changes, read_json, replacing, write_json, writing
+from contextseg.data.snapshot import FileDigests, Snapshot
+from contextseg.disk import read_json, readable, replacing, visible_files, write_json
 from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
-from contextseg.methods.base import BatchSource, Maps
+from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
+from contextseg.nets.sources import start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
+from contextseg.notices import not_learnt, training_line, warned
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
-from contextseg.provenance import PeakMemory, provenance
+from contextseg.provenance import provenance
 from contextseg.ranks import ranks
+from contextseg.run_folder import RunFolder
 from contextseg.settings import Settings
 from contextseg.training import pick_device, train
 
@@ -55,14 +58,11 @@ Fill = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Split = tuple[tuple[Case, ...], tuple[Case, ...]]
 """(training cases, validation cases)."""
 
-PIPELINE = ("check", "plan", "preprocess", "predict", "evaluate", "report")
-"""Stages that every run has once; all others belong to its recipe and are numbered."""
-
 BEFORE_RECIPE = 3
 """Stages before a recipe: check, plan, preprocess. The seeds of a recipe's stages count them."""
 
 
-class Run:
+class Run(RunFolder):
     """One training of one method on one data set, in a folder.
 
     Args:
@@ -82,20 +82,20 @@ class Run:
         progress_bar: ProgressBar = no_progress_bar,
         cases: Split | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        super().__init__(folder, progress_bar)
         self.settings = settings
-        self.progress_bar = progress_bar
         self._cases = cases
-        self._only_finished = False
-        self._numbers: Counter[str] = Counter()
         known = self.folder / "run.json"
         if known.exists():
             before = Settings.from_json(read_json(known)["settings"])
-            _same(before.to_json(), settings.to_json(), self.folder)
+            if what := before.differences(settings):
+                what = f"this folder holds a run with other settings ({what})"
+                raise ContextsegError(self.folder, what, "choose another --output folder")
         elif ranks()[0] == 0:
             write_json(known, {"settings": settings.to_json(), "provenance": provenance()})
 
     @staticmethod
+    @readable
     def open(folder: str | Path, progress_bar: ProgressBar = no_progress_bar) -> Run:
         """Open the run in a folder.
 
@@ -120,129 +120,77 @@ class Run:
         last = done[-1] if done else "nothing"
         return f"Run({str(self.folder)!r}, method={self.settings.method!r}, last stage: {last})"
 
-    # --- stages -----------------------------------------------------------------------------------
-
-    def stage(
-        self, name: str, work: Callable[[Path, Progress], None], together: bool = False
-    ) -> Path:
-        """Do a stage, unless it is done.
-
-        The stages of `PIPELINE` are there once. Those of a recipe are numbered by their kind,
-        `train-1`, `train-2`, from 1 each time the recipe runs: so a stage has one name in every
-        process, however often it is asked for.
-
-        Args:
-            name: One of `PIPELINE`, or the kind of a stage of the recipe.
-            work: Called with the stage's folder and its `Progress`.
-            together: Whether all ranks work on it; else the first one works alone.
-
-        Returns:
-            The stage's folder.
-
-        Raises:
-            ContextsegError: Only finished stages may be used, and this one is not finished.
-        """
-        title = name
-        if name not in PIPELINE:
-            self._numbers[name] += 1
-            title = f"{name}-{self._numbers[name]}"
-        folder = self.stage_folder(title)
-        rank, world = ranks()
-        done = (folder / "done.json").exists()
-        if self._only_finished and not done:
-            remedy = "give `contextseg train` the same --output; it goes on"
-            raise ContextsegError(folder, "this stage is not finished", remedy)
-        if world > 1:
-            dist.barrier()
-        with self.progress_bar(title, done) as progress:
-            if not done and (together or rank == 0):
-                self._work(folder, work, progress)
-        if world > 1:
-            dist.barrier()
-        return folder
-
-    def _work(
-        self, folder: Path, work: Callable[[Path, Progress], None], progress: Progress
-    ) -> None:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        memory = PeakMemory()
-        work(folder, progress)
-        if ranks()[0] == 0:
-            seconds = round(time.monotonic() - started, 2)
-            costs = {"seconds": seconds, **memory.costs(), "position": len(self.stages()) + 1}
-            write_json(folder / "done.json", costs)
-
-    def stage_folder(self, title: str) -> Path:
-        """Where a stage lies, whether it is done or not.
-
-        Args:
-            title: Name of the stage, such as "evaluate" or "train-1".
-
-        Returns:
-            The folder of that name, or what version 0.1.0 called it, such as "06-evaluate".
-        """
-        folder = self.folder / title
-        if folder.exists():
-            return folder
-        numbered = re.fullmatch(r"(.+)-(\d+)", title)
-        kind = numbered[1] if numbered else title
-        place = int(numbered[2]) if numbered else 1
-        old = sorted(self.folder.glob(f"[0-9][0-9]-{kind}"))
-        return old[place - 1] if place <= len(old) else folder
-
-    def stage_folders(self, kind: str) -> list[Path]:
-        """Folders of all stages of a kind, in the order of the recipe.
-
-        Args:
-            kind: "train" for `train-1`, `train-2` and so on.
-
-        Returns:
-            The folders that are there; [] for none.
-        """
-        new = [
-            path for path in self.folder.glob(f"{kind}-*") if path.name[len(kind) + 1 :].isdecimal()
-        ]
-        new.sort(key=lambda path: int(path.name[len(kind) + 1 :]))
-        return new or sorted(self.folder.glob(f"[0-9][0-9]-{kind}"))
-
-    def done(self, title: str) -> bool:
-        """Whether the stage of that name is finished."""
-        return (self.stage_folder(title) / "done.json").exists()
-
-    def stages(self) -> list[dict[str, Any]]:
-        """What each finished stage cost.
-
-        Returns:
-            A dict for each finished stage, in the order in which they were done: name, seconds,
-            peak_mb, and peak_gpu_mb where there was a GPU.
-        """
-        costs = []
-        for path in self.folder.glob("*/done.json"):
-            content = read_json(path)
-            old = re.match(r"(\d\d)-", path.parent.name)
-            position = content.pop("position", int(old[1]) if old else 0)
-            costs.append((position, {"name": path.parent.name, **content}))
-        return [cost for _, cost in sorted(costs, key=lambda item: (item[0], item[1]["name"]))]
-
     # --- from scans to preprocessed cases ---------------------------------------------------------
+
+    @cached_property
+    def _whole(self) -> Dataset:
+        """The data set with the classes outside the ROI."""
+        return open_dataset(self.settings.dataset)
 
     @cached_property
     def dataset(self) -> Dataset:
         """The data set, opened."""
-        return restricted(open_dataset(self.settings.dataset), self.settings.roi)
+        return restricted(self._whole, self.settings.roi)
 
     @cached_property
+    def digests(self) -> FileDigests:
+        """Digests of the data set's files, kept in `files.json`."""
+        return FileDigests(self.folder / "files.json", self.settings.dataset)
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The cases of the day on which the run began, of `split.json`; before that day, of now."""
+        path = self.folder / "split.json"
+        if self._cases is None and path.exists():
+            return Snapshot.load(path, self.settings.dataset)
+        cases = self._cases
+        if cases is None:
+            training, validation = folds(self.dataset, self.settings.fold)
+            cases = hide_labels(training, self.settings.labelled), validation
+        return Snapshot.of(self._whole, *cases)
+
+    @property
     def split(self) -> Split:
         """(training cases, validation cases); of the first, only `Settings.labelled` keep labels.
 
         The folds are those of all labels, so that fewer labels are validated on the same cases.
+        They do not change when the data set does (see `snapshot`).
         """
-        if self._cases is not None:
-            return self._cases
-        training, validation = folds(self.dataset, self.settings.fold)
-        return hide_labels(training, self.settings.labelled), validation
+        return self.snapshot.training, self.snapshot.validation
+
+    @property
+    def all_classes(self) -> tuple[str, ...]:
+        """Names of the data set's classes, those outside the ROI too, background first."""
+        return self.snapshot.classes
+
+    def outlined(self, case: Case) -> tuple[str, ...] | None:
+        """The classes that were annotated in a case, those outside the ROI too; None for all."""
+        return self.snapshot.outlined[case.name]
+
+    def _write_snapshot(self) -> None:
+        """Write `split.json`, with digests of the files as they are now."""
+        taken = self.snapshot.with_digests(self.digests, self.settings.dataset)
+        taken.save(self.folder / "split.json", self.settings.dataset)
+        self.snapshot = taken
+
+    def changes(self) -> list[str]:
+        """What changed in the data set since the run began.
+
+        Returns:
+            A phrase for each kind of change; [] where nothing did, or nothing is known of that day.
+
+        Raises:
+            ContextsegError: The data set cannot be opened.
+        """
+        if self._cases is not None or not (self.folder / "split.json").exists():
+            return []
+        hidden = self.settings.labelled is not None
+        return self.snapshot.changes(self.dataset, self.digests, hidden)
+
+    @property
+    def guided(self) -> bool:
+        """Whether its method fills scans from labelled slices, and cannot predict one without."""
+        return bool(getattr(METHODS[self.settings.method], "guided", False))
 
     @cached_property
     def plan(self) -> Plan:
@@ -260,8 +208,8 @@ class Run:
         """
         for name in ("weights", "second_weights"):
             path = self.settings.arguments.get(name)
-            if path and not self.done("train-1") and not Path(path).is_file():
-                what = "there is no such file of weights"
+            if path and not self.done("train-1") and not start_weights_exist(path):
+                what = "there is no such file of weights, and no run in a folder of that name"
                 raise ContextsegError(f"--set {name}={path}", what, "check the path")
 
         def work(folder: Path, progress: Progress) -> None:
@@ -269,7 +217,13 @@ class Run:
             write_json(folder / "findings.json", [asdict(finding) for finding in findings])
             raise_errors(findings, self.settings.dataset)
 
-        self.stage("check", work)
+        self._warn(warned(self.stage("check", work)))
+        if ranks()[0] == 0 and (changed := self.changes()):
+            say(
+                f"{self.settings.dataset} changed since this run began, and the run keeps the cases"
+                f" and folds of that day ({'; '.join(changed)}). To train on what is there now, "
+                "choose another --output"
+            )
 
     def use_plan(self, plan: Plan) -> None:
         """Take this plan in place of one made by the rules.
@@ -296,6 +250,7 @@ class Run:
         """
 
         def work(folder: Path, progress: Progress) -> None:
+            self._write_snapshot()
             training = {case.name: case for case in self.split[0]}
             cases = [training.get(case.name, case) for case in self.dataset.train]
             facts = fingerprint(self.dataset, cases, workers=default_workers(), progress=progress)
@@ -311,10 +266,16 @@ class Run:
     def preprocess(self) -> None:
         """The stage "preprocess": every training and validation case into the folder "cache".
 
-        Runs of one data set may share the cache.
+        Runs of one data set and one grid share the cache, see `data.cache.share_cache`.
         """
 
+        cache = self.folder / "cache"
+        if not cache.exists() and cache.is_symlink():  # what it was shared with is gone
+            cache.unlink()
+            (self.stage_folder("preprocess") / "done.json").unlink(missing_ok=True)
+
         def work(folder: Path, progress: Progress) -> None:
+            share_cache(self.folder)
             cases = [*self.split[0], *self.split[1]]
             cached = preprocess(
                 self.dataset,
@@ -326,8 +287,21 @@ class Run:
             )
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}
             write_json(folder / "cases.json", rows)
+            self._write_snapshot()
 
         self.stage("preprocess", work)
+        self._warn(self.not_learnt())
+
+    def not_learnt(self) -> list[str]:
+        """A sentence for each class that no preprocessed training case teaches; [] for none."""
+        training, validation = (self.cached([c for c in part if c.label]) for part in self.split)
+        return not_learnt(training, validation, self.plan.classes)
+
+    def _warn(self, texts: Sequence[str]) -> None:
+        """Print warnings, unless the run is to be silent."""
+        if self.progress_bar is not no_progress_bar:
+            for text in texts:
+                say(f"warning: {text}")
 
     def cached(self, cases: Sequence[Case]) -> list[Cached]:
         """Preprocessed cases.
@@ -459,12 +433,15 @@ class Run:
         def work(folder: Path, progress: Progress) -> None:
             if not (folder / "checkpoint.pt").exists():
                 self._initialise(method, folder)
+            lr = method.settle(settings.training.steps, settings.training.lr)
+            if self.progress_bar is not no_progress_bar:
+                say(training_line(method, lr, self._device(), settings.training.steps))
             sampler, check_sampler = self._samplers(method, labels, annotated or {}, maps, draws)
             train(
                 method,
                 sampler.batch,
                 folder,
-                settings.training,
+                replace(settings.training, lr=lr),
                 batch_size=self.plan.batch_size,
                 seed=settings.seed + 7919 * self._position(),
                 check_at=check_sampler.batch if check_sampler else None,
@@ -499,14 +476,18 @@ class Run:
         cached = self.cached(training)
         seed = settings.seed + 999_983 * draws
         steps = settings.training.steps
-        own = method.sampler(cached, self.plan, seed, settings.augmentation, steps)
+        augmentation = settings.augmentation
+        if method.short:
+            strength = SHORT_STRENGTH * augmentation.strength
+            augmentation = replace(augmentation, strength=strength)
+        own = method.sampler(cached, self.plan, seed, augmentation, steps)
         if own:
             return own, None
         sampler = Sampler(
             cached,
             self.plan,
             seed,
-            settings.augmentation,
+            augmentation,
             labels,
             method.unlabelled,
             maps,
@@ -575,7 +556,7 @@ class Run:
                 progress(done, len(cached))
 
         folder = self.stage(name, work)
-        return {path.stem: path for path in sorted(folder.glob("*.npy"))}
+        return {path.stem: path for path in visible_files(folder, "*.npy")}
 
     def image(self, case: Cached) -> np.ndarray:
         """The whole normalised image of a preprocessed case, (C, *S) float32."""
@@ -632,24 +613,3 @@ def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, An
         data.name, data.classes, data.values, data.regions, data.channels, facts, **arguments
     )
     return replace(plan, colours=data.colours, terminology=data.terminology)
-
-
-def _same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise `ContextsegError` unless both settings are equal, but for where they run."""
-
-    def flat(settings: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, value in settings.items():
-            out |= (
-                flat(value, f"{lead}{name}.") if isinstance(value, dict) else {lead + name: value}
-            )
-        return out
-
-    old, new = flat(before), flat(now)
-    anywhere = {"dataset", "training.device", "training.tensorboard", "training.save_every"}
-    if what := changes(old, new, anywhere):
-        raise ContextsegError(
-            folder,
-            f"this folder holds a run with other settings ({what})",
-            "choose another --output folder",
-        )

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from contextseg.data.augment import Augmentation
 from contextseg.data.plan import make_plan
+from contextseg.disk import changes
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.methods import METHODS
 from contextseg.training import Training
+
+ANYWHERE = frozenset(f"training.{name}" for name in ("device", "tensorboard", "save_every")) | {
+    "dataset",
+    "prediction.memory_gb",
+    "prediction.windows",
+}
+"""Settings that change no result, and may differ from those that a run was begun with."""
 
 AUTO_FOLD = -2
 """The fold is chosen by the data set: all cases where there is a labelled test split, else fold 0.
@@ -36,9 +46,13 @@ class PredictionSettings:
         largest_component: Whether only the largest connected part of all classes together is kept.
         confidence: Whether the probability of each voxel's label is written beside the label map;
             calibration is measured with it.
+        memory_gb: Memory in gibibytes that a scan may take: of the windows that go through a
+            network at once, and of all its arrays. A scan that needs more is refused before they
+            are made. 0 is what this machine has.
+        largest_of: Classes of which only the largest connected part each is kept.
 
     Raises:
-        ContextsegError: The step is outside (0, 1], or the number of windows is negative.
+        ContextsegError: The step is outside (0, 1], or a number is negative.
     """
 
     step: float = 0.5
@@ -46,6 +60,8 @@ class PredictionSettings:
     windows: int = 0
     largest_component: bool = False
     confidence: bool = True
+    memory_gb: float = 0.0
+    largest_of: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
@@ -56,7 +72,42 @@ class PredictionSettings:
             raise ContextsegError(
                 f"windows={self.windows}", "a negative number", "give 0, for what fits, or more"
             )
+        if not 0 <= self.memory_gb < math.inf:
+            what = "no amount of memory"
+            remedy = "give 0, for what this machine has, or more"
+            raise ContextsegError(f"memory_gb={self.memory_gb}", what, remedy)
 
+
+ALIASES = {
+    "learning_rate": "lr",
+    "batch": "batch_size",
+    "iterations": "steps",
+    "max_steps": "steps",
+    "network": "net",
+    "architecture": "net",
+    "optimiser": "optimizer",
+}
+"""What people type, and the setting that it is another word for."""
+
+EPOCH = 250
+"""Steps of an epoch of nnU-Net, which has no epochs in a number of cases."""
+
+_MEANT = {
+    "batch_size": ("windows",),
+    "overlap": ("step",),
+    "step_size": ("step",),
+    "tta": ("prediction.mirror",),
+    "test_time_augmentation": ("prediction.mirror",),
+    "patch_size": ("patch_vox",),
+    "spacing": ("spacing_mm",),
+    "voxel_size": ("spacing_mm",),
+    "vram": ("memory_gb",),
+    "gpu_memory": ("memory_gb",),
+}
+"""Settings that mean what others' names say, though they are spelt otherwise."""
+
+_SHARED = ("memory_gb",)
+"""Names of several parts that are set together: what bounds the plan bounds the prediction."""
 
 _PARTS = {
     "training": Training,
@@ -128,18 +179,42 @@ class Settings:
         values["roi"] = tuple(values.get("roi", ()))
         return Settings(**values)
 
-    def set(self, assignments: Iterable[str]) -> Settings:
+    def differences(self, other: Settings) -> str:
+        """What differs between these settings and others, but for where they run (`ANYWHERE`).
+
+        Args:
+            other: The other settings.
+
+        Returns:
+            A phrase for each of the first five names that differ; "" where nothing does.
+
+        Example:
+            >>> Settings("a", seed=1).differences(Settings("b", seed=2))
+            'seed was 1 and is now 2'
+        """
+        return changes(_flat(self.to_json()), _flat(other.to_json()), ANYWHERE)
+
+    def set(
+        self,
+        assignments: Iterable[str],
+        used: Collection[str] = (),
+        unused: Collection[str] = (),
+        by: str = "this",
+    ) -> Settings:
         """These settings after assignments.
 
         Args:
             assignments: `name=value` each, or `part.name=value` where two parts share a name.
+            used: Parts whose settings are used, such as "prediction"; () for all.
+            unused: Names of their settings that are not used.
+            by: Who uses them, for messages.
 
         Returns:
             New settings.
 
         Raises:
-            ContextsegError: A name is unknown (with the nearest known ones), or a value has the
-                wrong type.
+            ContextsegError: A name is unknown or not used (with the nearest that are), or a value
+                has the wrong type.
 
         Example:
             >>> Settings("data").set(["steps=100", "planning.spacing_mm=4,4,4"]).planning
@@ -150,12 +225,20 @@ class Settings:
             name, equals, text = assignment.partition("=")
             if not equals:
                 raise ContextsegError(f"--set {assignment}", "no '='", "write --set name=value")
-            part, key = _find(name.strip(), self.method)
-            value = setting_value(text.strip(), _hints(self.method)[part][key], name)
-            old = getattr(changed, part)
-            new = {**old, key: value} if isinstance(old, dict) else replace(old, **{key: value})
-            changed = replace(changed, **{part: new})  # type: ignore[arg-type]
+            known = _Names(self.method, used or tuple(_hints(self.method)), unused, by)
+            for part, key in known.find(name.strip(), text.strip()):
+                value = setting_value(text.strip(), _hints(self.method)[part][key], name)
+                old = getattr(changed, part)
+                new = {**old, key: value} if isinstance(old, dict) else replace(old, **{key: value})
+                changed = replace(changed, **{part: new})  # type: ignore[arg-type]
         return changed
+
+
+def _flat(settings: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{lead}{name}.") if isinstance(value, dict) else {lead + name: value}
+    return flat
 
 
 def names(method: str) -> list[str]:
@@ -214,20 +297,72 @@ def _hints(method: str) -> dict[str, dict[str, Any]]:
     return hints
 
 
-def _find(name: str, method: str) -> tuple[str, str]:
-    """The part and the key that a name of `--set` means."""
-    known = _hints(method)
-    part, dot, key = name.partition(".")
-    if dot and key in known.get(part, {}):
-        return part, key
-    homes = [part for part, hints in known.items() if name in hints]
-    if len(homes) == 1:
-        return homes[0], name
-    if homes:
-        where = " or ".join(f"{home}.{name}" for home in homes)
-        raise ContextsegError(f"--set {name}", "several parts have this name", f"write {where}")
-    every = {key for hints in known.values() for key in hints} | set(names(method))
-    raise ContextsegError(f"--set {name}", "there is no such setting", did_you_mean(name, every))
+@dataclass(frozen=True)
+class _Names:
+    """The names of `--set` for a method, of which some parts are used.
+
+    Attributes:
+        method: Name of the method.
+        used: Parts whose settings are used.
+        unused: Names of their settings that are not used.
+        by: Who uses them.
+    """
+
+    method: str
+    used: Collection[str]
+    unused: Collection[str]
+    by: str
+
+    def find(self, name: str, text: str) -> list[tuple[str, str]]:
+        """The parts and keys that a name of `--set` means; several for `_SHARED`."""
+        if name == "epochs":
+            self._refuse_epochs(text)
+        known = _hints(self.method)
+        part, dot, key = ALIASES.get(name, name).rpartition(".")
+        key = ALIASES.get(key, key)
+        homes = [home for home, hints in known.items() if key in hints and part in ("", home)]
+        here = [home for home in homes if home in self.used and key not in self.unused]
+        if len(here) == 1 or (here and key in _SHARED):
+            return [(home, key) for home in here]
+        if here:
+            where = " or ".join(f"{home}.{name}" for home in here)
+            raise ContextsegError(f"--set {name}", "several parts have this name", f"write {where}")
+        remedy = self._nearest(key)
+        if homes or (not dot and key in _OF_A_RUN):
+            what = f"{self.by} does not use this setting"
+            raise ContextsegError(f"--set {name}", what, f"leave it out; {remedy}")
+        if others := [m for m in METHODS if not dot and key in _hints(m)["arguments"]]:
+            what = f"method {self.method} does not use this setting; {', '.join(others)} would"
+            raise ContextsegError(f"--set {name}", what, f"leave it out; {remedy}")
+        raise ContextsegError(f"--set {name}", "there is no such setting", remedy)
+
+    def _nearest(self, name: str) -> str:
+        """The settings that are nearest to a name, of those that are used."""
+        known = _hints(self.method)
+        count = Counter(key for hints in known.values() for key in hints)
+        several = {key for key, n in count.items() if n > 1 and key not in _SHARED}
+        every = {
+            f"{home}.{key}" if key in several else key
+            for home in self.used
+            for key in known[home]
+            if key not in self.unused
+        }
+        meant = [other for other in _MEANT.get(name, ()) if other in every]
+        return f"did you mean {meant[0]}?" if meant else did_you_mean(name, every)
+
+    def _refuse_epochs(self, text: str) -> None:
+        """An epoch is a number of cases, of steps or of slices: nobody can know which is meant."""
+        what = "a training has a number of steps, and no epochs"
+        remedy = f"give steps; an epoch of nnU-Net is {EPOCH} steps"
+        if "training" not in self.used:
+            what, remedy = f"{self.by} does not use this setting", "leave it out"
+        elif text.isdecimal():
+            remedy = f"write --set steps={EPOCH * int(text)}, if {EPOCH} steps are meant (nnU-Net)"
+        raise ContextsegError("--set epochs", what, remedy)
+
+
+_OF_A_RUN = frozenset(f.name for f in fields(Settings)) - {"planning", "arguments", *_PARTS}
+"""What a run has beside its parts: its method, fold, seed and the like."""
 
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -259,6 +394,8 @@ def setting_value(text: str, hint: Any, name: str) -> Any:
         return None
     if kind == "str":
         return text
+    if kind == "tuple[str, ...]":
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     try:
         if boolean:
             return _BOOLEANS[text.lower()]

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from contextseg.console import Progress
 from contextseg.disk import csv_text, replacing, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.ranks import Mean, mean_over_ranks, names_on_any_rank, on_any_rank, ranks
+from contextseg.stopping import Stopped
 
 BatchAt = Callable[[int, int, int, torch.device], Batch]
 """(n, rank, world, device) to the items of batch `n` that belong to that rank."""
@@ -41,7 +42,7 @@ class Training:
 
     Attributes:
         steps: Steps of the whole training; the default is 1000 epochs of 250.
-        lr: Learning rate of the first step.
+        lr: Learning rate of the first step. 0 is that of the method and its optimiser.
         clip: Largest norm of each optimiser's gradient.
         save_every: Steps between checkpoints.
         log_every: Steps between rows of the log, each the mean since the row before.
@@ -56,7 +57,7 @@ class Training:
     """
 
     steps: int = 250_000
-    lr: float = 1e-2
+    lr: float = 0.0
     clip: float = 12.0
     save_every: int = 250
     log_every: int = 50
@@ -67,12 +68,16 @@ class Training:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "lr", "clip", "save_every", "log_every", "check_batches"):
+        for name in ("steps", "clip", "save_every", "log_every", "check_batches"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ContextsegError(
                     f"{name}={value}", "not a positive number", f"give {name} above 0"
                 )
+        if not 0 <= self.lr < math.inf:
+            raise ContextsegError(
+                f"lr={self.lr}", "not a rate", "give lr above 0; 0 is the default"
+            )
         if self.check_every < 0:
             raise ContextsegError(
                 f"check_every={self.check_every}", "a negative number", "give 0, for never, or more"
@@ -103,6 +108,17 @@ class Trainable(Protocol):
 
         Returns:
             Logits (B, K, *S).
+        """
+
+    def settle(self, steps: int, lr: float) -> float:
+        """Choose what depends on the length of the training.
+
+        Args:
+            steps: Steps of the whole training.
+            lr: Learning rate that was asked for; 0 for the default.
+
+        Returns:
+            Learning rate of the first step.
         """
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
@@ -161,13 +177,6 @@ class Trainable(Protocol):
         Args:
             device: Where to.
         """
-
-
-class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C) and did, after writing a checkpoint.
-
-    The same command goes on from there.
-    """
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -229,6 +238,7 @@ def train(
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     torch.manual_seed(seed + 1_000_003 * rank)
+    training = replace(training, lr=method.settle(training.steps, training.lr))
     method.to(device)
     method.train()
     state = TrainingState(method, training, device)

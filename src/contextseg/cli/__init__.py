@@ -12,8 +12,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from contextseg import __version__
-from contextseg.cli import data, measuring, segmenting, studies, training
+from contextseg.cli import (
+    annotating,
+    data,
+    measuring,
+    models,
+    projecting,
+    segmenting,
+    studies,
+    training,
+)
 from contextseg.errors import ContextsegError
+from contextseg.stopping import Stopped, stop_signals
 
 app = typer.Typer(
     name="contextseg",
@@ -51,10 +61,22 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ),
     ("demo", training.demo, "contextseg demo --output demo"),
     (
+        "annotate",
+        annotating.annotate,
+        "contextseg annotate scans/ -o annotations --classes tumour,liver. To look around: "
+        "contextseg annotate --demo",
+    ),
+    (
         "predict",
         segmenting.predict,
         "contextseg predict runs/plain --input imagesTs --output predictions. Ensemble of folds: "
         "contextseg predict runs/fold0 runs/fold1 --input scan.nii.gz --output predictions",
+    ),
+    (
+        "export",
+        models.export,
+        "contextseg export runs/plain model.zip --licence 'CC BY 4.0'. For other tools: "
+        "contextseg export runs/plain model.onnx",
     ),
     (
         "evaluate",
@@ -102,6 +124,7 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
 
 for name, function, example in VERBS:
     app.command(name, epilog=f"Example: {example}")(function)
+app.add_typer(projecting.project, name="project")
 app.command("recipe", hidden=True)(studies.reproduce)  # what version 0.1.0 called it
 
 
@@ -118,18 +141,20 @@ def version(
 def main() -> NoReturn:
     """Run the command line.
 
-    A `ContextsegError` is one message on stderr and exit code 1; a stopped run is 143.
+    A `ContextsegError` is one message on stderr and exit code 1; what was stopped is 143.
     """
     try:
-        app(standalone_mode=True)
+        with stop_signals():
+            app(standalone_mode=True)
     except ContextsegError as error:
         typer.echo(f"contextseg: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if type(error).__name__ != "Stopped":
-            raise
-        typer.echo(f"contextseg: {error}", err=True)
+    except PermissionError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "change its permissions, or choose another file or folder"
+        typer.echo(f"contextseg: {where}no permission to use it. Remedy: {remedy}", err=True)
+        sys.exit(1)
+    except Stopped as stopped:
+        typer.echo(f"contextseg: {stopped}", err=True)
         sys.exit(143)
     sys.exit(0)

@@ -47,6 +47,14 @@ PlanFile = Annotated[
         "--plan", help="A plan to use, made by `contextseg plan` and edited; or nnUNetPlans.json."
     ),
 ]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        "--init",
+        help="Start from the weights of a run, an exported model or a file; other classes and "
+        "channels may be trained.",
+    ),
+]
 Set = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as often as needed."),

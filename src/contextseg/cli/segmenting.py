@@ -15,7 +15,10 @@ from contextseg.console import progress_bar, say
 def predict(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Finished runs, or nnU-Net's models; several: mean of their logits."),
+        typer.Argument(
+            help="Finished runs, exported models or nnU-Net's models; several are an ensemble "
+            "(mean of their logits)."
+        ),
     ],
     images: Images,
     output: Output,
@@ -25,9 +28,45 @@ def predict(
     profile_formula: Annotated[
         str, typer.Option(help="Areas by trapezoid, or official: FLARE22's own sum.")
     ] = "trapezoid",
+    classes: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME", help="Segment this class alone, as often as needed; default: all."
+        ),
+    ] = [],  # noqa: B006  typer copies it
+    save_probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--save-probabilities",
+            help="The probability of each class on the scan's grid: probabilities/CASE/CLASS.",
+        ),
+    ] = False,
+    save_contexts: Annotated[
+        bool,
+        typer.Option(
+            "--save-contexts",
+            help="Context classes of a CoLab or context method, as label maps: contexts/CASE.",
+        ),
+    ] = False,
+    class_files: Annotated[
+        bool, typer.Option("--class-files", help="A mask of each class, too: classes/CASE/CLASS.")
+    ] = False,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics",
+            help="Volume and intensities of each class: statistics.csv.",
+        ),
+    ] = False,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N", help="1/4: the first of four parts, which processes may do at once."
+        ),
+    ] = "",
     series: Series = "",
     device: Device = "",
-    set_: Set = [],  # noqa: B006  typer copies it
+    set_: Set = [],  # noqa: B006
 ) -> None:
     """Segment scans, each on its own grid.
 
@@ -38,11 +77,19 @@ def predict(
         images,
         output,
         series=series,
+        classes=classes,
+        save_probabilities=save_probabilities,
+        save_contexts=save_contexts,
+        class_files=class_files,
+        statistics=statistics,
+        part=part,
         profile=profile,
         profile_formula=profile_formula,
         progress_bar=progress_bar,
     )
-    say(f"{len(made)} scans segmented: {output}")
+    say(f"{len(made)} scans segmented{f', part {part}' if part else ''}: {output}")
+    if statistics:
+        say(f"volumes and intensities: {output / 'statistics.csv'}")
     if profile:
         say(f"what it cost: {output / 'efficiency.csv'}")
 
@@ -97,6 +144,20 @@ def propagate(
     plane: Annotated[
         str, typer.Option(help="axial, coronal or sagittal: what is labelled; auto finds it.")
     ] = "auto",
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete",
+            help="A labelled slice that lacks a class says that it is not there; else nothing.",
+        ),
+    ] = False,
+    previous: Annotated[
+        str,
+        typer.Option(
+            help="The filled map that --labels is a corrected copy of; auto finds it, none: as "
+            "drawn."
+        ),
+    ] = "auto",
     series: Series = "",
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Name the next slice worth labelling.")
@@ -104,7 +165,7 @@ def propagate(
 ) -> None:
     """Fill a scan from a few labelled slices, in both directions, for any class.
 
-    Label one more, and call it again.
+    Label one more, or correct the filled map, and call it again.
     """
     filled = api.propagate(
         image,
@@ -116,13 +177,15 @@ def propagate(
         stop_below=stop_below,
         unlabelled=unlabelled,
         plane=plane,
+        complete=complete,
+        previous=previous,
         series=series,
     )
     slices = f"{len(filled.labelled.slices)} labelled slices of {len(filled.confidence)}"
     say(f"{slices}: {output}; slice by slice: {filled.slices_file(output)}")
     if suggest:
         place, why = filled.suggestion
-        typer.echo(f"label slice {place} next: {why}")
+        typer.echo(f"label {filled.describe_slice(place)} next: {why}")
 
 
 def two_stage(

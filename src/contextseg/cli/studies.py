@@ -117,9 +117,34 @@ def simulate(
     tolerance_mm: Annotated[float, typer.Option(help="Of the NSD.")] = 2.0,
     goal: Annotated[float, typer.Option(help="A Dice: how many slices reach it?")] = 0.9,
     steps: Annotated[
-        int, typer.Option(help="Of training, for --ways network, in each round.")
+        int, typer.Option(help="Of training, for --ways network and --chain, in each round.")
     ] = 300,
     seed: Annotated[int, typer.Option(help="Of --ways network; the others draw nothing.")] = 0,
+    chain: Annotated[
+        bool,
+        typer.Option(
+            "--chain",
+            help="The whole chain on a budget: fill, train, predict, and again on the worst.",
+        ),
+    ] = False,
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="Of --chain: all, whole-cases, chain, chain-random, chain-size, chain-no-fill, "
+            "chain-no-unlabelled; default: every one."
+        ),
+    ] = "",
+    budgets: Annotated[
+        str, typer.Option(help="Of --chain: shares of all slices to spend, ascending.")
+    ] = "0.05,0.1,0.15",
+    seeds: Annotated[str, typer.Option(help="Of --chain: each a repetition.")] = "0,1,2",
+    method: Annotated[
+        str, typer.Option(help="Of --chain: how to train with unlabelled scans, cps or pseudo.")
+    ] = "cps",
+    minutes_per_slice: Annotated[
+        float, typer.Option(help="Of --chain: what a labelled slice costs.")
+    ] = 1.0,
+    set_: Set = [],  # noqa: B006
 ) -> None:
     """Simulate a person who labels slices of test cases, has the rest filled, and corrects.
 
@@ -141,6 +166,13 @@ def simulate(
         goal=goal,
         steps=steps,
         seed=seed,
+        chain=chain,
+        arms=listed(arms),
+        budgets=budgets,
+        seeds=seeds,
+        method=method,
+        minutes_per_slice=minutes_per_slice,
+        **settings(set_, studies.simulate),
     )
     typer.echo((output / "summary.md").read_text(encoding="utf-8"))
-    say(f"every round: {output / 'annotator.csv'}")
+    say(f"every round: {output / ('chain.csv' if chain else 'annotator.csv')}")

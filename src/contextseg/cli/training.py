@@ -14,6 +14,7 @@ from contextseg.cli.options import (
     ContextClasses,
     Dataset,
     Fold,
+    Init,
     Method,
     Output,
     PlanFile,
@@ -36,6 +37,7 @@ def train(
     fold: Fold = "auto",
     seed: Seed = 0,
     plan: PlanFile = None,
+    init: Init = None,
     roi: Roi = [],  # noqa: B006  typer copies it
     context: Context = "",
     context_classes: ContextClasses = 2,
@@ -46,18 +48,22 @@ def train(
     The same command goes on where it was stopped, whatever stopped it.
     """
     name, more = _of_context(method, context, context_classes)
-    api.train(
+    trained = api.train(
         dataset,
         output,
         method=name,
         fold=fold,
         seed=seed,
         plan=plan,
+        init=init,
         roi=roi,
         **more,
         **settings(set_, api.train),
     )
-    say(f"trained: {output}. Next: contextseg predict {output} --input IMAGES --output PREDICTIONS")
+    following = f"contextseg predict {output} --input IMAGES --output PREDICTIONS"
+    if trained.guided:
+        following = f"contextseg propagate IMAGE --labels DRAWN -o FILLED --model {output}"
+    say(f"trained: {output}. Next: {following}")
 
 
 def run(
@@ -67,6 +73,7 @@ def run(
     fold: Fold = "auto",
     seed: Seed = 0,
     plan: PlanFile = None,
+    init: Init = None,
     roi: Roi = [],  # noqa: B006
     context: Context = "",
     context_classes: ContextClasses = 2,
@@ -84,6 +91,7 @@ def run(
         fold=fold,
         seed=seed,
         plan=plan,
+        init=init,
         roi=roi,
         **more,
         **settings(set_, api.run),
@@ -106,6 +114,7 @@ def pseudo(
     fold: Fold = "auto",
     seed: Seed = 0,
     plan: PlanFile = None,
+    init: Init = None,
     roi: Roi = [],  # noqa: B006
     set_: Set = [],  # noqa: B006
 ) -> None:
@@ -127,6 +136,7 @@ def pseudo(
         fold=fold,
         seed=seed,
         plan=plan,
+        init=init,
         roi=roi,
         **{**own, **settings(set_, api.run)},
     )
@@ -141,6 +151,7 @@ def demo(output: Output = Path("demo"), set_: Set = []) -> None:  # noqa: B006
     about = "Soft-tissue sarcoma, T1 MR, 12 scans to train and 4 to test"
     say(f"{about} (Vallières et al. 2015, CC BY 3.0)")
     _show(api.demo(output, **settings(set_, api.demo)))
+    say("draw such labels yourself, in the browser: contextseg annotate --demo")
 
 
 def _of_context(method: str, context: str, classes: int) -> tuple[str, dict[str, Any]]:

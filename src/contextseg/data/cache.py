@@ -13,15 +13,15 @@ import os
 import shutil
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
-from contextseg.console import Progress
+from contextseg.console import Progress, say
 from contextseg.data.layouts import Case, Dataset, to_classes
 from contextseg.data.plan import Channel, Facts, Plan, is_ct
 from contextseg.data.prepare import (
@@ -32,7 +32,7 @@ from contextseg.data.prepare import (
     rescaled,
     slice_places,
 )
-from contextseg.disk import digest, read_json, write_json, writing
+from contextseg.disk import digest, read_json, temporary_beside, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.formats.parts import files_of
 from contextseg.grids import onto
@@ -215,6 +215,42 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
     return Cached(place, load_record(place / "record.json"), annotated, case.label is not None)
 
 
+def share_cache(run: Path) -> None:
+    """Let a run without a cache use that of a run beside it, which would be the same.
+
+    The runs lie in one folder, are of one data set and its classes, and have one grid: such as the
+    folds of a cross-validation. The cache becomes a link; where links cannot be made, or it is
+    deleted with the other run, the run makes its own.
+
+    Args:
+        run: Folder of the run, with its `run.json` and `plan.json`.
+    """
+    own = _cache_facts(run)
+    if own is None or os.path.lexists(run / "cache"):
+        return
+    for other in sorted(run.parent.iterdir()):
+        cache = other / "cache"
+        if other == run or other.name.startswith(".") or not cache.is_dir() or cache.is_symlink():
+            continue
+        if _cache_facts(other) == own:
+            with suppress(OSError):
+                os.symlink(Path("..", other.name, "cache"), run / "cache", target_is_directory=True)
+                say(f"preprocess: shares the cache of {other}")
+            return
+
+
+def _cache_facts(run: Path) -> Any:
+    """What the cached cases of a run depend on; None where nobody can know."""
+    try:
+        settings = read_json(run / "run.json")["settings"]
+        plan = Plan.load(run / "plan.json")
+        data = str(Path(settings["dataset"]).resolve())
+        scanned = (plan.orientation, plan.spacing_mm, plan.ct, len(plan.scanned))
+        return data, tuple(settings.get("roi", ())), tuple(plan.values), scanned
+    except (ContextsegError, OSError, KeyError, TypeError):
+        return None
+
+
 def _read(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray | None]:
     """A case's scan and its label in class indices, both checked."""
     scan = read(*case.images)
@@ -241,8 +277,8 @@ def _save(
     """Write a case beside `place`, then move it there, unless another process was faster."""
     channels = zip(image, record.low, record.high)
     ints = np.stack([_to_int16(channel, low, high) for channel, low, high in channels])
-    temporary = place.with_name(f".{uuid4().hex[:8]}-{place.name}")
-    old = place.with_name(f".{uuid4().hex[:8]}-{place.name}-old")
+    temporary = temporary_beside(place)
+    old = temporary_beside(place)
     with writing(place):
         try:
             temporary.mkdir(parents=True)

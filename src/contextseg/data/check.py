@@ -20,7 +20,7 @@ import numpy as np
 from contextseg.batch import IGNORE
 from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
-from contextseg.data.prepare import other_unit
+from contextseg.data.prepare import TOO_LARGE, other_unit, too_large
 from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
 from contextseg.data.unused import name_unused
@@ -340,10 +340,14 @@ def _check_units(inspections: Sequence[_Inspection]) -> list[Finding]:
         shape, spacing = inspection.grid or ((), ())
         order = np.argsort(spacing)  # whatever the orientation
         if other_unit(np.array(shape)[order], np.sort(spacing), usual):
-            where, name = str(inspection.case.images[0]), inspection.case.name
             what = f"voxels of {times(spacing, ' mm')}, most have {times(usual, ' mm')}"
             remedy = "see whether its header counts in millimetres, and correct voxel size or unit"
-            findings.append(Finding("error", name, where, what, remedy, "spacing", (name,)))
+        elif what := too_large(np.array(shape)[order], np.sort(spacing), usual):
+            remedy = TOO_LARGE
+        else:
+            continue
+        where, name = str(inspection.case.images[0]), inspection.case.name
+        findings.append(Finding("error", name, where, what, remedy, "spacing", (name,)))
     return findings
 
 

@@ -96,6 +96,40 @@ def keep_largest(prediction: Volume) -> tuple[Volume, Change]:
     return prediction.with_array(array), change
 
 
+def keep_largest_of(prediction: Volume, values: Sequence[int]) -> tuple[Volume, Change]:
+    """A predicted label map in which some classes keep their largest connected part each.
+
+    Args:
+        prediction: Label values (D, H, W).
+        values: The values of those classes; [] for none.
+
+    Returns:
+        The label map without the classes' other parts, and what was removed of all of them.
+    """
+    array = prediction.array
+    change = Change()
+    for value in values:
+        own = np.where(array == value, array, 0)
+        kept, removed = largest_component(own, lattice_mm(prediction))
+        array = np.where((own != 0) & (kept == 0), 0, array).astype(array.dtype)
+        change = added(change, removed)
+    return prediction.with_array(array), change
+
+
+def added(change: Change, more: Change) -> Change:
+    """What two steps removed together.
+
+    Args:
+        change: What the first removed.
+        more: What the second removed.
+
+    Returns:
+        The sum of each field.
+    """
+    both = zip(fields(Change), asdict(change).values(), asdict(more).values())
+    return Change(**{field.name: a + b for field, a, b in both})
+
+
 def write_change(folder: str | Path, case: str, change: Change) -> None:
     """Note in a folder's `postprocessing.csv` what was removed from a case.
 

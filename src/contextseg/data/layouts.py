@@ -41,6 +41,7 @@ from contextseg.data.tables import (
     with_statements,
 )
 from contextseg.data.unused import name_unused, unused_of_cases
+from contextseg.disk import readable
 from contextseg.errors import ContextsegError
 from contextseg.formats import WRITABLE, ending
 from contextseg.interop.names import named_values, segments_by_value
@@ -139,6 +140,7 @@ def cases_in(path: str | Path) -> tuple[Case, ...]:
     return scans_in(path)[0]
 
 
+@readable
 def scans_in(path: str | Path) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
     """The cases to predict, as `cases_in`, and the files that are left out.
 
@@ -155,7 +157,7 @@ def scans_in(path: str | Path) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
     problems: Problems = []
     if not path.exists():
         raise ContextsegError(path, "there is no such file or folder", "check the path")
-    if _looks_like_data_set(path) and not _is_table_beside_scans(path):
+    if is_dataset(path):
         dataset = open_dataset(path)
         return dataset.test or dataset.train, dataset.unused
     cases = unlabelled_cases(path, problems)
@@ -169,6 +171,16 @@ def scans_in(path: str | Path) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
     return tuple(cases), unused
 
 
+def is_dataset(path: str | Path) -> bool:
+    """Whether a path is a data set of a known layout, in contrast to a folder of scans alone.
+
+    Args:
+        path: A file or folder.
+    """
+    path = Path(path)
+    return _looks_like_data_set(path) and not _is_table_beside_scans(path)
+
+
 def _is_table_beside_scans(folder: Path) -> bool:
     """Whether a `dataset.json` lies among scans and lists none, as nnU-Net leaves it."""
     if any((folder / name).exists() for name in ("images", "imagesTr", "imagesTs")):
@@ -176,6 +188,7 @@ def _is_table_beside_scans(folder: Path) -> bool:
     return not {"training", "test", "dataset"} & set(read_table(folder / "dataset.json"))
 
 
+@readable
 def survey(folder: str | Path) -> tuple[Dataset, Problems]:
     """The data set in a folder, and every problem of its layout.
 
@@ -506,7 +519,7 @@ def _held_out(dataset: Dataset, fold: int, of: int, seed: int) -> set[str]:
     if of < 2 or len(patients) < of:
         plural = "" if len(patients) == 1 else "s"
         what = f"{len(patients)} labelled patient{plural}, for {of} folds"
-        remedy = "use fold -1, which trains on everything, or 2 folds or more with a patient each"
+        remedy = "use --fold all, which trains on everything, or 2 folds with a patient each"
         raise ContextsegError(dataset.folder, what, remedy)
     order = np.arange(len(patients))
     np.random.RandomState(seed).shuffle(order)  # a stream that numpy has frozen; nnU-Net's

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from contextseg.data.nnunet import NNUNetPlan
-from contextseg.data.prepare import Record, _extent, _refuse_other_unit, _spread, check_channels
+from contextseg.data.prepare import Record, _extent, _spread, check_channels, refuse_too_large
 from contextseg.resampling import resample, resample_labels
 from contextseg.volume import Volume, axis_moves
 
@@ -21,7 +21,11 @@ _THICK = 3  # nnU-Net's ANISO_THRESHOLD
 
 
 def prepare_like_nnunet(
-    scan: Volume, plan: NNUNetPlan, name: str = "", label: np.ndarray | None = None
+    scan: Volume,
+    plan: NNUNetPlan,
+    name: str = "",
+    label: np.ndarray | None = None,
+    memory_gb: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, Record]:
     """What `prepare` does, by nnU-Net's rules.
 
@@ -30,6 +34,7 @@ def prepare_like_nnunet(
         plan: nnU-Net's plan.
         name: Name of the case, for the record and messages.
         label: Class indices (D, H, W) on the scan's grid; its box is never cropped away.
+        memory_gb: Memory in gibibytes that the resampled scan may take; 0 for this machine's.
 
     Returns:
         The image (C, *S) float32, not normalised; the label (*S), or None; where the scan is not
@@ -68,10 +73,10 @@ def prepare_like_nnunet(
         high=tuple(float(x.max()) for x in image),
     )
 
-    own, wanted = turned.spacing_mm, _wanted(plan, turned.spacing_mm)
+    own, wanted = turned.spacing_mm, wanted_mm(plan, turned.spacing_mm)
     steps = zip(own, wanted, image.shape[1:])
     shape = tuple(max(1, round(mm / new * n)) for mm, new, n in steps)
-    _refuse_other_unit(name, turned, plan, shape)
+    refuse_too_large(name, turned, plan.spacing_mm, shape, memory_gb)
     for i, (channel, masked) in enumerate(zip(plan.channels, plan.masked)):
         if channel.kind == "ct":
             np.clip(image[i], channel.low, channel.high, out=image[i])
@@ -148,14 +153,22 @@ def logit_slices(
     order, _ = axis_moves(record.orientation, record.target)
     mm = np.linalg.norm(np.array(record.affine)[:3, :3], axis=0)
     own = [float(mm[axis]) for axis in order]
-    axis = thick_axis(_wanted(plan, own), own, plan.separate)
+    axis = thick_axis(wanted_mm(plan, own), own, plan.separate)
     if axis is None or size[axis] == record.shape[axis]:
         return None
     return axis, nearest_slices(size[axis], record.shape[axis])
 
 
-def _wanted(plan: NNUNetPlan, own: Sequence[float]) -> tuple[float, ...]:
-    """The plan's spacing; a 2-D network takes a scan's slices as they are."""
+def wanted_mm(plan: NNUNetPlan, own: Sequence[float]) -> tuple[float, ...]:
+    """The spacing that a scan is resampled to; a 2-D network takes slices as they are.
+
+    Args:
+        plan: nnU-Net's plan.
+        own: The scan's own spacing along the network's axes.
+
+    Returns:
+        Millimetres along each of these axes.
+    """
     return plan.spacing_mm if plan.dims == 3 else (own[0], *plan.spacing_mm[1:])
 
 

@@ -197,8 +197,24 @@ class Plan:
         Raises:
             ContextsegError: The file is missing, is no JSON, lacks a field, or contradicts itself.
         """
-        content = read_json(path)
+        return Plan.from_json(read_json(path), path)
+
+    @staticmethod
+    def from_json(content: dict[str, Any], where: str | Path = "plan") -> Plan:
+        """The plan that a JSON file holds.
+
+        Args:
+            content: What `save` wrote.
+            where: The file, for the message.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ContextsegError: A field is missing, or the plan contradicts itself.
+        """
         try:
+            content = dict(content)
             content["channels"] = tuple(Channel(**channel) for channel in content["channels"])
             content["regions"] = {name: tuple(union) for name, union in content["regions"].items()}
             content["colours"] = {k: tuple(c) for k, c in content.get("colours", {}).items()}
@@ -207,10 +223,10 @@ class Plan:
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             remedy = "make it again with `contextseg plan`"
-            raise ContextsegError(path, f"not a plan ({what})", remedy) from error
+            raise ContextsegError(where, f"not a plan ({what})", remedy) from error
         if wrong:
             remedy = "correct it in the file, or make it again with `contextseg plan`"
-            raise ContextsegError(path, wrong, remedy)
+            raise ContextsegError(where, wrong, remedy)
         return plan
 
 

@@ -15,6 +15,7 @@ from contextseg.data.nnunet import NNUNetPlan
 from contextseg.data.plan import Channel, Plan
 from contextseg.errors import ContextsegError
 from contextseg.grids import times
+from contextseg.parallel import machine_gb
 from contextseg.resampling import resample, resample_labels
 from contextseg.volume import Volume, axis_moves
 
@@ -58,7 +59,12 @@ class Record:
 
 
 _OTHER_UNIT = 100  # voxels that are so many times larger or smaller than the plan's
-_MOST_VOXELS = 2**33  # of a resampled scan: 32 GiB
+TOO_LARGE = (
+    "correct the voxel size in its header if it is wrong; else crop the scan, plan a coarser "
+    "spacing_mm, or raise memory_gb (0 is what the machine has)"
+)
+"""Remedy for a scan that does not fit into memory."""
+
 _AIR_HU = -500  # between air and the lungs' walls; lungs are filled as holes
 _BLOCKS = 128  # blocks along each axis that a body mask is made of
 _PART = 0.02  # of the largest part; a second leg is more, ghosts and screws in the air are less
@@ -143,7 +149,11 @@ def _eroded(mask: np.ndarray, axial: int) -> np.ndarray:
 
 
 def prepare(
-    scan: Volume, plan: Plan, name: str = "", label: np.ndarray | None = None
+    scan: Volume,
+    plan: Plan,
+    name: str = "",
+    label: np.ndarray | None = None,
+    memory_gb: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, Record]:
     """Orient a scan, crop it to the body, and resample it. It is not normalised yet.
 
@@ -152,6 +162,7 @@ def prepare(
         plan: Orientation, spacing and channels.
         name: Name of the case, for the record and messages.
         label: Class indices (D, H, W) on the scan's grid; its box is never cropped away.
+        memory_gb: Memory in gibibytes that the resampled scan may take; 0 for this machine's.
 
     Returns:
         The image (C, *S) float32 in its own units; the label (*S), or None; the body (*S) bool; the
@@ -164,7 +175,7 @@ def prepare(
     if isinstance(plan, NNUNetPlan):
         from contextseg.data.nnunet_prepare import prepare_like_nnunet
 
-        return prepare_like_nnunet(scan, plan, name, label)
+        return prepare_like_nnunet(scan, plan, name, label, memory_gb)
     turned = scan.oriented(plan.orientation)
     with np.errstate(over="ignore"):  # what is too large for float32 is named below
         image = np.ascontiguousarray(turned.array, dtype=np.float32)
@@ -194,7 +205,7 @@ def prepare(
 
     spacing = turned.spacing_mm
     shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, plan.spacing_mm))
-    _refuse_other_unit(name, turned, plan, shape)
+    refuse_too_large(name, turned, plan.spacing_mm, shape, memory_gb)
     if shape != body.shape:
         image = resample(image, shape, plan.orders)
         for channel, a, b in zip(image, low, high):
@@ -227,18 +238,66 @@ def other_unit(shape: ArrayLike, spacing_mm: ArrayLike, usual: ArrayLike) -> boo
     return bool(abs(np.log(ratios).mean()) >= math.log(_OTHER_UNIT))
 
 
-def _refuse_other_unit(name: str, scan: Volume, plan: Plan, shape: tuple[int, ...]) -> None:
-    """Refuse a scan whose voxels are so unlike the plan's that its header counts in another unit.
+def refuse_too_large(
+    name: str,
+    scan: Volume,
+    spacing_mm: Sequence[float],
+    shape: Sequence[int],
+    memory_gb: float = 0.0,
+) -> None:
+    """Refuse a scan that becomes larger than the memory, as by a header in another unit.
 
-    It would become one voxel, or more than the memory holds.
+    Args:
+        name: Name of the case.
+        scan: The scan (C, D, H, W).
+        spacing_mm: The spacing that it is resampled to.
+        shape: The number of voxels that it then has.
+        memory_gb: Memory in gibibytes that it may take; 0 for this machine's.
+
+    Raises:
+        ContextsegError: The resampled image takes more, or the voxels are improbably large or small
+            beside `spacing_mm`.
     """
-    unlike = other_unit(scan.shape, scan.spacing_mm, plan.spacing_mm)
-    if not unlike and math.prod(shape) <= _MOST_VOXELS:
-        return
-    sizes = f"{times(scan.spacing_mm, ' mm')}, the training's {times(plan.spacing_mm, ' mm')}"
+    need = resampled_gb(len(scan.array), shape)
+    limit = memory_gb or machine_gb()
+    sizes = f"{times(scan.spacing_mm, ' mm')}, the training's {times(spacing_mm, ' mm')}"
     what = f"its voxels are {sizes}: resampled it would have {times(shape)} voxels"
-    remedy = "see whether its header counts in millimetres, and correct its voxel size or unit"
-    raise ContextsegError(name or "scan", what, remedy)
+    if other_unit(scan.shape, scan.spacing_mm, spacing_mm):
+        remedy = "see whether its header counts in millimetres, and correct its voxel size or unit"
+        raise ContextsegError(name or "scan", what, remedy)
+    if need > limit:
+        what = f"{what}, {need:.2g} GB of memory, and {limit:.2g} GB are allowed"
+        raise ContextsegError(name or "scan", what, TOO_LARGE)
+
+
+def too_large(shape: ArrayLike, spacing_mm: ArrayLike, usual: ArrayLike) -> str:
+    """Whether a scan resampled to the usual spacing is larger than this machine's memory.
+
+    Args:
+        shape: Number of voxels (D, H, W).
+        spacing_mm: Their size along each axis.
+        usual: The spacing that it is resampled to.
+
+    Returns:
+        What is wrong, in words; "" where nothing is.
+    """
+    factors = np.array(spacing_mm, float) / np.array(usual, float)
+    need = resampled_gb(1, np.maximum(1, np.rint(np.array(shape) * factors)).tolist())
+    if need <= machine_gb():
+        return ""
+    sizes = f"voxels of {times(np.array(spacing_mm), ' mm')}, most have"
+    sizes = f"{sizes} {times(np.array(usual), ' mm')}"
+    return f"{sizes}: resampled to that, it takes {need:.3g} GB of memory"
+
+
+def resampled_gb(channels: int, shape: Sequence[int]) -> float:
+    """Memory of a resampled image, (C, *S) float32 twice, in gibibytes.
+
+    Example:
+        >>> resampled_gb(1, (512, 512, 512))
+        1.0
+    """
+    return 2 * 4 * channels * math.prod(shape) / 2**30
 
 
 def _spread(values: np.ndarray, span: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contextseg.data.listing import Case, Problems, nfc, some
-from contextseg.disk import read_json
+from contextseg.disk import read_json, visible_files
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.interop.totalsegmentator import class_map
 
@@ -194,7 +194,7 @@ def _statements(
     by_case = {name: {"patient": patient} for name, patient in patients.items()}
     files.append((folder / "patients.json", by_case))
     label_folders = {case.label.parent for case in cases if case.label}
-    paths = (p for place in label_folders if place.is_dir() for p in place.glob("*.json"))
+    paths = (p for place in label_folders if place.is_dir() for p in visible_files(place, "*.json"))
     for path in sorted(paths):
         if path.name.startswith("."):
             continue

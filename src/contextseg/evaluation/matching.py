@@ -8,6 +8,7 @@ from pathlib import Path
 
 from contextseg.data.listing import ENDINGS, PICTURES, some, stem
 from contextseg.data.unused import unused_files
+from contextseg.disk import readable
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.calibration import CONFIDENCE
 from contextseg.evaluation.evaluate import Pair
@@ -36,6 +37,7 @@ class Matched:
         return tuple(pair.case for pair in self.pairs if not pair.predicted)
 
 
+@readable
 def match_folders(predictions: str | Path, references: str | Path) -> Matched:
     """Match the label maps of two folders by their names, endings aside.
 

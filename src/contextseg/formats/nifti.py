@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -428,7 +429,13 @@ def _read_analyze(path: Path, head: bytearray, content: bytearray) -> Read:
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, told: Header | None) -> None:
+def write_nifti(
+    path: Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    told: Header | None,
+    slope: float = 1.0,
+) -> None:
     """Write a NIfTI-1 file, or NIfTI-2 where an axis has more than 32767 voxels.
 
     Args:
@@ -437,6 +444,7 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, told: Header 
         affine: (4, 4) from (d, h, w, 1) to mm, RAS+.
         told: The header of the scan that the array belongs to, on the same grid; its qform, sform,
             codes and units are written. None writes the affine as both, in mm.
+        slope: What programs multiply the stored numbers by.
     """
     import nibabel
     from isal import igzip
@@ -455,6 +463,11 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, told: Header 
         _write_affine(header, affine)
     image = kind(data, None, header)
     content = image.to_bytes()
+    if slope != 1:  # nibabel sets it from the array
+        stored = bytearray(content)
+        kind_of_slope, place = ("f", 112) if kind is nibabel.Nifti1Image else ("d", 176)
+        struct.pack_into(f"={kind_of_slope}", stored, place, slope)
+        content = bytes(stored)
     with replacing(path) as temporary:
         packed = ending(path) == ".nii.gz"
         temporary.write_bytes(igzip.compress(content, 1) if packed else content)

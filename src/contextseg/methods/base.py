@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
+from functools import partial, wraps
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,8 @@ from contextseg.data.plan import Plan
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.losses import LOSSES, POOLED, Loss
 from contextseg.nets import NETS, Presence
-from contextseg.nets.weights import load_weights
+from contextseg.nets.sources import read_start_weights
+from contextseg.nets.weights import OUR_LEADS, Loaded, Names, copy_weights
 from contextseg.ranks import Mean
 from contextseg.volume import Volume
 
@@ -36,6 +37,13 @@ OPTIMIZERS = {
     "adamw": lambda parameters, lr: AdamW(parameters, lr, weight_decay=1e-2),
 }
 """Optimisers by name: (parameters, lr) to the optimiser. "sgd" is nnU-Net's."""
+
+SHORT_STEPS = 5000
+"""Below so many steps a training without an optimiser and a rate of its own is a short one."""
+SHORT_LR = 5e-3
+"""Learning rate of AdamW in a short training."""
+SHORT_STRENGTH = 0.25
+"""What a short training multiplies the strength of the augmentation by."""
 
 Maps = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
 """(label (*S) with classes and `IGNORE`, spacing_mm) to (N, *S) float16."""
@@ -64,6 +72,9 @@ class Method(nn.Module, abc.ABC):
     unlabelled = 0
     """How many items of each batch come from cases without a label."""
 
+    context_classes = 1
+    """Into how many classes the background is split, t; 1 where it is not."""
+
     guided = False
     """Whether a scan is segmented from labels of its own; then `predict` is not offered."""
 
@@ -73,14 +84,36 @@ class Method(nn.Module, abc.ABC):
     optimizer = "sgd"
     """Name of the optimiser, one of `OPTIMIZERS`."""
 
+    learning_rates: Mapping[str, float] = {"sgd": 1e-2, "adamw": 1e-3}
+    """The learning rate of each optimiser where none is asked for."""
+
+    short = False
+    """Whether `settle` chose the settings of a short training."""
+
     start_weights: Mapping[str, str] = {}
     """Files of weights to start from, by the network's attribute, such as {"net": PATH}.
 
-    `initialise` loads them; an empty path is no file.
+    `initialise` loads them; a run's folder or an exported model may stand for its file, and an
+    empty path is no file.
     """
+
+    private_state: tuple[str, ...] = ()
+    """Names of tensors of the state that hold voxels of training scans, and that no prediction
+    needs: they are left out where a model is exported."""
+
+    made_with: Mapping[str, Any] = {}
+    """The arguments that it was constructed with, but the plan, by name; noted by itself."""
+
+    io_names: Names = Names()
+    """Names of the plan's classes and channels; noted by itself."""
 
     weights_report: dict[str, dict[str, Any]] | None = None
     """What `initialise` loaded, skipped and missed, by network, ready for JSON; None if nothing."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" in cls.__dict__:
+            setattr(cls, "__init__", _noting(cls.__dict__["__init__"]))  # noqa: B010
 
     @abc.abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -105,6 +138,17 @@ class Method(nn.Module, abc.ABC):
             (B, K, *S) logits.
         """
 
+    def context_logits(self, image: Tensor) -> Tensor:
+        """The logits of all channels, the context classes after the classes.
+
+        Args:
+            image: (B, C, *S) float32, normalised.
+
+        Returns:
+            (B, K+t-1, *S) logits; those of `predict` where the background is not split.
+        """
+        return self.predict(image)
+
     def initialise(self) -> None:
         """Prepare the weights that a training starts from.
 
@@ -115,15 +159,81 @@ class Method(nn.Module, abc.ABC):
         Raises:
             ContextsegError: A file is missing, damaged, or of another network.
         """
-        report = {}
+        report: dict[str, dict[str, Any]] = {}
         for name, path in self.start_weights.items():
-            if path:
-                part = self.get_submodule(name)
-                network = part.net if isinstance(part, Presence) else part
-                loaded = load_weights(network, path)
+            if not path:
+                continue
+            others = self._start_others(path)
+            loaded = self._start_part(name, path)
+            if loaded is not None:
+                skipped = tuple(n for n in loaded.skipped if n not in others)
+                loaded = replace(loaded, skipped=skipped)
                 say(f"{name}: weights of {path}: {loaded}")
                 report[name] = {"file": str(path), **asdict(loaded)}
+            if others and "others" not in report:
+                say(f"besides, of {path}: {len(others)} tensors such as {others[0]}")
+                report["others"] = {"file": str(path), "loaded": others}
         self.weights_report = report or None
+
+    def _start_part(self, name: str, path: str) -> Loaded | None:
+        """Load the start weights of one network; None where it keeps its new ones."""
+        start = read_start_weights(path)
+        part = self.get_submodule(name)
+        own = [
+            lead
+            for lead in (f"{name}.net.", f"{name}.")
+            if any(tensor.startswith(lead) for tensor in start.tensors)
+        ]
+        names = list(self.start_weights)
+        before = [
+            other for other in names[: names.index(name)] if self.start_weights[other] == path
+        ]
+        if before and not own:  # networks that teach each other must not begin as one
+            say(f"{name}: new weights; {path} has one network, which {before[0]} begins with")
+            return None
+        network = part.net if isinstance(part, Presence) else part
+        return copy_weights(network, start, path, names=self.io_names, leads=(*own, *OUR_LEADS))
+
+    def _start_others(self, path: str) -> list[str]:
+        """Load what a file has under the same names outside the networks; the names.
+
+        That is a presence head, or what splits the background, for the same classes.
+        """
+        start = read_start_weights(path)
+        if start.classes and self.io_names.classes != start.classes:
+            return []
+        parts = {name: self.get_submodule(name) for name in self.start_weights}
+        networks = tuple(
+            f"{name}.net." if isinstance(part, Presence) else f"{name}."
+            for name, part in parts.items()
+        )
+        state = self.state_dict()
+        loaded = []
+        for name, x in start.tensors.items():
+            if name.startswith(networks) or name in self.private_state or name not in state:
+                continue
+            if state[name].shape == x.shape:
+                state[name].copy_(x)
+                loaded.append(name)
+        return loaded
+
+    def settle(self, steps: int, lr: float) -> float:
+        """Choose the optimiser where it is "auto", and the learning rate where it is 0.
+
+        "auto" is nnU-Net's SGD. Only a training of fewer than `SHORT_STEPS` steps for which nobody
+        gave a rate is a short one: AdamW at `SHORT_LR`, and augmentation of `SHORT_STRENGTH`.
+
+        Args:
+            steps: Steps of the whole training.
+            lr: Learning rate that was asked for; 0 for the default.
+
+        Returns:
+            Learning rate of the first step.
+        """
+        if self.optimizer == "auto":
+            self.short = not lr and steps < SHORT_STEPS
+            self.optimizer = "adamw" if self.short else "sgd"
+        return lr or (SHORT_LR if self.short else self.learning_rates.get(self.optimizer, 1e-2))
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """The groups of parameters that are clipped and stepped together, and their optimisers.
@@ -184,6 +294,21 @@ class Method(nn.Module, abc.ABC):
         return {}
 
 
+def _noting(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that notes its arguments in `made_with`; of nested ones the outermost does."""
+
+    @wraps(init)
+    def noting(self: Any, plan: Plan, *args: Any, **keywords: Any) -> None:
+        if "made_with" not in self.__dict__:
+            bound = inspect.signature(init).bind(self, plan, *args, **keywords).arguments
+            self.__dict__["made_with"] = dict(list(bound.items())[2:])
+            channels = tuple(channel.name for channel in plan.channels)
+            self.__dict__["io_names"] = Names(plan.classes, channels)
+        init(self, plan, *args, **keywords)
+
+    return noting
+
+
 # --- what a recipe may ask of its run -------------------------------------------------------------
 
 
@@ -222,7 +347,8 @@ class RecipeRun(Protocol):
     """What a recipe may ask of the run that it is called with; `contextseg.runs.Run` has it.
 
     A recipe is a function `recipe(run, **arguments) -> Method` that trains in several stages. Each
-    stage is done once: a run that is opened again passes over the finished ones.
+    stage is done once: a run that is opened again passes over the finished ones. Outside its stages
+    a recipe must not open the data set, so that a finished run loads without it.
     """
 
     @property
@@ -235,7 +361,7 @@ class RecipeRun(Protocol):
 
     @property
     def dataset(self) -> Dataset:
-        """The data set, opened."""
+        """The data set, opened: it need not be there when a finished recipe runs again."""
 
     @property
     def plan(self) -> Plan:
@@ -243,7 +369,14 @@ class RecipeRun(Protocol):
 
     @property
     def split(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
-        """(training cases, validation cases)."""
+        """(training cases, validation cases), of the day on which the run began."""
+
+    @property
+    def all_classes(self) -> tuple[str, ...]:
+        """Names of the data set's classes, those outside the ROI too, background first."""
+
+    def outlined(self, case: Case) -> tuple[str, ...] | None:
+        """The classes that were annotated in a case, those outside the ROI too; None for all."""
 
     def stage(self, name: str, work: Callable[[Path, Progress], None]) -> Path:
         """Do `work(folder, progress)` unless it is done; the stage's folder."""
@@ -385,7 +518,7 @@ def optimizer(name: str, parameters: object, lr: float) -> Optimizer:
     """An optimiser by name.
 
     Args:
-        name: One of `OPTIMIZERS`.
+        name: One of `OPTIMIZERS`, or "auto", which is "sgd" before a method settled it.
         parameters: The parameters, as torch's optimisers take them.
         lr: Learning rate.
 
@@ -395,6 +528,8 @@ def optimizer(name: str, parameters: object, lr: float) -> Optimizer:
     Raises:
         ContextsegError: The name is unknown.
     """
+    if name == "auto":
+        name = "sgd"
     if name not in OPTIMIZERS:
         raise ContextsegError(
             f"optimizer={name}", "there is no such optimiser", did_you_mean(name, OPTIMIZERS)

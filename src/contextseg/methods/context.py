@@ -159,7 +159,7 @@ class Contexts(Method):
     Args:
         plan: The plan.
         net: Network, a name of `NETS`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         context_classes: t, the first one included; 1 is `Supervised`, bit for bit.
         background: How context classes become background again: "sum" or "max" (see `folded`).
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
@@ -175,7 +175,7 @@ class Contexts(Method):
         self,
         plan: Plan,
         net: str = "unet",
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         context_classes: int = 2,
         background: str = "sum",
         weights: str = "",
@@ -185,7 +185,7 @@ class Contexts(Method):
         super().__init__()
         check_contexts(context_classes, background)
         self.classes = len(plan.classes)
-        self.contexts = context_classes
+        self.context_classes = context_classes
         self.background = background
         outputs = self.classes + context_classes - 1
         self.net = build_net(net, plan, outputs)
@@ -195,15 +195,19 @@ class Contexts(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One term, "seg"."""
-        width = self.classes + self.contexts - 1
+        width = self.classes + self.context_classes - 1
         known = batch.annotated
         if known.shape[1] != width:
-            known = known_classes(known, self.contexts)
+            known = known_classes(known, self.context_classes)
         return {"seg": deep(self.loss, self.net(batch.image), batch.label, known)}
 
     def predict(self, image: Tensor) -> Tensor:
         """The logits, context classes folded into the background."""
         return folded(self.net(image), self.classes, self.background)
+
+    def context_logits(self, image: Tensor) -> Tensor:
+        """The logits of all channels, the context classes after the classes."""
+        return self.net(image)
 
 
 class Dilated(Method):
@@ -214,7 +218,7 @@ class Dilated(Method):
     Args:
         plan: The plan.
         net: Network, a name of `NETS`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         margin: Distance to the ROI up to which M is 1, in `distance_unit`.
         tau: Decay length of M beyond the margin, in `distance_unit`.
         distance_unit: "vox", as in the paper, or "mm".
@@ -232,7 +236,7 @@ class Dilated(Method):
         self,
         plan: Plan,
         net: str = "unet",
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         margin: float = 30.0,
         tau: float = 20.0,
         distance_unit: str = "vox",
@@ -244,6 +248,7 @@ class Dilated(Method):
         super().__init__()
         check_contexts(2, background, margin, tau)
         self.classes = len(plan.classes)
+        self.context_classes = 2
         self.background = background
         self.near = partial(nearness, margin=margin, tau=tau)
         self.net = build_net(net, plan, self.classes + 1)
@@ -263,6 +268,10 @@ class Dilated(Method):
     def predict(self, image: Tensor) -> Tensor:
         """The logits, the context class folded into the background."""
         return folded(self.net(image), self.classes, self.background)
+
+    def context_logits(self, image: Tensor) -> Tensor:
+        """The logits of all channels, the context classes after the classes."""
+        return self.net(image)
 
 
 def check_contexts(

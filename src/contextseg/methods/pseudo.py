@@ -21,7 +21,7 @@ from contextseg.console import Progress
 from contextseg.data.cache import Cached, load_array
 from contextseg.data.plan import Plan
 from contextseg.data.prepare import undo
-from contextseg.disk import csv_text, read_json, replacing, write_json, write_text
+from contextseg.disk import csv_text, read_json, replacing, visible_files, write_json, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.methods.base import Method, RecipeRun
 from contextseg.methods.consensus import (
@@ -338,7 +338,7 @@ def _write_vote(
 def _states(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         path.stem: {**read_json(path), "folder": folder}
-        for path in sorted(folder.glob("cases/*.json"))
+        for path in visible_files(folder, "cases/*.json")
     }
 
 

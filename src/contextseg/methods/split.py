@@ -13,7 +13,7 @@ import numpy as np
 
 from contextseg.console import Progress
 from contextseg.data.cache import Cached
-from contextseg.data.layouts import Case, open_dataset, to_classes
+from contextseg.data.layouts import Case, Dataset, open_dataset, to_classes
 from contextseg.data.masks import check_masks, read_masks, recoded, structures
 from contextseg.data.plan import lateral
 from contextseg.data.prepare import placed
@@ -39,7 +39,7 @@ def context(
     context_classes: int = 2,
     masks: str = "",
     net: str = "unet",
-    optimizer: str = "sgd",
+    optimizer: str = "auto",
     margin: float = 30.0,
     tau: float = 20.0,
     distance_unit: str = "vox",
@@ -69,7 +69,7 @@ def context(
         masks: Folder with CASE.nii.gz or CASE/STRUCTURE.nii.gz (see `data.masks`), or folder of a
             run or of a model that nnU-Net trained.
         net: Network, a name of `NETS`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         margin: Distance to the ROI up to which M is 1, in `distance_unit` ("dilated" and "colab").
         tau: Decay length of M beyond the margin, in `distance_unit`.
         distance_unit: "vox", as in the paper, or "mm".
@@ -206,23 +206,26 @@ def _own_organs(
     run: RecipeRun, roi: set[str]
 ) -> tuple[list[str], Organs, Callable[[Case], Sequence[str] | None]]:
     """The data set's own classes beside the ROI, as `_anatomy` gives them."""
-    full = open_dataset(run.settings.dataset)
-    names = [name for name in full.classes[1:] if name not in roi]
+    names = [name for name in run.all_classes[1:] if name not in roi]
     if not names:
         remedy = (
             "choose the ROI with --roi, so that the other classes are context, "
             "or give --set masks=FOLDER"
         )
         raise ContextsegError(run.settings.dataset, "no labelled organs beside the ROI", remedy)
-    number = np.array([names.index(name) + 1 if name in names else 0 for name in full.classes])
-    whole = {case.name: case for case in (*full.train, *full.test)}
+    opened: list[tuple[Dataset, np.ndarray]] = []
 
     def organs(case: Case) -> np.ndarray:
-        path = whole[case.name].label or ""
+        if not opened:  # only where the stage "context" has cases left
+            full = open_dataset(run.settings.dataset)
+            numbers = [names.index(name) + 1 if name in names else 0 for name in full.classes]
+            opened.append((full, np.array(numbers)))
+        full, number = opened[0]
+        path = case.label or ""
         label = to_classes(full, onto(read_labels(path), read(*case.images), path).array, path)
         return number[np.maximum(label, 0)]
 
-    return names, organs, lambda case: whole[case.name].annotated
+    return names, organs, run.outlined
 
 
 def _predicted_organs(run: RecipeRun, folder: str, roi: set[str]) -> tuple[list[str], Organs]:

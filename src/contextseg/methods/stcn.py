@@ -39,9 +39,8 @@ class STCNMethod(Method):
 
     Cheng, Tai, Tang: Rethinking space-time networks with improved memory coverage for efficient
     video object segmentation, NeurIPS 2021; on slices of a scan: Pham et al., LNCS 13816. The loss
-    is the cross-entropy of the hardest voxels (OHEM) and the Lovasz loss, on annotated voxels. Give
-    the paper's learning rate with `--set lr=0.0001`; it is halved at 80 % and at 90 % of the
-    training.
+    is the cross-entropy of the hardest voxels (OHEM) and the Lovasz loss, on annotated voxels. The
+    learning rate is the paper's, 0.0001; it is halved at 80 % and at 90 % of the training.
 
     Args:
         plan: The plan.
@@ -61,6 +60,7 @@ class STCNMethod(Method):
     """
 
     guided = True
+    learning_rates = {"sgd": 1e-2, "adamw": 1e-4}  # noqa: RUF012  the paper's
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ class Supervised(Method):
     Args:
         plan: The plan.
         net: Network, a name of `NETS`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         presence_weight: Weight of a second term, which trains a head on which classes are in a
             patch at all (`presence_loss`); 0 for no head.
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
@@ -37,7 +37,7 @@ class Supervised(Method):
         self,
         plan: Plan,
         net: str = "unet",
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         presence_weight: float = 0.0,
         weights: str = "",
         loss: str = "dice_ce",

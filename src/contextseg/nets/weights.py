@@ -1,4 +1,4 @@
-"""Pretrained weights from a file, whoever named them: our own, `TransUNet`'s and `DeepLab`'s.
+"""Start weights, whoever named them: our own, and pretrained ones of `TransUNet` and `DeepLab`.
 
 Nothing is downloaded, and nothing is unpickled but tensors. The sources whose names are known:
 
@@ -15,23 +15,23 @@ Nothing is downloaded, and nothing is unpickled but tensors. The sources whose n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.nets.nnunet import nnunet_names, safe_numbers
+from contextseg.nets.nnunet import nnunet_names
+from contextseg.nets.sources import StartWeights, read_start_weights, read_weights
 from contextseg.nets.transunet import resized_places
 
 ENOUGH = 0.25
 """The share of a network's numbers that a file must have."""
 
-_OURS = ("", "net.", "net.net.", "nets.0.")
+OUR_LEADS = ("", "net.", "net.net.", "nets.0.")
 """What may stand before a network's names: of a method, a method with a head, the first of two."""
 
 
@@ -219,6 +219,7 @@ class Loaded:
         missing: The network's tensors that the file does not have in a shape that fits; they stay
             as they were.
         skipped: The file's tensors that were not used.
+        adapted: What was loaded in parts, for other classes or channels, in words.
     """
 
     source: str
@@ -226,12 +227,14 @@ class Loaded:
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     skipped: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [
             f"loaded {len(self.loaded)} tensors by the names of {self.source}, "
             f"{self.share:.0%} of the network's numbers"
         ]
+        parts += self.adapted
         if self.missing:
             parts.append(f"missing, so with new weights: {_few(self.missing)}")
         if self.skipped:
@@ -240,19 +243,23 @@ class Loaded:
 
 
 def load_weights(
-    net: nn.Module, path: str | Path, source: str = "auto", prefix: str = ""
+    net: nn.Module,
+    path: str | Path,
+    source: str = "auto",
+    prefix: str = "",
+    classes: Sequence[str] = (),
+    channels: Sequence[str] = (),
 ) -> Loaded:
-    """Copy what fits from a file of weights into a network.
-
-    A first convolution for another number of channels is the mean over the file's channels, scaled
-    so that equal channels give the same; position embeddings are interpolated; a head for other
-    classes is missing in the file.
+    """Copy what fits from weights into a network; see `copy_weights`.
 
     Args:
         net: The network; after an error it is as it was.
-        path: File of tensors by name: .pt, .pth or .npz.
+        path: File of tensors by name: .pt, .pth or .npz; also the folder of a run, or the zip file
+            of an exported model.
         source: Whose names the file has, one of `NAMES`; "auto" takes those by which most fits.
         prefix: What stands before each name, in a file that has more than this network.
+        classes: Names of the network's classes, background first.
+        channels: Names of the network's channels.
 
     Returns:
         What was loaded, missed and skipped.
@@ -266,28 +273,75 @@ def load_weights(
         raise ContextsegError(
             f"source={source}", "there is no such source", did_you_mean(source, [*NAMES, "auto"])
         )
-    theirs = {
-        name.removeprefix(prefix): x
-        for name, x in read_weights(path).items()
-        if name.startswith(prefix)
-    }
-    tensors = _split(theirs)
+    start = read_start_weights(path)
+    tensors = {n.removeprefix(prefix): x for n, x in start.tensors.items() if n.startswith(prefix)}
+    start = replace(start, tensors=tensors)
+    return copy_weights(net, start, str(path), source, Names(tuple(classes), tuple(channels)))
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the outputs and inputs of a network are called.
+
+    Attributes:
+        classes: Names of the classes, background first; () where nothing says so.
+        channels: Names of the channels; () where nothing says so.
+    """
+
+    classes: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+
+
+def copy_weights(
+    net: nn.Module,
+    start: StartWeights,
+    where: str,
+    source: str = "auto",
+    names: Names = Names(),
+    leads: Sequence[str] = (),
+) -> Loaded:
+    """Copy what fits from weights into a network.
+
+    Where both sides name their classes, the rows of the head go to the classes of the same name;
+    new classes keep their new weights. Without names, a head for another number of classes is
+    missing in the file. The first convolution takes the channels of the same name, and 0 for new
+    ones, so that the network begins as it was; where no name is the same, it takes the mean over
+    the file's channels, scaled so that equal channels give the same. Position embeddings are
+    interpolated.
+
+    Args:
+        net: The network; after an error it is as it was.
+        start: The weights.
+        where: Where they are from, for messages.
+        source: Whose names the file has, one of `NAMES`; "auto" takes those by which most fits.
+        names: What the network's classes and channels are called.
+        leads: What may stand before the network's names in a file of ours; () for the usual.
+
+    Returns:
+        What was loaded, missed and skipped.
+
+    Raises:
+        ContextsegError: Less than `ENOUGH` of the network fits, or the weights go with batch norm
+            and the network has none.
+    """
+    tensors = _split(start.tensors)
+    fitting = _Fitting(start, names, leads or OUR_LEADS)
     sources = NAMES if source == "auto" else [source]
-    ways = {name: _matched(net, tensors, name) for name in sources}
-    best = max(ways, key=lambda name: sum(x.numel() for _, x in ways[name].values()))
+    ways = {name: fitting.match(net, tensors, name) for name in sources}
+    best = max(ways, key=lambda name: sum(x.numel() for _, x, _ in ways[name].values()))
     matched = ways[best]
     numbers = {name: p.numel() for name, p in net.named_parameters()}
     share = sum(numbers.get(name, 0) for name in matched) / sum(numbers.values())
     if share < ENOUGH:
-        names = _few(tuple(tensors))
-        what = f"it has only {share:.0%} of this network's numbers; its names: {names}"
+        listed = _few(tuple(tensors))
+        what = f"it has only {share:.0%} of this network's numbers; its names: {listed}"
         remedy = (
             f"give weights of this architecture, with the names of {', '.join(NAMES)}, "
             "or the prefix of the names"
         )
-        raise ContextsegError(path, what, remedy)
+        raise ContextsegError(where, what, remedy)
 
-    used = {name for name, _ in matched.values()}
+    used = {name for name, _, _ in matched.values()}
     skipped = tuple(name for name in tensors if name not in used)
     statistics = {
         name.removesuffix("running_mean") + "weight"
@@ -297,52 +351,15 @@ def load_weights(
     if statistics & used:
         what = "these weights go with batch norm, and the network has group norm"
         remedy = 'build the network with norm="batch", as --set net=deeplab-batchnorm does'
-        raise ContextsegError(path, what, remedy)
+        raise ContextsegError(where, what, remedy)
 
     state = net.state_dict()
     with torch.no_grad():
-        for name, (_, x) in matched.items():
+        for name, (_, x, _) in matched.items():
             state[name].copy_(x)
     missing = tuple(name for name in state if name not in matched)
-    return Loaded(best, share, tuple(matched), missing, skipped)
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by their names, on the CPU, without a wrapper's "module.".
-
-    Args:
-        path: A .pt, .pth or .npz file.
-
-    Returns:
-        Name to tensor.
-
-    Raises:
-        ContextsegError: The file is missing, damaged, or has no named tensors.
-    """
-    remedy = "give a state_dict saved by torch.save, or an .npz of arrays"
-    try:
-        if str(path).endswith(".npz"):
-            with np.load(path) as file:
-                return {name: torch.from_numpy(file[name]) for name in file.files}
-        with safe_numbers():
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ContextsegError(
-            path, "there is no such file", "give the path of a file of weights"
-        ) from None
-    except Exception as error:  # an unpickler may raise anything on a damaged file
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ContextsegError(path, f"no weights can be read from it ({why})", remedy) from error
-    for key in ("network_weights", "state_dict", "model_state_dict", "model", "method"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {str(name): x for name, x in content.items() if isinstance(x, Tensor)}
-    if not tensors:
-        raise ContextsegError(path, "it holds no named tensors", remedy)
-    wrapped = all(name.startswith("module.") for name in tensors)
-    return {name.removeprefix("module.") if wrapped else name: x for name, x in tensors.items()}
+    adapted = tuple(f"{name}: {how}" for name, (_, _, how) in matched.items() if how)
+    return Loaded(best, share, tuple(matched), missing, skipped, adapted)
 
 
 def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -357,31 +374,98 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return parts
 
 
-def _matched(
-    net: nn.Module, tensors: Mapping[str, Tensor], source: str
-) -> dict[str, tuple[str, Tensor]]:
-    """By our names, each tensor that the file has in a shape that fits: its name there, and it."""
-    stages: Any = getattr(getattr(net, "encoder", None), "stages", ())
-    depths = [len(stage) for stage in stages]
-    matched = {}
-    special = nnunet_names(net) if source == "nnunet" else {}
-    for name, ours in net.state_dict().items():
-        part, dot, leaf = name.rpartition(".")
-        theirs = special.get(part) or _named(part if dot else leaf, NAMES[source], depths)
-        for candidate in _candidates(theirs, leaf if dot else "", source):
-            x = _shaped(tensors[candidate], candidate, name, ours) if candidate in tensors else None
-            if x is not None:
-                matched[name] = candidate, x
-                break
-    return matched
+_Match = dict[str, tuple[str, Tensor, str]]
+"""By our names: the name in the file, the tensor in our shape, and how it was adapted."""
 
 
-def _candidates(theirs: str, leaf: str, source: str) -> Iterable[str]:
-    """What a tensor may be called in the file."""
-    if source == "google" and leaf:
-        return [f"{theirs}/bias"] if leaf == "bias" else [f"{theirs}/kernel", f"{theirs}/scale"]
-    name = f"{theirs}.{leaf}" if leaf else theirs
-    return [lead + name for lead in _OURS] if source == "contextseg" else [name]
+@dataclass(frozen=True)
+class _Fitting:
+    """How tensors of a file become those of a network."""
+
+    start: StartWeights
+    names: Names
+    leads: Sequence[str]
+
+    def match(self, net: nn.Module, tensors: Mapping[str, Tensor], source: str) -> _Match:
+        """Each tensor that the file has in a shape that fits."""
+        stages: Any = getattr(getattr(net, "encoder", None), "stages", ())
+        depths = [len(stage) for stage in stages]
+        state = net.state_dict()
+        first = next((n for n, x in state.items() if x.ndim >= 4 and n != "places"), "")
+        matched: _Match = {}
+        special = nnunet_names(net) if source == "nnunet" else {}
+        for name, ours in state.items():
+            part, dot, leaf = name.rpartition(".")
+            theirs = special.get(part) or _named(part if dot else leaf, NAMES[source], depths)
+            for candidate in self._candidates(theirs, leaf if dot else "", source):
+                if candidate not in tensors:
+                    continue
+                x, how = self._fitted(tensors[candidate], candidate, name, ours, name == first)
+                if x is not None:
+                    matched[name] = candidate, x, how
+                    break
+        return matched
+
+    def _candidates(self, theirs: str, leaf: str, source: str) -> Iterable[str]:
+        """What a tensor may be called in the file."""
+        if source == "google" and leaf:
+            return [f"{theirs}/bias"] if leaf == "bias" else [f"{theirs}/kernel", f"{theirs}/scale"]
+        name = f"{theirs}.{leaf}" if leaf else theirs
+        return [lead + name for lead in self.leads] if source == "contextseg" else [name]
+
+    def _fitted(
+        self, x: Tensor, theirs: str, name: str, ours: Tensor, first: bool
+    ) -> tuple[Tensor | None, str]:
+        """A tensor in our shape, or None, and how it was adapted."""
+        if first and x.ndim == ours.ndim and x.shape[0] == ours.shape[0]:
+            return self._channels(x, theirs, name, ours)
+        old, new = self.start.classes, self.names.classes
+        head = re.fullmatch(r"heads?\.(\d+\.)?(weight|bias)", name)
+        if head and old and new and old != new and x.shape[1:] == ours.shape[1:]:
+            return self._classes(x, ours)
+        return _shaped(x, theirs, name, ours), ""
+
+    def _classes(self, x: Tensor, ours: Tensor) -> tuple[Tensor, str]:
+        """The rows of a head, by the names of the classes; contexts by their place."""
+        old, new = self.start.classes, self.names.classes
+        out = ours.detach().clone()
+        for k, name in enumerate(new):
+            if name in old:
+                out[k] = x[old.index(name)].to(out)
+        contexts = min(len(x) - len(old), len(out) - len(new))
+        if contexts > 0:
+            out[len(new) : len(new) + contexts] = x[len(old) : len(old) + contexts].to(out)
+        kept = [name for name in new if name in old]
+        added = [name for name in new if name not in old]
+        return out, f"classes {', '.join(kept)}" + (f"; new: {', '.join(added)}" if added else "")
+
+    def _channels(
+        self, x: Tensor, theirs: str, name: str, ours: Tensor
+    ) -> tuple[Tensor | None, str]:
+        """The first convolution, by the names of the channels."""
+        old, new = self.start.channels, self.names.channels
+        same_kernel = x.shape[2:] == ours.shape[2:]
+        known = len(old) == x.shape[1] and len(new) == ours.shape[1]
+        if not (known and same_kernel and set(_numbered(old)) & set(_numbered(new))):
+            fitting = _shaped(x, theirs, name, ours)
+            if fitting is None and same_kernel:
+                grey = x.mean(1, keepdim=True) * (x.shape[1] / ours.shape[1])
+                return grey.expand_as(ours), f"the mean of {x.shape[1]} channels"
+            return fitting, ""
+        if old == new:
+            return x, ""
+        places = {channel: i for i, channel in enumerate(_numbered(old))}
+        out = torch.zeros_like(ours)
+        for i, channel in enumerate(_numbered(new)):
+            if channel in places:
+                out[:, i] = x[:, places[channel]].to(out)
+        kept = [channel[0] for channel in _numbered(new) if channel in places]
+        return out, f"channels {', '.join(kept)} of {', '.join(new)}"
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Names that may be alike, each with the number of those before it that are."""
+    return [(name, list(names[:i]).count(name)) for i, name in enumerate(names)]
 
 
 def _shaped(x: Tensor, theirs: str, name: str, ours: Tensor) -> Tensor | None:
@@ -407,3 +491,15 @@ def _shaped(x: Tensor, theirs: str, name: str, ours: Tensor) -> Tensor | None:
 
 def _few(names: tuple[str, ...], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+__all__ = [
+    "ENOUGH",
+    "NAMES",
+    "OUR_LEADS",
+    "Loaded",
+    "Names",
+    "copy_weights",
+    "load_weights",
+    "read_weights",
+]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contextseg.predict.store import STEPS, ProbabilityStore
 from contextseg.predict.windows import Network, sliding_window
 
 _CHUNK = 1 << 18  # voxels whose logits are interpolated at once
@@ -90,6 +91,21 @@ class _Layers:
             return plane.cpu().numpy(), None
         return plane.cpu().numpy(), confidence.mul_(255).round_().byte().cpu().numpy()
 
+    def probabilities(self, low: int, high: int, share: float) -> np.ndarray:
+        """The probabilities of all classes on that plane, (K, H, W) uint16 up to `STEPS`.
+
+        The softmax of the very logits by which `plane` decides, so that the largest is the label's.
+        """
+        height, width = self.shape
+        classes = self.rows.shape[2]
+        out = np.empty((classes, height * width), np.uint16)
+        voxels = torch.arange(height * width, device=self.device)
+        for part in voxels.split(max(1, 16 * _CHUNK // classes)):
+            p = self._interpolated(part, low, high, share).softmax(1)
+            numbers = p.mul_(STEPS).round_().to(torch.int32).T.cpu().numpy()
+            out[:, part[0].item() : part[-1].item() + 1] = numbers
+        return out.reshape(classes, height, width)
+
     def _between(self, low: Tensor, high: Tensor, share: float) -> Tensor:
         """(H, W): what two slices (h, w) hold, interpolated linearly."""
         out = torch.lerp(low, high, share)
@@ -160,6 +176,7 @@ def labels_from_slabs(
     *,
     to_class: np.ndarray | Sequence[int] | None = None,
     confidence: np.ndarray | None = None,
+    probabilities: ProbabilityStore | None = None,
 ) -> np.ndarray:
     """The argmax of linearly interpolated logits.
 
@@ -182,6 +199,7 @@ def labels_from_slabs(
         to_class: The value to write for each channel. None writes the channel's index.
         confidence: (D, H, W) uint8, filled with the largest probability, 0 to 255 for 0 to 1. None
             for no confidence.
+        probabilities: Takes the softmax of every voxel's logits, plane by plane. None for none.
 
     Returns:
         (D, H, W) uint8, or int16, uint16 or int32 where the values need it.
@@ -230,6 +248,9 @@ def labels_from_slabs(
                 out[written] = plane if to_class is None else values[plane]
                 if confidence is not None:
                     confidence[written] = plane_confidence
+                if probabilities is not None:
+                    args = low[written], i, share[written]
+                    probabilities.add(layers.probabilities(*args))
                 written += 1
         read = stop
         del logits  # before the next slab is made
@@ -255,6 +276,7 @@ def segment(
     to_class: np.ndarray | Sequence[int] | None = None,
     confidence: np.ndarray | None = None,
     slices: tuple[int, np.ndarray] | None = None,
+    probabilities: ProbabilityStore | None = None,
     **window: Any,
 ) -> np.ndarray:
     """Segment an image onto a grid, in one stream from sliding window to label.
@@ -268,6 +290,7 @@ def segment(
         confidence: (D, H, W) uint8, filled as by `labels_from_slabs`.
         slices: An axis along which logits are not interpolated, and the index that each slice of
             the output is taken from. None to interpolate along all axes.
+        probabilities: Filled as by `labels_from_slabs`.
         **window: Other arguments of `sliding_window`, `device` among them.
 
     Returns:
@@ -284,7 +307,14 @@ def segment(
         axis, index = slices
         slabs = _taken(slabs, axis, index)
         size[axis] = len(index)
-    return labels_from_slabs(slabs, size, shape, to_class=to_class, confidence=confidence)
+    return labels_from_slabs(
+        slabs,
+        size,
+        shape,
+        to_class=to_class,
+        confidence=confidence,
+        probabilities=probabilities,
+    )
 
 
 def _taken(

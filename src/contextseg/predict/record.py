@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from contextseg.data.listing import Case, some
-from contextseg.disk import changes, digest, read_json, write_json
+from contextseg.disk import changes, digest, read_json, turn_in, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.formats.parts import files_of
 
@@ -22,6 +22,8 @@ RECORD = "predicted_by.json"
 def weights_digest(network: torch.nn.Module) -> str:
     """16 hexadecimal digits that name the values of all weights, on whatever device they are.
 
+    What a method keeps of its training scans (`Method.private_state`) does not count.
+
     Args:
         network: The network, or a method with its networks.
 
@@ -29,7 +31,10 @@ def weights_digest(network: torch.nn.Module) -> str:
         The digest of its state.
     """
     hashed = hashlib.blake2b(digest_size=8)
+    private = getattr(network, "private_state", ())
     for name, value in sorted(network.state_dict().items()):
+        if name in private:
+            continue
         hashed.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         hashed.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
@@ -83,15 +88,24 @@ class PredictionRecord:
     def note(self, case: Case) -> None:
         """Write down that the label map of a case is of this kind.
 
+        Several processes may do so at once; each waits for its turn.
+
         Args:
             case: The case, before its label map is written.
 
         Raises:
             ContextsegError: The disk is full or cannot be written to.
         """
-        self.scans[case.name] = _digest(case.images)
-        content = {"made_by": dict(self.made_by), "scans": self.scans}
-        write_json(self.folder / RECORD, content)
+        mine = _digest(case.images)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with turn_in(self.folder):
+            before, theirs = self._read()
+            if theirs and before == dict(self.made_by):
+                self.scans = {**theirs, **self.scans}
+            self.scans[case.name] = mine
+            content = {"made_by": dict(self.made_by), "scans": self.scans}
+            write_json(self.folder / RECORD, content)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, str]]:
         path = self.folder / RECORD

@@ -9,11 +9,14 @@ filled in three lines:
 
 The modules, from the outside in:
 
-- `filling`: a scan filled on its own grid, with or without a network; the slice to label next.
-- `labelled`: which slices of a label map are labelled, and along which axis.
+- `filling`: a scan filled on its own grid, with or without a network.
+- `suggestion`: the slice to label next, its name in other programs, and what was not filled.
+- `labelled`: which slices of a label map are labelled, and along which axis; `previous`: which
+  slices of a filled map were, and which were corrected since.
+- `with_network`: slices on the pixels of a network's training, and back.
 - `select`: which slices to evaluate, and which of them are the references, by rules.
 - `session`: one volume and a network that walks over its slices, for many rounds.
-- `shapes`: filling by the shapes of the labelled slices alone.
+- `shapes`: filling by the shapes of the labelled slices alone; `outlines`: that of one class.
 - `memory`: what the network remembers of earlier slices, and how a new slice reads it.
 - `clips` and `losses`: how a network is trained for it. The network is `contextseg.nets.stcn`.
 """
@@ -25,9 +28,7 @@ from contextseg.propagation.filling import (
     STOP_BELOW,
     WAYS,
     Filled,
-    PropagationModel,
     fill,
-    suggest_slice,
 )
 from contextseg.propagation.labelled import (
     AXES,
@@ -36,6 +37,7 @@ from contextseg.propagation.labelled import (
     labelled_slices,
     ranges,
 )
+from contextseg.propagation.previous import find_previous, open_previous
 from contextseg.propagation.select import SELECTION_RULES, select_slices, uniform_slices
 from contextseg.propagation.session import (
     PropagationNetwork,
@@ -44,6 +46,8 @@ from contextseg.propagation.session import (
     propagate_volume,
 )
 from contextseg.propagation.shapes import ShapePrior, copy_nearest, interpolate_shapes
+from contextseg.propagation.suggestion import describe_slice, suggest_slice
+from contextseg.propagation.with_network import PropagationModel
 
 __all__ = [
     "AXES",
@@ -60,9 +64,12 @@ __all__ = [
     "ShapePrior",
     "copy_nearest",
     "cut_to_ranges",
+    "describe_slice",
     "fill",
+    "find_previous",
     "interpolate_shapes",
     "labelled_slices",
+    "open_previous",
     "propagate_volume",
     "ranges",
     "select_slices",

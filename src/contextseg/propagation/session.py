@@ -53,10 +53,11 @@ class PropagationResult:
     Attributes:
         labels: (D, H, W) int16, or int32 for larger values; 0 or one of `classes`. The labels of
             the references stand as given.
-        confidence: (n,) float32 in [0, 1], one number for each slice. 1 where a reference is fully
-            annotated; else the Dice to be expected of the labels if the probabilities were right.
-            Where two walks met, the mean of that and of their agreement. The lowest is the slice
-            to correct next.
+        class_confidence: (n, O) float32 in [0, 1], for each slice and class. 1 where a reference is
+            fully annotated and holds the class; else the Dice to be expected of the class if the
+            probabilities were right. Where two walks met, the mean of that and of their agreement.
+            0 where nothing of a class was filled between two references that hold it. NaN where
+            there is no such class, and nothing speaks for it.
         agreement: (n,) float32, Dice of the two walks with each other, all classes together. NaN
             where at most one walk came by.
         classes: Label values, in the order of `probabilities` after the background.
@@ -64,10 +65,33 @@ class PropagationResult:
     """
 
     labels: np.ndarray
-    confidence: np.ndarray
+    class_confidence: np.ndarray
     agreement: np.ndarray
     classes: tuple[int, ...]
     probabilities: np.ndarray | None
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """(n,): the lowest of the classes of each slice; NaN where there is none."""
+        return lowest(self.class_confidence)
+
+
+def lowest(class_confidence: np.ndarray) -> np.ndarray:
+    """The lowest confidence of each slice.
+
+    Args:
+        class_confidence: (n, O), NaN where a class is not.
+
+    Returns:
+        (n,), NaN where no class is.
+
+    Example:
+        >>> lowest(np.array([[0.5, np.nan], [np.nan, np.nan]])).tolist()
+        [0.5, nan]
+    """
+    filled = np.where(np.isnan(class_confidence), np.inf, class_confidence)
+    least = filled.min(1, initial=np.inf)
+    return np.where(np.isinf(least), np.nan, least).astype(np.float32)
 
 
 def propagate_volume(
@@ -182,8 +206,7 @@ class Session:
             weighted: Whether the nearer of two walks counts more, linearly; else both count the
                 same.
             ranges: Class to the first and the last slice that may hold it. A class without a range
-                may be anywhere. Slices that may hold nothing are not evaluated; their confidence
-                is 1.
+                may be anywhere. Slices that may hold nothing are not evaluated.
             stop_below: Outside the outermost references a class ends before the first slice whose
                 expected Dice, by the probabilities, is below this. 0 never stops [ours].
             probabilities: Whether to keep those of the whole volume.
@@ -320,8 +343,8 @@ class _Round:
         on: Any = {"device": self.session.device}
         kind = torch.int16 if max(self.classes) < 2**15 else torch.int32
         self.out = torch.zeros(n, *plane, dtype=kind, **on)
-        self.confidence = torch.ones(n, **on)
         self.agreement = torch.full((n,), torch.nan, **on)
+        self.class_agreement = torch.full((n, len(self.classes)), torch.nan, **on)
         self.values = torch.tensor([0, *self.classes], dtype=kind, **on)
         self.expected_dice = torch.zeros(n, len(self.classes), **on)  # where a class is filled
         self.probabilities: np.ndarray | None = None
@@ -337,9 +360,7 @@ class _Round:
             if (label == IGNORE).any():
                 self.fill_reference(i)
 
-        out, confidence, agreement = (
-            x.cpu().numpy() for x in (self.out, self.confidence, self.agreement)
-        )
+        out, agreement = self.out.cpu().numpy(), self.agreement.cpu().numpy()
         if self.options.stop_below > 0:
             self.stop(out)
         for i, label in self.labels.items():
@@ -348,8 +369,26 @@ class _Round:
         probabilities = self.probabilities
         if probabilities is not None:
             probabilities = np.moveaxis(probabilities.swapaxes(0, 1), 1, axis + 1)
+        confidence = self.class_confidence(out)
         labels = np.moveaxis(out, 0, axis)
         return PropagationResult(labels, confidence, agreement, self.classes, probabilities)
+
+    def class_confidence(self, out: np.ndarray) -> np.ndarray:
+        """(n, O), as in `PropagationResult`."""
+        dice = self.expected_dice.cpu().numpy()
+        agreement = self.class_agreement.cpu().numpy()
+        confidence = np.where(np.isnan(agreement), dice, (dice + agreement) / 2)
+        for k, value in enumerate(self.classes):
+            holding = [i for i in self.known if (self.labels[i] == value).any()]
+            filled = (out == value).any((1, 2))
+            expected = np.zeros(len(out), bool)
+            for a, b in pairwise(self.known):
+                expected[a + 1 : b] = a in holding and b in holding
+            confidence[~filled, k] = np.where(expected, 0, np.nan)[~filled]
+            for i in self.known:
+                if not (self.labels[i] == IGNORE).any():
+                    confidence[i, k] = 1 if i in holding else np.nan
+        return confidence.astype(np.float32)
 
     def fill_stretch(self, a: int, b: int, inside: range) -> None:
         """Fill slices between a and b, which are references or just outside the volume."""
@@ -365,8 +404,9 @@ class _Round:
             one, other = upwards.pop(i).float(), p.half().float()
             share = (i - a) / (b - a) if self.options.weighted else 0.5
             self.write(i, (1 - share) * one + share * other)
-            self.agreement[i] = _dice(one.argmax(0), other.argmax(0))
-            self.confidence[i] = (self.confidence[i] + self.agreement[i]) / 2
+            self.agreement[i], self.class_agreement[i] = _agreement(
+                one.argmax(0), other.argmax(0), len(self.classes)
+            )
 
     def walk(self, bank: MemoryBank, slices: range) -> Iterator[tuple[int, Tensor]]:
         """Each slice and its probabilities (1 + O, H, W).
@@ -431,17 +471,13 @@ class _Round:
 
     def write(self, i: int, p: Tensor) -> None:
         """Write slice `i` from its probabilities (1 + O, H, W), with the Dice to be expected."""
-        best, k = p.max(0)
+        k = p.argmax(0)
         masks = k == torch.arange(1, len(p), device=k.device)[:, None, None]
         overlaps = (p[1:] * masks).sum((1, 2))
         class_sizes = masks.sum((1, 2)) + p[1:].sum((1, 2))
         self.expected_dice[i] = 2 * overlaps / class_sizes.clamp(min=1e-6)
 
-        inside = k > 0
-        overlap = (best * inside).sum()
-        sizes = inside.sum() + (1 - p[0]).sum()
         self.out[i] = self.values[k]
-        self.confidence[i] = torch.where(inside.any(), 2 * overlap / sizes, p[0].mean())
         if self.probabilities is not None:
             self.probabilities[i] = p.cpu().numpy()
 
@@ -480,7 +516,13 @@ def _overlap(one: range, other: range) -> range:
     return range(max(one.start, other.start), min(one.stop, other.stop))
 
 
-def _dice(one: Tensor, other: Tensor) -> Tensor:
-    """Dice of two label maps, foreground classes together; 1 where both are empty."""
+def _agreement(one: Tensor, other: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Dice of two label maps, all classes together and of each; 1 where both are empty."""
+    same = (one == other) & (one > 0)
     size = (one > 0).sum() + (other > 0).sum()
-    return torch.where(size > 0, 2 * ((one == other) & (one > 0)).sum() / size, 1.0)
+    whole = torch.where(size > 0, 2 * same.sum() / size, 1.0)
+    values = torch.arange(1, classes + 1, device=one.device)[:, None, None]
+    first, second = one == values, other == values
+    sizes = first.sum((1, 2)) + second.sum((1, 2))
+    common = (first & second).sum((1, 2))
+    return whole, torch.where(sizes > 0, 2 * common / sizes, 1.0)

@@ -1,12 +1,14 @@
 """Slices filled from the labelled ones by their shape alone, without a network.
 
 `interpolate_shapes` and `copy_nearest` are the baselines that propagation has to beat. `ShapePrior`
-says the same as log-odds, to be added to those of a network.
+says the same as log-odds, to be added to those of a network. How one class goes from slice to slice
+is in `contextseg.propagation.outlines`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +17,14 @@ import numpy as np
 from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError
 from contextseg.grids import label_type
+from contextseg.propagation.outlines import Outlines, bounding_box
+
+Silent = Mapping[int, Collection[int]]
+"""Slice number -> classes of which that labelled slice says nothing."""
+NOTHING_SILENT: Silent = {}
+
+_KNOWN_SHARE = 1 / 3  # of the box around a class, below which a slice is no reference for others
+_PRIOR_MARGIN = 32  # pixels around a class within which its log-odds are those of the distance
 
 
 def interpolate_shapes(
@@ -22,6 +32,8 @@ def interpolate_shapes(
     slices: int,
     spacing: Sequence[float] = (1.0, 1.0),
     ends: bool = False,
+    silent: Silent = NOTHING_SILENT,
+    aligned: bool = True,
 ) -> np.ndarray:
     """Shape-based interpolation between labelled slices, by signed distances.
 
@@ -30,16 +42,25 @@ def interpolate_shapes(
     (Raya and Udupa, IEEE TMI 1990; Herman et al., 1992; for several classes ours). A class that
     only one of the two holds shrinks to nothing half way.
 
+    Ours: the parts of a class are matched and moved towards each other before, and keep their size
+    (`contextseg.propagation.outlines.Outlines`); and what is in the foreground of both references
+    stays in the foreground between them.
+
     Args:
-        references: Slice number to label (H, W), integers. `IGNORE` counts as background for the
-            slices between.
+        references: Slice number to label (H, W), integers. Where it is `IGNORE`, the reference is
+            filled from the others, and counts for the slices beside it as filled.
         slices: Number of slices of the volume.
         spacing: Size of a pixel along H and W, in any unit.
-        ends: Whether slices outside the first and the last reference copy the nearest one. By
-            default they are background.
+        ends: Whether slices outside the first and the last reference of a class copy the nearest
+            one. By default they are background.
+        silent: Slice number to the classes of which that reference says nothing: they are
+            interpolated through it, where it is 0. Of all others a reference without the class says
+            that it is not there.
+        aligned: Whether what is ours applies. If not, this is the method of Raya and Udupa.
 
     Returns:
-        Labels (slices, H, W), int16 or, for larger values, int32. References come back as they are.
+        Labels (slices, H, W), int16 or, for larger values, int32. What is labelled in the
+        references comes back as it is.
 
     Raises:
         ContextsegError: If there is no reference, if one lies outside the volume, and if two have
@@ -50,28 +71,97 @@ def interpolate_shapes(
         >>> interpolate_shapes({0: first, 2: last}, 3)[1].tolist()
         [[1, 1, 1, 0, 0, 0]]
     """
-    labels = check_references(references, slices)
-    if ends:
-        out = copy_nearest(references, slices)
-    else:
-        first = next(iter(labels.values()))
-        out = np.zeros((slices, *first.shape), first.dtype)
-    classes = sorted({int(k) for label in labels.values() for k in np.unique(label) if k > 0})
-    for a, b in pairwise(sorted(labels)):
-        if b - a > 1:
-            share = (np.arange(1, b - a) / (b - a)).astype(np.float32)[:, None, None]
-            out[a + 1 : b] = _blend(labels[a], labels[b], share, classes, spacing)
-    for i, label in labels.items():
-        out[i] = label
-    return out
+    options = Between(tuple(spacing), 1.0, silent, aligned)
+    return fill_between(references, slices, options, ends)[0]
 
 
-def copy_nearest(references: Mapping[int, Any], slices: int) -> np.ndarray:
-    """The label of the nearest reference for every slice; half way, that of the lower one.
+@dataclass(frozen=True)
+class Between:
+    """How `fill_between` fills.
+
+    Attributes:
+        spacing: Size of a pixel along H and W.
+        slice_spacing: Distance from one slice to the next, in the same unit.
+        silent: As in `interpolate_shapes`.
+        aligned: As there.
+    """
+
+    spacing: tuple[float, ...]
+    slice_spacing: float
+    silent: Silent = field(default_factory=dict)
+    aligned: bool = True
+
+
+def fill_between(
+    references: Mapping[int, Any], slices: int, between: Between, ends: bool = False
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """`interpolate_shapes`, with the Dice to be expected of each class.
 
     Args:
         references: Slice number to label (H, W), integers.
+        slices: Number of slices of the volume, n.
+        between: How.
+        ends: As in `interpolate_shapes`.
+
+    Returns:
+        Labels (n, H, W), and class -> (n,) float32 in [0, 1], the expected Dice of the class in
+        each slice between two of its labelled ones; NaN elsewhere.
+
+    Raises:
+        ContextsegError: As `interpolate_shapes`.
+    """
+    labels = check_references(references, slices)
+    first = next(iter(labels.values()))
+    predict = _interpolated(between.spacing, between.aligned)
+    known = {k: _completed(*_masks(labels, k, between.silent), predict) for k in classes_of(labels)}
+    out = np.zeros((slices, *first.shape), first.dtype)
+    best = np.zeros(out.shape, np.float32)
+    dice = {k: np.full(slices, np.nan, np.float32) for k in known}
+    if between.aligned:
+        for a, b, pixels in _foreground_of_both(known):
+            best[a + 1 : b, pixels] = -np.inf
+    for k, masks in known.items():
+        if not masks:
+            continue
+        outlines = Outlines(masks, between.spacing, between.aligned)
+        for i in range(outlines.slices[0], outlines.slices[-1] + 1):
+            distance = outlines.distance(i)
+            if distance is not None:
+                dice[k][i] = outlines.expected_dice(i, between.slice_spacing)
+            elif i in masks and masks[i].any() and (labels[i] == IGNORE).any():
+                distance = outlines.at(i)
+                dice[k][i] = 1
+            if distance is not None:
+                before = best[i][distance.box]
+                inside = distance.values > before
+                np.copyto(before, distance.values, where=inside)
+                np.copyto(out[i][distance.box], k, where=inside, casting="unsafe")
+        if ends:
+            _copy_ends(out, masks, k)
+    return restore(out, labels, between.silent), dice
+
+
+def log_odds_per_distance(outlines: Outlines, i: int, slice_spacing: float) -> float:
+    """What turns the distance of a class in slice `i` into log-odds; see `ShapePrior.log_odds`."""
+    below = max(j for j in outlines.slices if j < i)
+    above = min(j for j in outlines.slices if j > i)
+    pixels = max(outlines.areas[below], outlines.areas[above])
+    radius = (pixels * outlines.spacing[0] * outlines.spacing[1] / np.pi) ** 0.5
+    nearest = slice_spacing * min(i - below, above - i)
+    return float(2 * radius / (nearest * slice_spacing * (above - below)))
+
+
+def copy_nearest(
+    references: Mapping[int, Any], slices: int, silent: Silent = NOTHING_SILENT
+) -> np.ndarray:
+    """The label of the nearest reference for every slice; half way, that of the lower one.
+
+    Args:
+        references: Slice number to label (H, W), integers. Where it is `IGNORE`, the nearest other
+            reference stands.
         slices: Number of slices of the volume.
+        silent: Slice number to the classes of which that reference says nothing. Where two classes
+            meet, the one whose reference is nearer stands.
 
     Returns:
         Labels (slices, H, W), int16 or, for larger values, int32.
@@ -84,8 +174,14 @@ def copy_nearest(references: Mapping[int, Any], slices: int) -> np.ndarray:
         [5, 5, 5, 7, 7]
     """
     labels = check_references(references, slices)
-    known = sorted(labels)
-    return np.stack([labels[min(known, key=lambda k: abs(k - i))] for i in range(slices)])
+    known = {k: _completed(*_masks(labels, k, silent), _nearest) for k in classes_of(labels)}
+    first = next(iter(labels.values()))
+    out = np.zeros((slices, *first.shape), first.dtype)
+    for i in range(slices):
+        sources = {k: nearest_slice(masks, i) for k, masks in known.items()}
+        for k in sorted(sources, key=lambda k: -abs(sources[k] - i)):
+            out[i][known[k][sources[k]]] = k
+    return restore(out, labels, silent)
 
 
 class ShapePrior:
@@ -98,6 +194,7 @@ class ShapePrior:
         classes: The O label values.
         spacing: Size of a pixel along H and W, in any unit.
         slice_spacing: Distance from one slice to the next, in the same unit.
+        silent: As in `interpolate_shapes`.
     """
 
     def __init__(
@@ -106,28 +203,34 @@ class ShapePrior:
         classes: Sequence[int],
         spacing: Sequence[float],
         slice_spacing: float,
+        silent: Silent = NOTHING_SILENT,
     ) -> None:
-        self.labels = {int(i): np.asarray(label) for i, label in sorted(references.items())}
+        labels = {int(i): np.asarray(label) for i, label in sorted(references.items())}
+        self.shape = next(iter(labels.values())).shape
         self.classes = tuple(classes)
         self.spacing = tuple(spacing)
         self.slice_spacing = slice_spacing
-        self._stretch: tuple[int, int] | None = None
+        predict = _interpolated(spacing, True)
+        self._outlines = [
+            Outlines(_completed(*_masks(labels, k, silent), predict), spacing, margin=_PRIOR_MARGIN)
+            for k in self.classes
+        ]
 
     def log_odds(self, i: int) -> np.ndarray | None:
         """Log-odds of each class in one slice, by the shapes of the labelled slices beside it.
 
         They are the signed distance of `interpolate_shapes` over the distance by which it may be
-        wrong: s d / 2r, with s the distance to the nearest labelled slice, d from one labelled
-        slice to the other, and r the radius of a disc as large as the larger of the class's two
-        outlines. So a shape is certain beside a labelled slice, and where labelled slices lie close
-        together for its size.
+        wrong: s d / 2r, with s the distance to the nearest slice that is labelled for the class, d
+        from one such slice to the other, and r the radius of a disc as large as the larger of the
+        class's two outlines. So a shape is certain beside a labelled slice, and where labelled
+        slices lie close together for its size.
 
         Args:
             i: Slice number.
 
         Returns:
-            (O, H, W) float32: 0 where nobody has annotated, and for a class in neither of the two
-            labelled slices. None where the slice does not lie between two labelled ones.
+            (O, H, W) float32: 0 for a class in neither of its two labelled slices. None where the
+            slice does not lie between two labelled ones of any class, or is one.
 
         Example:
             >>> label = np.array([[1, 1, 0, 0]])
@@ -135,33 +238,18 @@ class ShapePrior:
             >>> shapes.log_odds(1).astype(float).round(1).tolist(), shapes.log_odds(3)
             ([[[1.2, 0.4, -0.4, -1.2]]], None)
         """
-        above = min((k for k in self.labels if k > i), default=-1)
-        below = max((k for k in self.labels if k < i), default=-1)
-        if above < 0 or below < 0:
-            return None
-        if self._stretch != (below, above):
-            self._known = self._distances(below, above)
-            self._stretch = below, above
-        share = np.float32((i - below) / (above - below))
-        nearest = self.slice_spacing * min(i - below, above - i)
-        uncertainty = nearest * self.slice_spacing * (above - below) / 2
-        out = np.zeros((len(self.classes), *self.labels[below].shape), np.float32)
-        for k, (one, other, radius) in self._known.items():
-            out[k] = ((1 - share) * one + share * other) * np.float32(radius / uncertainty)
-        return out
-
-    def _distances(self, below: int, above: int) -> dict[int, tuple[np.ndarray, np.ndarray, float]]:
-        """Place of a class -> its signed distances in both slices, and its radius."""
-        first, last = self.labels[below], self.labels[above]
-        annotated = (first != IGNORE) & (last != IGNORE)
-        known: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
-        for k, value in enumerate(self.classes):
-            ends = _ends(first == value, last == value, self.spacing)
-            if ends is not None:
-                pixels = max(np.count_nonzero(first == value), np.count_nonzero(last == value))
-                radius = (pixels * self.spacing[0] * self.spacing[1] / np.pi) ** 0.5
-                known[k] = (ends[0] * annotated, ends[1] * annotated, float(radius))
-        return known
+        out = np.zeros((len(self.classes), *self.shape), np.float32)
+        between = False
+        for k, outlines in enumerate(self._outlines):
+            distance = outlines.distance(i)
+            if distance is None:
+                continue
+            between = True
+            odds = log_odds_per_distance(outlines, i, self.slice_spacing)
+            out[k] = distance.values.min()
+            out[k][distance.box] = distance.values
+            out[k] *= np.float32(odds)
+        return out if between else None
 
 
 def check_references(
@@ -203,57 +291,135 @@ def check_references(
     return labels
 
 
-def _blend(
-    first: np.ndarray,
-    last: np.ndarray,
-    share: np.ndarray,
-    classes: Sequence[int],
-    spacing: Sequence[float],
-) -> np.ndarray:
-    """(n, H, W): the labels at `share` (n, 1, 1) of the way. One class in memory at a time."""
-    best = np.zeros((len(share), *first.shape), np.float32)
-    out = np.zeros(best.shape, first.dtype)
-    for k in classes:
-        ends = _ends(first == k, last == k, spacing)
-        if ends is None:
-            continue
-        distance = (1 - share) * ends[0] + share * ends[1]
-        inside = distance > best
-        best[inside] = distance[inside]
-        out[inside] = k
-    return out
+def classes_of(labels: Mapping[int, np.ndarray]) -> list[int]:
+    """The classes that labels hold, sorted; background and `IGNORE` are none.
 
+    Args:
+        labels: Slice number to label (H, W), integers.
 
-def _ends(
-    first: np.ndarray, last: np.ndarray, spacing: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """The signed distances of two masks (H, W); None where both are empty.
+    Returns:
+        Label values. [] without any.
 
-    That of an empty mask is such that the other shrinks to nothing half way.
+    Example:
+        >>> classes_of({3: np.array([[0, 7]]), 1: np.array([[2, -1]])})
+        [2, 7]
     """
-    one = _signed_distance(first, spacing)
-    other = _signed_distance(last, spacing)
-    if one is None and other is None:
-        return None
-    if one is None:
-        assert other is not None
-        one = np.full(first.shape, -other.max(), np.float32)
-    if other is None:
-        other = np.full(first.shape, -one.max(), np.float32)
-    return one, other
+    found: set[int] = set()
+    for label in labels.values():
+        drawn = label[label > 0]
+        while drawn.size:  # a few classes, and many pixels: faster than to sort them
+            found.add(int(drawn[0]))
+            drawn = drawn[drawn != drawn[0]]
+    return sorted(found)
 
 
-def _signed_distance(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray | None:
-    """To the border between pixels inside and outside, positive inside; None of an empty mask."""
-    import edt
+def nearest_slice(slices: Iterable[int], i: int) -> int:
+    """The slice nearest to slice `i`; of two, the lower one."""
+    return min(slices, key=lambda k: (abs(k - i), k))
 
-    if not mask.any():
-        return None
-    if mask.all():
-        diagonal = float(np.hypot(*(n * s for n, s in zip(mask.shape, spacing))))
-        return np.full(mask.shape, diagonal, np.float32)
-    half = min(spacing) / 2
-    mask = np.ascontiguousarray(mask)
-    inside = edt.edt(mask, anisotropy=tuple(spacing))
-    outside = edt.edt(~mask, anisotropy=tuple(spacing))
-    return np.where(mask, inside - half, half - outside)
+
+# --- what is known of a class ---------------------------------------------------------------------
+
+_Masks = dict[int, np.ndarray]
+_Predict = Callable[[_Masks, int], "np.ndarray | None"]
+
+
+def _masks(
+    labels: Mapping[int, np.ndarray], value: int, silent: Silent
+) -> tuple[_Masks, dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Slices in which all of a class is known: its mask. The others: (what is known, its mask)."""
+    full: _Masks = {}
+    partial: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for i, label in labels.items():
+        if value in silent.get(i, ()):
+            continue
+        mask = label == value
+        known = label != IGNORE
+        if known.all():
+            full[i] = mask
+        elif known.any():
+            partial[i] = known, mask
+    return full, partial
+
+
+def _completed(
+    full: _Masks, partial: Mapping[int, tuple[np.ndarray, np.ndarray]], predict: _Predict
+) -> _Masks:
+    """The masks of the slices that a class is filled from.
+
+    Where a slice is not known, it is what the full ones say of it, unless little of it is known
+    around the class: then it says nothing of the slices beside it.
+    """
+    masks = dict(full)
+    for i, (known, mask) in partial.items():
+        predicted = predict(full, i)
+        if predicted is None:
+            if mask.any():
+                masks[i] = mask
+        elif (predicted | mask).any():
+            box = bounding_box(predicted | mask, 0)
+            if known[box].mean() >= _KNOWN_SHARE:
+                masks[i] = np.where(known, mask, predicted)
+    return dict(sorted(masks.items()))
+
+
+def _interpolated(spacing: Sequence[float], aligned: bool) -> _Predict:
+    def predict(full: _Masks, i: int) -> np.ndarray | None:
+        if not any(mask.any() for mask in full.values()):
+            return None
+        if not min(full) < i < max(full):
+            return full[nearest_slice(full, i)]
+        distance = Outlines(full, spacing, aligned).distance(i)
+        mask = np.zeros(next(iter(full.values())).shape, bool)
+        if distance is not None:
+            mask[distance.box] = distance.values > 0
+        return mask
+
+    return predict
+
+
+def _nearest(full: _Masks, i: int) -> np.ndarray | None:
+    return full[nearest_slice(full, i)] if full else None
+
+
+def _foreground_of_both(known: Mapping[int, _Masks]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(a, b, pixels (H, W)) for slices next to each other among those of the same classes."""
+    groups: dict[tuple[int, ...], list[_Masks]] = {}
+    for masks in known.values():
+        groups.setdefault(tuple(masks), []).append(masks)
+    for slices, members in groups.items():
+        foreground = {i: np.logical_or.reduce([masks[i] for masks in members]) for i in slices}
+        for a, b in pairwise(slices):
+            if b - a > 1:
+                yield a, b, foreground[a] & foreground[b]
+
+
+def _copy_ends(out: np.ndarray, masks: _Masks, value: int) -> None:
+    """Copy a class into the slices beyond its first and its last one, where nothing else is."""
+    for beyond, i in ((out[: min(masks)], min(masks)), (out[max(masks) + 1 :], max(masks))):
+        beyond[(beyond == 0) & masks[i]] = value
+
+
+def restore(
+    out: np.ndarray, labels: Mapping[int, np.ndarray], silent: Silent = NOTHING_SILENT
+) -> np.ndarray:
+    """Write what is labelled over what was filled.
+
+    Args:
+        out: Labels (n, H, W), changed in place.
+        labels: Slice number to label (H, W).
+        silent: Slice number to classes of which the slice says nothing: these stay where it is 0.
+
+    Returns:
+        `out`.
+
+    Example:
+        >>> restore(np.array([[[4, 5, 4]]]), {0: np.array([[0, 0, 2]])}, {0: {5}}).tolist()
+        [[[0, 5, 2]]]
+    """
+    for i, label in labels.items():
+        known = label != IGNORE
+        if silent.get(i):
+            known &= (label > 0) | ~np.isin(out[i], list(silent[i]))
+        np.copyto(out[i], label, where=known, casting="unsafe")
+    return out

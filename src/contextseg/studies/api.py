@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import Methods, StrPath, assignments, progress_of, words
+from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,9 +182,19 @@ def simulate(
     goal: float = 0.9,
     steps: int = 300,
     seed: int = 0,
+    chain: bool = False,
+    arms: Sequence[str] | str = (),
+    budgets: Sequence[float] | str = (0.05, 0.1, 0.15),
+    seeds: Sequence[int] | str = (0, 1, 2),
+    method: str = "cps",
+    minutes_per_slice: float = 1.0,
     verbose: bool = True,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Simulate a person who labels slices, has the rest filled, corrects one more, and so on.
+
+    With `chain`, it is the whole chain: which cases, which slices, fill, train, predict, and again
+    on the worst, until a budget is spent; the Dice of locked test cases against the slices spent.
 
     Args:
         dataset: A labelled data set.
@@ -200,16 +211,61 @@ def simulate(
         cases: At most so many test cases, in their order. None for all.
         tolerance_mm: Tolerance of the NSD in mm.
         goal: A Dice: how many slices reach it?
-        steps: Steps of training in each round, for the way "network".
+        steps: Steps of training in each round, for the way "network" and the chain.
         seed: Seed of the way "network"; the others draw nothing.
+        chain: Simulate the whole chain. `slices` are then those labelled in one case before the
+            next, and ways, start, rounds, rules, goal and seed have no use.
+        arms: Of the chain: "all", "whole-cases", "chain", "chain-random", "chain-size",
+            "chain-no-fill", "chain-no-unlabelled". () for all.
+        budgets: Of the chain: slices to spend, as shares of all that hold a structure, ascending.
+        seeds: Of the chain: each a repetition.
+        method: Of the chain: how to train with unlabelled scans, "cps" or "pseudo".
+        minutes_per_slice: Of the chain: what a labelled slice costs.
         verbose: Show the progress on stderr.
+        **settings: Of the chain: any setting of the training by name.
 
     Returns:
-        A row for each case, structure, way, rule and round.
+        A row for each case, structure, way, rule and round; of the chain for each arm, seed,
+        budget, test case and class.
 
     Raises:
-        ContextsegError: Cases failed; the message names them, and what could be done is written.
+        ContextsegError: Cases failed (the message names them, and what could be done is written),
+            or an argument belongs to the other kind of study.
     """
+    only: dict[str, Any] = {
+        "ways": words(ways),
+        "rules": words(rules),
+        "start": words(start),
+        "goal": goal,
+    }
+    only |= {"rounds": rounds, "seed": seed}
+    if chain:
+        _refuse(only, _ALONE, "it has no use with --chain")
+        from contextseg.studies.simulate import ChainStudy, study_chain
+
+        asked = ChainStudy(
+            dataset=str(Path(dataset).absolute()),
+            arms=words(arms),
+            budgets=tuple(float(share) for share in words(budgets)),
+            seeds=tuple(int(number) for number in words(seeds)),
+            classes=tuple(classes),
+            slices=slices,
+            plane=plane,
+            method=method,
+            model=str(Path(model).absolute()) if model else "",
+            settings=(f"steps={steps}", *assignments(settings)),
+            minutes_per_slice=minutes_per_slice,
+            tolerance_mm=tolerance_mm,
+            cases=cases,
+        )
+        return study_chain(asked, Path(output), progress_of(verbose))
+    of_chain: dict[str, Any] = {
+        "arms": words(arms),
+        "budgets": words(budgets),
+        "seeds": words(seeds),
+    }
+    of_chain |= {"method": method, "minutes_per_slice": minutes_per_slice, **settings}
+    _refuse(of_chain, _CHAIN, "it has a use with --chain alone")
     from contextseg.studies.simulate import Study, run_study
 
     study = Study(
@@ -227,6 +283,34 @@ def simulate(
         seed=seed,
     )
     return run_study(study, Path(output), cases, goal, progress_of(verbose))
+
+
+_ALONE = {
+    "ways": (),
+    "rules": ("worst", "advice"),
+    "start": ("uniform",),
+    "goal": 0.9,
+    "rounds": 8,
+    "seed": 0,
+}
+"""Defaults of `simulate` that only a study of single scans reads."""
+
+_CHAIN = {
+    "arms": (),
+    "budgets": ("0.05", "0.1", "0.15"),
+    "seeds": ("0", "1", "2"),
+    "method": "cps",
+    "minutes_per_slice": 1.0,
+}
+"""Defaults of `simulate` that only the chain reads."""
+
+
+def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> None:
+    """Refuse arguments of the other kind of simulation, so that none is left out in silence."""
+    for name, value in given.items():
+        if name not in defaults or value != defaults[name]:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise ContextsegError(option, what, "leave it out")
 
 
 def diagnose(run: StrPath, *, training_cases: int = 8, verbose: bool = True) -> Diagnosis:

@@ -9,12 +9,13 @@ import json
 import sys
 
 from contextseg.errors import ContextsegError
+from contextseg.stopping import Stopped, stop_signals
 from contextseg.studies.compare.cell import Task
-from contextseg.training import Stopped
 
 if __name__ == "__main__":
     try:
-        Task(**json.load(sys.stdin))()
+        with stop_signals():
+            Task(**json.load(sys.stdin))()
     except (ContextsegError, Stopped) as error:
         print(f"contextseg: {error}", file=sys.stderr)
         sys.exit(143 if isinstance(error, Stopped) else 1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.layouts import Case
-from contextseg.disk import read_json, write_json, writing
+from contextseg.disk import lock_folder, read_json, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.methods import Method
 from contextseg.pipeline import references, run_pipeline, score, train_run
@@ -228,35 +228,3 @@ def logged_evaluations(log: str | Path) -> list[dict[str, Any]]:
         what = f"line not in JSON ({error})"
         remedy = "mend it: it says what the test split was used for"
         raise ContextsegError(path, what, remedy) from error
-
-
-@contextmanager
-def lock_folder(folder: str | Path) -> Iterator[None]:
-    """Keep other processes out of a folder inside the block.
-
-    The lock is the operating system's, so a process that was killed leaves nothing behind. Where
-    there are no such locks (Windows, some network disks) nothing is checked.
-
-    Args:
-        folder: The folder; made if it is not there.
-
-    Raises:
-        ContextsegError: Another process works in the folder.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with writing(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        file = open(Path(folder) / ".lock", "a", encoding="utf-8")  # noqa: SIM115
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            what = "another process works in this folder"
-            raise ContextsegError(folder, what, "wait for it to end, or stop it") from None
-        except OSError:
-            pass
-        yield

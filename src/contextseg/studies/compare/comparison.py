@@ -30,7 +30,14 @@ from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.check import Finding, check, raise_errors, read_findings
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.roi import restricted
-from contextseg.disk import digest, read_json, replacing, write_json
+from contextseg.disk import (
+    digest,
+    lock_folder,
+    read_json,
+    replacing,
+    visible_files,
+    write_json,
+)
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.importing import Source, find, imported
 from contextseg.evaluation.learning_curve import learning_curve
@@ -45,7 +52,6 @@ from contextseg.studies.compare.cell import (
     Task,
     begun_run,
     cell_scores,
-    lock_folder,
     log_test_evaluation,
     logged_evaluations,
 )
@@ -286,7 +292,7 @@ def _check(
     done = grid.folder / "check" / "done.json"
     files = {path for case in (*data.train, *data.test) for path in (*case.images, case.label)}
     paths = sorted(path for path in files if path)
-    paths += sorted(data.folder.glob("*.json"))
+    paths += visible_files(data.folder, "*.json")
     stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     names = digest(stats, grid.roi)
     findings = _known_findings(done, names)

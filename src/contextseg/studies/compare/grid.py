@@ -15,7 +15,7 @@ from contextseg.data.layouts import Case, Dataset, folds
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import resolve_fold
-from contextseg.settings import AUTO_FOLD, Settings
+from contextseg.settings import AUTO_FOLD, Settings, names
 
 EVERYTHING = "all"
 BUDGETS = "budgets.json"
@@ -202,9 +202,9 @@ def cells(grid: Grid, data: Dataset, keep_budgets: bool = True) -> list[Cell]:
             there are not enough labels for.
     """
     methods = [_parse_method(word) for word in grid.methods]
-    names = [_file_name(name) for name, _, _ in methods]
-    for name in names:
-        if names.count(name) > 1:
+    titles = [_file_name(name) for name, _, _ in methods]
+    for name in titles:
+        if titles.count(name) > 1:
             what = "two methods have this name"
             remedy = "write one=method and other=method"
             raise ContextsegError(f"--methods {name}", what, remedy)
@@ -222,11 +222,28 @@ def cells(grid: Grid, data: Dataset, keep_budgets: bool = True) -> list[Cell]:
                     settings = settings.set([*grid.settings, *assignments])
                     if budget:
                         settings = replace(settings, labelled=labelled[fold, budget])
+                    settings = _without_unlabelled(settings, data)
                     folder = grid.folder / "runs" / title
                     grid_cells.append(
                         Cell(title, folder, name, str(budget or EVERYTHING), settings)
                     )
     return grid_cells
+
+
+def _without_unlabelled(settings: Settings, data: Dataset) -> Settings:
+    """Settings without unlabelled items in a batch, where no training case is unlabelled.
+
+    So the budget "all" of a data set with all labels is a cell like any other: the same method,
+    which has nothing but labelled scans. What somebody set is kept.
+    """
+    name = "unlabelled_items"
+    if name in settings.arguments or f"arguments.{name}" not in names(settings.method):
+        return settings
+    keep = settings.labelled
+    training = folds(data, settings.fold)[0]
+    if any(case.label is None or (keep is not None and case.name not in keep) for case in training):
+        return settings
+    return replace(settings, arguments={**settings.arguments, name: 0})
 
 
 def _cell_name(method: str, budget: int | None, fold: int, seed: int) -> str:

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.errors import ContextsegError
+from contextseg.stopping import stop_signals
 from contextseg.studies.compare.cell import Task, failure_of
-from contextseg.training import Stopped
 
 PROCESS_LOG = "log.txt"
 """The output of a cell in a process of its own, in the folder of the cell."""
@@ -94,7 +92,7 @@ def run_in_processes(
         return failure(task.folder, process.returncode)
 
     failed = {}
-    with _sigterm_raises(), ThreadPoolExecutor(jobs) as pool:
+    with stop_signals(), ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(run_one, task): task.name for task in tasks}
         try:
             for done, future in enumerate(as_completed(futures), 1):
@@ -219,20 +217,3 @@ def failure(folder: str | Path, code: int) -> str:
     if code < 0:
         return f"it was killed by signal {-code}; was there enough memory? ({log})"
     return f"{failure_of(folder) or f'exit code {code}'} ({log})"
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises `Stopped` inside the block, so that no process started here is left behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise Stopped("stopped; the same command goes on from there")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -36,7 +36,7 @@ def context_classes(method: Method) -> int:
         The number of context classes.
     """
     if isinstance(method, CoLab | Contexts):
-        return method.contexts
+        return method.context_classes
     return 2 if isinstance(method, Dilated) else 1
 
 
@@ -75,7 +75,7 @@ def context_maps(run: Run, method: Method, case: Cached, image: np.ndarray) -> C
     )
     label = load_array(path, remedy)
     context = np.maximum(label - len(run.plan.classes) + 1, 0)
-    q = np.stack([context == j for j in range(method.contexts)]).astype(np.float32)
+    q = np.stack([context == j for j in range(method.context_classes)]).astype(np.float32)
     return ContextMaps(q, None)
 
 

@@ -7,6 +7,7 @@ cases are kept in the folder, and a study that was interrupted goes on where it 
 - `annotator`: the annotator on one structure of one scan: which slices come first, which next.
 - `network`: a baseline, a 2-D network trained on the labelled slices of one scan.
 - `study`: the annotator over a data set.
+- `chain` and `chain_report`: the whole chain on a budget, over the cases of a data set.
 - `summary`, `plot` and `results`: means and curves over structures, and the files that hold them.
 """
 
@@ -18,6 +19,8 @@ from contextseg.studies.simulate.annotator import (
     Evaluation,
     annotate_structure,
 )
+from contextseg.studies.simulate.chain import ARMS, Arm, ChainStudy, run_chain
+from contextseg.studies.simulate.chain_report import chain_means, chain_tests, study_chain
 from contextseg.studies.simulate.network import train_and_fill
 from contextseg.studies.simulate.results import run_study, write_results
 from contextseg.studies.simulate.study import (
@@ -30,16 +33,23 @@ from contextseg.studies.simulate.summary import means, slices_needed, summary
 
 __all__ = [
     "ALL_WAYS",
+    "ARMS",
     "CORRECTION_RULES",
     "STARTS",
+    "Arm",
+    "ChainStudy",
     "Evaluation",
     "Study",
     "annotate_structure",
+    "chain_means",
+    "chain_tests",
     "means",
+    "run_chain",
     "run_study",
     "simulate_cases",
     "slices_needed",
     "study_cases",
+    "study_chain",
     "summary",
     "train_and_fill",
     "write_results",

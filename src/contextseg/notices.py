@@ -1,0 +1,73 @@
+"""What a run says of its cases and of its training before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from contextseg.data.cache import Cached
+from contextseg.data.check import read_findings
+from contextseg.methods import Method
+from contextseg.methods.base import SHORT_STRENGTH
+
+
+def warned(folder: Path) -> list[str]:
+    """The warnings of a finished stage "check".
+
+    Args:
+        folder: The stage's folder.
+
+    Returns:
+        A sentence for each; [] for none.
+    """
+    path = folder / "findings.json"
+    findings = read_findings(path) if path.exists() else []
+    return [f"{f.where}: {f.what}; {f.remedy}" for f in findings if f.level == "warning"]
+
+
+def not_learnt(
+    training: Sequence[Cached], validation: Sequence[Cached], classes: Sequence[str]
+) -> list[str]:
+    """The classes that training cannot teach, because no preprocessed training label holds them.
+
+    Args:
+        training: Labelled training cases.
+        validation: Labelled validation cases.
+        classes: Names of the classes; the first is the background.
+
+    Returns:
+        A sentence for each such class; [] where all can be learnt.
+    """
+    taught = {k for case in training for k in case.classes}
+    validated = {k for case in validation for k in case.classes}
+    sentences = []
+    for k, name in enumerate(classes):
+        if k and k not in taught:
+            where = "in validation cases only" if k in validated else "in no case"
+            sentences.append(
+                f"class {name} cannot be learnt: at the plan's spacing it is {where}; choose "
+                "another --fold, label a training case with it, or plan a finer spacing_mm"
+            )
+    return sentences
+
+
+def training_line(method: Method, lr: float, device: torch.device, steps: int) -> str:
+    """Where and how a method is trained, in one line.
+
+    Args:
+        method: The method, settled.
+        lr: Learning rate of the first step.
+        device: Where it is trained.
+        steps: Steps of the training.
+
+    Returns:
+        The line.
+    """
+    threads = torch.get_num_threads()
+    where = f"{device}, {threads} thread{'s' * (threads > 1)}"
+    how = f"{method.optimizer} at {lr:g}"
+    if method.short:
+        how += f", augmentation x {SHORT_STRENGTH} (a short training; give lr for nnU-Net's SGD)"
+    return f"training on {where if device.type == 'cpu' else device}: {steps} steps, {how}"

@@ -1,0 +1,106 @@
+"""Short trainings: which optimiser and rate are taken, and what a run says before it begins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import contextseg as cs
+import laws
+from contextseg.data import phantom
+from contextseg.data.layouts import folds, open_dataset
+from contextseg.methods.base import SHORT_LR, SHORT_STEPS
+
+TINY = (
+    "steps=2",
+    "patch_vox=16,16,16",
+    "base_width=4",
+    "max_levels=2",
+    "batch_size=2",
+    "device=cpu",
+    "prediction.mirror=false",
+)
+
+
+def command(*words: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "contextseg", *map(str, words)]
+    for word in TINY:
+        line += ["--set", word]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, capture_output=True, encoding="utf-8", env=environment)
+
+
+@pytest.mark.parametrize(
+    ("steps", "lr", "optimizer", "want"),
+    [
+        (SHORT_STEPS - 1, 0.0, "auto", ("adamw", SHORT_LR, True)),
+        (SHORT_STEPS, 0.0, "auto", ("sgd", 0.01, False)),
+        (10, 0.02, "auto", ("sgd", 0.02, False)),
+        (10, 0.0, "adamw", ("adamw", 0.001, False)),
+        (10, 0.0, "sgd", ("sgd", 0.01, False)),
+    ],
+)
+def test_the_length_chooses_what_nobody_gave(
+    steps: int, lr: float, optimizer: str, want: tuple[str, float, bool]
+) -> None:
+    method = laws.make("supervised", optimizer=optimizer)
+    rate = method.settle(steps, lr)
+    assert (method.optimizer, rate, method.short) == want
+    assert method.settle(steps, rate) == rate  # the loop asks again
+
+
+@pytest.mark.parametrize(("name", "most"), [("cps", 0.001), ("stcn", 0.0001)])
+def test_adamw_has_a_rate_of_its_own(name: str, most: float) -> None:
+    method = laws.make(name, dims=2 if name == "stcn" else 3)
+    assert method.optimizer == "adamw"
+    assert method.settle(100, 0) == most
+
+
+def test_a_class_that_is_only_validated_is_named(tmp_path: Path) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=10, test=0, classes=3)
+    held_out = folds(open_dataset(data), 0)[1][0].name
+    for path in (data / "labelsTr").glob("*.nii.gz"):
+        if path.name != f"{held_out}.nii.gz":
+            image = nib.load(path)
+            label = np.array(image.dataobj)
+            label[label == 2] = 0
+            nib.save(nib.Nifti1Image(label, image.affine), path)
+    done = command("run", data, "-o", tmp_path / "run", "--fold", 0)
+    assert done.returncode == 0, done.stderr
+    assert "class dark cannot be learnt" in done.stderr
+    assert "in validation cases only" in done.stderr
+    assert "training on cpu, 1 thread: 2 steps, adamw" in done.stderr
+    assert "min left" in done.stderr
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "class dark cannot be learnt" in page
+
+
+def test_what_check_warns_of_is_said_by_a_run(tmp_path: Path) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=5, test=0)
+    for path in (data / "labelsTr").glob("*.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
+    findings = [f for f in cs.check(data, verbose=False) if f.level == "warning"]
+    done = command("train", data, "-o", tmp_path / "run", "--fold", 0)
+    assert findings
+    assert all(f"warning: {f.where}: {f.what}" in done.stderr for f in findings)
+
+
+def test_the_hint_after_training_stcn_is_propagate(tmp_path: Path) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=2, test=0, shape=(8, 32, 32))
+    out = tmp_path / "run"
+    words = ("train", data, "-o", out, "--method", "stcn", "--set", "dims=2")
+    line = [sys.executable, "-m", "contextseg", *map(str, words)]
+    for word in ("steps=2", "batch_size=2", "patch_vox=32,32", "device=cpu"):
+        line += ["--set", word]
+    done = subprocess.run(line, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    hint = done.stderr.split("Next: ")[1]
+    assert hint.startswith("contextseg propagate")
+    assert f"--model {out}" in hint
