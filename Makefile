@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo browser test test-slow check bench docs clean
+.PHONY: demo browser test test-slow test-nnunet check bench docs clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -48,6 +48,11 @@ docs: $(READY)
 bench:
 	$(MAKE) VENV=.venv-bench .venv-bench/.bench
 	.venv-bench/bin/python benchmarks/run.py $(if $(QUICK),--quick)
+
+# Beside nnU-Net itself: its commands train by our trainers, and we predict with its models.
+test-nnunet:
+	$(MAKE) VENV=.venv-bench .venv-bench/.bench
+	.venv-bench/bin/python -m pytest tests/test_nnunet_peer.py -n 0
 
 .venv-bench/.bench: .venv-bench/.ready benchmarks/requirements.txt
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c benchmarks/requirements.txt -e '.[bench]'

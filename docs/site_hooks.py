@@ -18,6 +18,7 @@ ELSEWHERE = {
     "contributing.md": ROOT / "CONTRIBUTING.md",
     "changelog.md": ROOT / "CHANGELOG.md",
     "benchmarks.md": ROOT / "benchmarks" / "RESULTS.md",
+    "benchmarks-nnunet.md": ROOT / "benchmarks" / "agreement" / "NNUNET.md",
 }
 """Pages of the site whose text lies outside docs/."""
 
@@ -44,6 +45,8 @@ def modules(room: str) -> list[str]:
         return [f"contextseg.{room}"]
     names = []
     for path in sorted((SOURCE / room).rglob("*.py")):
+        if not (path.parent / "__init__.py").exists():
+            continue  # files for another program, such as nnU-Net's trainers
         parts = path.relative_to(SOURCE).with_suffix("").parts
         if parts[-1] == "__init__":
             parts = parts[:-1]

@@ -18,6 +18,7 @@ from contextseg.losses import dice_ce, one_hot
 from contextseg.methods.colab import (
     CoLab,
     Generator,
+    called,
     context_loss,
     meta_gradient,
     piece,
@@ -351,3 +352,24 @@ def test_pieces_cover_a_patch_and_hold_what_lies_there(shape: tuple[int, ...], p
         piece(whole, count, parts).label, piece(whole, 0, parts).label
     )  # and again from the beginning
     assert parts > 1 or torch.equal(piece(whole, 5, 1).image, whole.image)
+
+
+def test_a_network_with_a_module_under_two_names_keeps_its_weights():
+    """As nnU-Net's: torch's functional_call would leave the given weights in it."""
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 2, 1)
+            self.again = torch.nn.Sequential(self.conv)
+
+        def forward(self, x):
+            return self.again(x)
+
+    net = Twice()
+    before = dict(net.named_parameters())
+    given = {name: torch.ones_like(p) for name, p in before.items()}
+    out = called(net, given, torch.ones(1, 1, 2, 2))
+    assert torch.equal(out, torch.full((1, 2, 2, 2), 2.0))
+    assert all(p is before[name] for name, p in net.named_parameters())
+    assert net.again[0].weight is net.conv.weight

@@ -126,6 +126,7 @@ def test_prose_has_at_most_100_columns(page: Path) -> None:
 def test_every_record_of_a_decision_is_in_the_index() -> None:
     records = sorted((DOCS / "decisions").glob("[0-9]*.md"))
     index = read(DOCS / "decisions" / "README.md")
+    assert len({record.name[:4] for record in records}) == len(records)
     for record in records:
         number = int(record.name[:4])
         text = read(record)

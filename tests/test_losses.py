@@ -384,7 +384,7 @@ def test_focal_by_hand():
     label = torch.tensor([[[1, 0]]])
     expected = (-0.8 * 0.1**3 * math.log(0.9) - 0.2 * 0.2**3 * math.log(0.8)) / 2
     alpha = torch.tensor([0.2, 0.8], dtype=torch.float64)
-    assert losses.focal(logits, label, gamma=3.0, alpha=alpha).item() == pytest.approx(
+    assert losses.focal(logits, label, weight=alpha, gamma=3.0).item() == pytest.approx(
         expected, 1e-10
     )
 
@@ -414,11 +414,45 @@ def test_dice_ce_is_the_sum_of_both():
     logits, label, annotated = draw((3, 4, 2))
     w, s = torch.tensor([1.0, 2.0, 0.5, 1.5], dtype=torch.float64), 0.2
     both = losses.cross_entropy(logits, label, annotated, w, s) + losses.soft_dice(
-        logits, label, annotated, 1e-3
+        logits, label, annotated, eps=1e-3
     )
     assert losses.dice_ce(logits, label, annotated, w, s, 1e-3).item() == pytest.approx(
         both.item(), 1e-12
     )
+
+
+# --- class weights --------------------------------------------------------------------------------
+
+
+@every_loss
+@pytest.mark.parametrize("soft", [False, True])
+def test_equal_weights_change_nothing_and_others_do(name, soft):
+    logits, label, annotated = draw((3, 4, 2))
+    target = one_hot(label, 4).double() if soft else label
+    plain = LOSSES[name](logits, target, annotated)
+    equal = LOSSES[name](logits, target, annotated, weight=[1.0] * 4)
+    other = LOSSES[name](logits, target, annotated, weight=[1.0, 1.0, 1.0, 5.0])
+    assert equal.item() == pytest.approx(plain.item(), 1e-12)
+    assert other.item() != pytest.approx(plain.item(), 1e-3)
+
+
+@every_loss
+def test_a_weight_draws_the_gradient_to_its_class(name):
+    """One voxel of each class, undecided: the heavier class is pulled up more."""
+    logits = torch.zeros(1, 3, 1, 3, dtype=torch.float64)
+    label = torch.tensor([[[0, 1, 2]]])
+    _, g = grad(lambda z: LOSSES[name](z, label, weight=[1.0, 1.0, 3.0]), logits)
+    assert g[0, 2, 0, 2] < g[0, 1, 0, 1] < 0
+
+
+def test_the_weighted_mean_of_soft_dice_by_hand():
+    logits, label, _ = draw((3, 4, 2), classes=3)
+    one = [
+        losses.soft_dice(logits, label, weight=[0.0, *w]).item() for w in ((1.0, 0.0), (0.0, 1.0))
+    ]
+    both = losses.soft_dice(logits, label, weight=[7.0, 1.0, 3.0]).item()
+    assert both == pytest.approx((one[0] + 3 * one[1]) / 4, 1e-12)
+    assert losses.soft_dice(logits, label).item() == pytest.approx(sum(one) / 2, 1e-12)
 
 
 # --- one_hot, merge_unknown -----------------------------------------------------------------------

@@ -12,7 +12,10 @@ import torch.multiprocessing as mp
 
 import laws
 from contextseg.batch import IGNORE
+from contextseg.errors import ContextsegError
+from contextseg.losses import LOSSES
 from contextseg.methods import METHODS, Method
+from contextseg.settings import Settings
 from contextseg.stopping import Stopped
 
 torch.set_num_threads(1)
@@ -193,3 +196,64 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ContextsegError, match=r"checkpoint\.pt"):
         laws.train_briefly(laws.make("supervised"), tmp_path, 2)
+
+
+# --- losses and class weights ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_reaches_every_loss(name: str, loss: str) -> None:
+    """By the words of `--set`; the loss then trains every weight that the default does."""
+    words = [f"loss={loss}"]
+    arguments = Settings("data", name).set(words).arguments
+    assert arguments == {"loss": loss}
+    if name not in NAMES:
+        assert METHODS[name](laws.plan(2), **arguments).loss.func is LOSSES[loss]
+        return
+    method = laws.make(name, 2, **arguments)
+    assert {part.func for part in vars(method).values() if _is_loss(part)} >= {LOSSES[loss]}
+    value = method(laws.batch(0, dims=2))["seg"]
+    value.backward()
+    assert torch.isfinite(value)
+    assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in method.parameters())
+
+
+def _is_loss(part: object) -> bool:
+    return getattr(part, "func", None) in LOSSES.values()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_method_weighs_the_classes(name: str, loss: str) -> None:
+    batch = laws.batch(0, dims=2)
+    values = []
+    for text in ("", "class_weights=1,1,1", "class_weights=1,1,9"):
+        arguments = Settings("data", name).set([f"loss={loss}", text][: 1 + bool(text)]).arguments
+        torch.manual_seed(0)
+        method = laws.make(name, 2, **arguments)
+        values.append(float(method(batch)["seg"].detach()))
+    assert values[1] == pytest.approx(values[0], 1e-5)
+    assert values[2] != pytest.approx(values[0], 1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((1.0, 2.0), "2 weights for 3 classes.*background, bright, dark"),
+        ((1.0, -1.0, 2.0), "numbers from 0"),
+        ((1.0, 0.0, 0.0), "numbers from 0"),
+    ],
+)
+def test_weights_that_do_not_go_with_the_classes_are_refused(
+    name: str, weights: tuple[float, ...], message: str
+) -> None:
+    with pytest.raises(ContextsegError, match=message):
+        laws.make(name, 2, class_weights=weights)
+
+
+def test_context_classes_have_the_weight_of_the_background() -> None:
+    for name in ("context", "colab"):
+        method = laws.make(name, 2, class_weights=(2.0, 1.0, 3.0), context_classes=3)
+        assert method.loss.keywords["weight"] == (2.0, 1.0, 3.0, 2.0, 2.0)

@@ -37,6 +37,7 @@ FLOORS = (
     {"training", "predict", "methods", "reports"},
     {"settings", "notices"},
     {"predictor", "run_folder"},
+    {"nnunet"},
     {"runs"},
     {"models"},
     {"pipeline", "twostage"},

@@ -123,7 +123,8 @@ def train(
         fold: 0 to 4 keeps that fifth for validation, "all" keeps none, "auto" is "all" where the
             data set has a labelled test split.
         seed: Same seed, same result, bit for bit on a CPU.
-        plan: A plan, or the file of one, in place of one made by the rules.
+        plan: A plan, or the file of one, in place of one made by the rules; also nnU-Net's
+            `nnUNetPlans.json` (`nnUNetPlans.json:2d` for another configuration than 3d_fullres).
         init: A run, an exported model or a file of weights to start from, for other classes and
             channels too. What is loaded, skipped and missing is said, and noted in the training
             stage's `weights.json`. None for new weights.
@@ -221,9 +222,10 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
-        *runs: Folders of finished runs, or files that `export` wrote. Several are an ensemble: the
+        *runs: Folders of finished runs, files that `export` wrote, or folders of models that
+            nnU-Net trained (with `plans.json`, or a `fold_0` in it). Several are an ensemble: the
             mean of their logits, or, where their plans differ in grid or patch (2-D with 3-D), of
-            their probabilities.
+            their probabilities. nnU-Net's models are no ensemble with others.
         device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
             trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
@@ -716,6 +718,7 @@ def _run(
     bar: ProgressBar,
 ) -> Iterator[Run]:
     """The run of these settings, opened in a folder that is locked as long as the block lasts."""
+    from contextseg.data.nnunet import load_plan
     from contextseg.data.plan import Plan
     from contextseg.pipeline import resolve_fold
     from contextseg.runs import Run
@@ -724,7 +727,7 @@ def _run(
     with _locked(output):
         opened = Run(output, chosen, bar)
         if plan:
-            opened.use_plan(plan if isinstance(plan, Plan) else Plan.load(Path(plan)))
+            opened.use_plan(plan if isinstance(plan, Plan) else load_plan(plan, opened.dataset))
         yield opened
 
 

@@ -117,6 +117,7 @@ def soft_dice(
     logits: Tensor,
     target: Tensor,
     annotated: Tensor | None = None,
+    weight: Sequence[float] | Tensor | None = None,
     eps: float = 1e-5,
     pooled: bool = False,
 ) -> Tensor:
@@ -131,6 +132,8 @@ def soft_dice(
         logits: (B, K, *S).
         target: (B, *S) int64, or soft, (B, K, *S).
         annotated: (B, K) bool; None for all.
+        weight: (K,), weighs the classes in their mean; that of class 0 is not used. None for equal
+            weights.
         eps: Added to numerator and denominator.
         pooled: Whether the sums of a class run over all items that annotate it, of all ranks.
 
@@ -142,7 +145,7 @@ def soft_dice(
         >>> round(soft_dice(z, torch.tensor([[1, 0]])).item(), 3)
         0.0
     """
-    return _mean(_dice(_items(logits, target, annotated), eps, pooled))
+    return _mean(_dice(_items(logits, target, annotated), weight, eps, pooled))
 
 
 def dice_ce(
@@ -169,15 +172,15 @@ def dice_ce(
         A scalar, the mean over items.
     """
     items = _items(logits, target, annotated)
-    return _mean(_entropy(items, weight, smoothing) + _dice(items, eps, pooled))
+    return _mean(_entropy(items, weight, smoothing) + _dice(items, None, eps, pooled))
 
 
 def focal(
     logits: Tensor,
     target: Tensor,
     annotated: Tensor | None = None,
+    weight: Sequence[float] | Tensor | None = None,
     gamma: float = 2.0,
-    alpha: Sequence[float] | Tensor | None = None,
 ) -> Tensor:
     """-alpha_k (1 - p_k)^gamma log p_k of each voxel's class k: in each item, the mean over voxels.
 
@@ -189,8 +192,8 @@ def focal(
         logits: (B, K, *S).
         target: (B, *S) int64, or soft, (B, K, *S).
         annotated: (B, K) bool; None for all.
+        weight: alpha, (K,), weighs the classes; None for equal weights.
         gamma: Exponent, 0 or more.
-        alpha: (K,), weighs the classes; None for equal weights.
 
     Returns:
         A scalar, the mean over items.
@@ -199,8 +202,8 @@ def focal(
     # 1 - p, kept from 0, where gamma below 1 has an infinite slope
     missed = (-torch.expm1(items.at)).clamp(min=1e-7)
     value = -(missed**gamma) * items.at
-    if alpha is not None:
-        value = value * items.classwise(alpha)
+    if weight is not None:
+        value = value * items.classwise(weight)
     return _mean((items.chosen(value) * items.labelled).sum(1) / items.labelled.sum(1).clamp(min=1))
 
 
@@ -210,9 +213,11 @@ LOSSES: dict[str, Loss] = {
     "soft_dice": soft_dice,
     "focal": focal,
 }
-"""Losses by name; each takes (logits, target, annotated)."""
+"""Losses by name; each takes (logits, target, annotated), and `weight`, one number a class."""
 POOLED = ("dice_ce", "soft_dice")
 """Those that can be `pooled`."""
+SMOOTHED = ("dice_ce", "cross_entropy")
+"""Those that take a label `smoothing`."""
 
 
 # --- deep supervision -----------------------------------------------------------------------------
@@ -358,7 +363,9 @@ def _entropy(items: _Items, weight: Sequence[float] | Tensor | None, smoothing: 
     return (loss * items.labelled).sum(1) / mass.sum(1).clamp(min=1e-12)
 
 
-def _dice(items: _Items, eps: float, pooled: bool) -> Tensor:
+def _dice(
+    items: _Items, weight: Sequence[float] | Tensor | None, eps: float, pooled: bool
+) -> Tensor:
     """(B,): the Dice loss of each item."""
     p = items.logp[:, 1:].exp()
     if items.soft:
@@ -376,8 +383,11 @@ def _dice(items: _Items, eps: float, pooled: bool) -> Tensor:
         sums = torch.stack([both, predicted, true.to(both.dtype)])
         both, predicted, true = sum_over_ranks((sums * known).sum(1, keepdim=True))
         known = known & (items.labelled.sum(1, keepdim=True) > 0)
-    loss = (1 - (2 * both + eps) / (predicted + true + eps)) * known
-    return loss.sum(1) / known.sum(1).clamp(min=1)
+    loss = 1 - (2 * both + eps) / (predicted + true + eps)
+    if weight is None:
+        return (loss * known).sum(1) / known.sum(1).clamp(min=1)
+    shares = known * torch.as_tensor(weight, dtype=loss.dtype, device=loss.device)[1:]
+    return (loss * shares).sum(1) / shares.sum(1).clamp(min=1e-12)
 
 
 def _mean(losses: Tensor) -> Tensor:

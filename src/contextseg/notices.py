@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from contextseg.data.cache import Cached
 from contextseg.data.check import read_findings
-from contextseg.data.layouts import Case
-from contextseg.errors import ContextsegError
 from contextseg.methods import Method
 from contextseg.methods.base import SHORT_STRENGTH
 
@@ -74,29 +71,3 @@ def training_line(method: Method, lr: float, device: torch.device, steps: int) -
     if method.short:
         how += f", augmentation x {SHORT_STRENGTH} (a short training; give lr for nnU-Net's SGD)"
     return f"training on {where if device.type == 'cpu' else device}: {steps} steps, {how}"
-
-
-def hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Case, ...]:
-    """The cases, those not in `keep` as if nobody had labelled them.
-
-    Args:
-        cases: Training cases.
-        keep: Names of the cases that keep their labels. None keeps all.
-
-    Returns:
-        The cases, in the same order.
-
-    Raises:
-        ContextsegError: A name is that of no labelled case.
-    """
-    if keep is None:
-        return tuple(cases)
-    strange = sorted(set(keep) - {case.name for case in cases if case.label})
-    if strange:
-        what = f"no labelled training cases: {', '.join(strange[:5])}"
-        raise ContextsegError(
-            "labelled", what, "name cases that have labels and are not validated on"
-        )
-    return tuple(
-        case if case.name in keep else replace(case, label=None, annotated=None) for case in cases
-    )

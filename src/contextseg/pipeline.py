@@ -18,6 +18,7 @@ from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
 from contextseg.methods import METHODS, Method
 from contextseg.models import open_archive
+from contextseg.nnunet import is_nnunet_model, open_nnunet
 from contextseg.notices import warned
 from contextseg.predictor import Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
@@ -206,8 +207,8 @@ def open_predictor(models: Sequence[str | Path], device: str = "") -> Predictor:
     """The finished methods of one or several models as one `Predictor`.
 
     Args:
-        models: Folders of finished runs, or files of exported models (`export_archive`); several
-            are an ensemble, see `Predictor`.
+        models: Folders of finished runs, files of exported models (`export_archive`), or folders
+            of models that nnU-Net trained; several are an ensemble, see `Predictor`.
         device: Where the networks run, see `Run.finished`.
 
     Returns:
@@ -228,7 +229,9 @@ def open_predictor(models: Sequence[str | Path], device: str = "") -> Predictor:
 
 
 def _open_model(model: str | Path, device: str = "") -> tuple[Sequence[Member], PredictionSettings]:
-    """The members of a run's folder or of an exported file, and its settings of prediction."""
+    """The members of a run, an exported file or nnU-Net's model, and its settings of prediction."""
+    if is_nnunet_model(model):
+        return open_nnunet(model, device), PredictionSettings()
     if Path(model).is_dir() or not Path(model).suffix:
         run = Run.open(model)
         return [Member(run.finished(device), run.plan)], run.settings.prediction

@@ -33,7 +33,7 @@ from contextseg.data.cache import Cached, fingerprint, load_record, preprocess, 
 from contextseg.data.check import check, raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
-from contextseg.data.roi import restricted
+from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sampling import Sampler
 from contextseg.data.snapshot import FileDigests, Snapshot
 from contextseg.disk import read_json, readable, replacing, visible_files, write_json
@@ -41,7 +41,8 @@ from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import start_weights_exist
-from contextseg.notices import hide_labels, not_learnt, training_line, warned
+from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
+from contextseg.notices import not_learnt, training_line, warned
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
@@ -358,6 +359,25 @@ class Run(RunFolder):
     def predictor(self) -> Predictor:
         """The finished method as a `Predictor`, with the run's prediction settings."""
         return Predictor([Member(self.finished(), self.plan)], self.settings.prediction)
+
+    is_model = staticmethod(holds_model)
+
+    @staticmethod
+    def open_model(folder: str | Path) -> Predictor:
+        """What segments scans with the run, or the model of nnU-Net, in a folder.
+
+        Args:
+            folder: A folder of which `is_model` holds.
+
+        Returns:
+            The predictor; nnU-Net's models predict with the default settings, which are nnU-Net's.
+
+        Raises:
+            ContextsegError: The run is not finished, or the model cannot be read.
+        """
+        if is_nnunet_model(folder):
+            return Predictor(open_nnunet(folder))
+        return Run.open(folder).predictor()
 
     def fit(self) -> Method:
         """Run the method's recipe.

@@ -227,7 +227,7 @@ class Settings:
                 raise ContextsegError(f"--set {assignment}", "no '='", "write --set name=value")
             known = _Names(self.method, used or tuple(_hints(self.method)), unused, by)
             for part, key in known.find(name.strip(), text.strip()):
-                value = _parse(text.strip(), _hints(self.method)[part][key], name)
+                value = setting_value(text.strip(), _hints(self.method)[part][key], name)
                 old = getattr(changed, part)
                 new = {**old, key: value} if isinstance(old, dict) else replace(old, **{key: value})
                 changed = replace(changed, **{part: new})  # type: ignore[arg-type]
@@ -368,8 +368,24 @@ _OF_A_RUN = frozenset(f.name for f in fields(Settings)) - {"planning", "argument
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _parse(text: str, hint: Any, name: str) -> Any:
-    """The value that `text` means for an argument annotated `hint`."""
+def setting_value(text: str, hint: Any, name: str) -> Any:
+    """The value that a text means for an argument.
+
+    Args:
+        text: What somebody wrote.
+        hint: The argument's annotation, a type or its text.
+        name: Name of the argument, for the message.
+
+    Returns:
+        The value.
+
+    Raises:
+        ContextsegError: The text is no value of this type.
+
+    Example:
+        >>> setting_value("4,4,2", "tuple[float, ...]", "spacing_mm")
+        (4, 4, 2)
+    """
     kind = hint.__name__ if isinstance(hint, type) else str(hint)
     boolean = kind.startswith("bool")
     remedy = "give true or false" if boolean else "see docs/cli.md for every name and its type"

@@ -43,7 +43,9 @@ ContextClasses = Annotated[
 ]
 PlanFile = Annotated[
     Path | None,
-    typer.Option("--plan", help="A plan to use, made by `contextseg plan` and edited."),
+    typer.Option(
+        "--plan", help="A plan to use, made by `contextseg plan` and edited; or nnUNetPlans.json."
+    ),
 ]
 Init = Annotated[
     Path | None,

@@ -16,7 +16,8 @@ def predict(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Finished runs or exported models; several are an ensemble (mean of their logits)."
+            help="Finished runs, exported models or nnU-Net's models; several are an ensemble "
+            "(mean of their logits)."
         ),
     ],
     images: Images,

@@ -158,6 +158,14 @@ class Plan:
         """Whether the scans are in Hounsfield units; the first channel says so."""
         return is_ct(self.channels[0].name)
 
+    def orientation_for(self, orientation: str) -> str:
+        """Where the axes D, H, W of a scan point once it is prepared; the same for all scans.
+
+        Args:
+            orientation: Where the scan's own axes point.
+        """
+        return self.orientation
+
     @property
     def lateral_axis(self) -> int:
         """The index into (D, H, W) of the left-right axis."""

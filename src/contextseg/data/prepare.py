@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from contextseg.data.nnunet import NNUNetPlan
 from contextseg.data.plan import Channel, Plan
 from contextseg.errors import ContextsegError
 from contextseg.grids import times
@@ -171,6 +172,10 @@ def prepare(
         ContextsegError: The number of channels is not the plan's, an intensity is not finite, or
             the voxels are improbably large or small beside the plan's.
     """
+    if isinstance(plan, NNUNetPlan):
+        from contextseg.data.nnunet_prepare import prepare_like_nnunet
+
+        return prepare_like_nnunet(scan, plan, name, label, memory_gb)
     turned = scan.oriented(plan.orientation)
     with np.errstate(over="ignore"):  # what is too large for float32 is named below
         image = np.ascontiguousarray(turned.array, dtype=np.float32)

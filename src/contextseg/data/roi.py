@@ -73,3 +73,29 @@ def _restricted_case(case: Case, classes: Sequence[str]) -> Case:
     if not annotated:
         return replace(case, label=None, annotated=None)
     return replace(case, annotated=annotated)
+
+
+def hide_labels(cases: Sequence[Case], keep: Sequence[str] | None) -> tuple[Case, ...]:
+    """The cases, some of them as if nobody had labelled them.
+
+    Args:
+        cases: Training cases.
+        keep: Names of those that keep their labels; None for all.
+
+    Returns:
+        All cases, in their order.
+
+    Raises:
+        ContextsegError: A name is not that of a labelled case.
+    """
+    if keep is None:
+        return tuple(cases)
+    strange = sorted(set(keep) - {case.name for case in cases if case.label})
+    if strange:
+        what = f"no labelled training cases: {', '.join(strange[:5])}"
+        raise ContextsegError(
+            "labelled", what, "name cases that have labels and are not validated on"
+        )
+    return tuple(
+        case if case.name in keep else replace(case, label=None, annotated=None) for case in cases
+    )

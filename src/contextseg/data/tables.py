@@ -11,6 +11,7 @@ from typing import Any
 from contextseg.data.listing import Case, Problems, nfc, some
 from contextseg.disk import read_json, visible_files
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.interop.totalsegmentator import class_map
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def read_label_table(
-    labels: Mapping[str, Any], where: str | Path
+    labels: Mapping[str, Any] | str, where: str | Path
 ) -> tuple[tuple[str, ...], tuple[int, ...], int | None, dict[str, tuple[int, ...]]]:
     """Read a label table: nnU-Net's {name: value or list of values}, or Decathlon's {value: name}.
 
@@ -40,7 +41,7 @@ def read_label_table(
     is called "label_V".
 
     Args:
-        labels: The table.
+        labels: The table; or the name of a published one, "TotalSegmentator total".
         where: The file, for the message.
 
     Returns:
@@ -83,6 +84,8 @@ def read_label_table(
 
 def _label_parts(labels: Any, where: str | Path) -> dict[str, tuple[int, ...]]:
     """Each name and its values, ascending."""
+    if isinstance(labels, str):
+        labels = class_map(labels, where)
     if isinstance(labels, list):
         labels = {str(name): value for value, name in enumerate(labels)}
     if not isinstance(labels, Mapping):

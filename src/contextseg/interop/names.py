@@ -35,8 +35,8 @@ def described(path: str | Path) -> tuple[Segment, ...] | None:
         path: A file of any kind.
 
     Returns:
-        The segments of a `.seg.nrrd` file, a DICOM segmentation or ITK-SNAP's label description;
-        None for others.
+        The segments of a `.seg.nrrd` file, a DICOM segmentation, TotalSegmentator's label map
+        (`--ml`) or ITK-SNAP's label description; None for others.
 
     Raises:
         ContextsegError: It is one of these, and damaged.

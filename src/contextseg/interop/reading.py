@@ -22,6 +22,7 @@ from contextseg.interop.slicer import (
     read_segments,
     write_segmentation,
 )
+from contextseg.interop.totalsegmentator import is_named_nifti, read_named_nifti
 
 
 def segmented(path: str | Path) -> SegmentedVolume | None:
@@ -72,7 +73,7 @@ def segments_of(path: str | Path) -> tuple[Segment, ...] | None:
         path: A file of any kind, or a folder.
 
     Returns:
-        As `segmented`.
+        As `segmented`; also those of a NIfTI file of TotalSegmentator (`--ml`).
 
     Raises:
         ContextsegError: As `segmented`.
@@ -82,6 +83,8 @@ def segments_of(path: str | Path) -> tuple[Segment, ...] | None:
     dicom = segmentation_file(path)
     if dicom is not None:
         return read_dicom_segments(dicom)
+    if is_named_nifti(path):
+        return read_named_nifti(path)
     contours = structure_set(path)
     return None if contours is None else read_structures(contours)
 

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial, wraps
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -334,6 +335,10 @@ class ScanLabel(Protocol):
 class ScanPredictor(Protocol):
     """Segments scans; `contextseg.predictor.Predictor` is one."""
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Value of each class in its label maps, by name, without the background."""
+
     def predict(self, scan: Any, *, name: str = "") -> ScanLabel:
         """Segment a scan: its files, or a `Volume`; `name` is for messages."""
 
@@ -417,6 +422,14 @@ class RecipeRun(Protocol):
     def open(folder: str | Path) -> RecipeRun:
         """The run in another folder."""
 
+    @staticmethod
+    def is_model(folder: str | Path) -> bool:
+        """Whether a folder holds a run, or a model that nnU-Net trained."""
+
+    @staticmethod
+    def open_model(folder: str | Path) -> ScanPredictor:
+        """What segments scans with the run, or the model of nnU-Net, in a folder."""
+
 
 # --- what methods share ---------------------------------------------------------------------------
 
@@ -455,24 +468,50 @@ def build_net(name: str, plan: Plan, classes: int | None = None) -> nn.Module:
     )
 
 
-def loss_of(plan: Plan, name: str = "dice_ce", **settings: Any) -> Loss:
+def loss_of(
+    plan: Plan,
+    name: str = "dice_ce",
+    class_weights: Sequence[float] = (),
+    outputs: int | None = None,
+    **settings: Any,
+) -> Loss:
     """The loss `name` of the registry, its Dice pooled over the batch where the plan says so.
 
     Args:
+        plan: Gives the classes, and says whether the Dice is pooled (`batch_dice`).
         name: One of `LOSSES`.
-        plan: Says whether the Dice is pooled (`batch_dice`).
+        class_weights: A weight for each of the plan's classes, background first; () for equal
+            weights. Each loss says what it weighs.
+        outputs: Channels of the logits, where they are more than the classes: those beyond are
+            parts of the background, and have its weight.
         **settings: Other arguments of the loss.
 
     Returns:
         A function (logits, target, annotated) to a scalar.
 
     Raises:
-        ContextsegError: The name is unknown.
+        ContextsegError: The name is unknown, or the weights do not go with the classes.
     """
     if name not in LOSSES:
         raise ContextsegError(f"loss={name}", "there is no such loss", did_you_mean(name, LOSSES))
     pooled = {"pooled": True} if plan.batch_dice and name in POOLED else {}
-    return partial(LOSSES[name], **settings, **pooled)
+    weight: dict[str, Any] = {}
+    if len(class_weights):
+        _check_weights(class_weights, plan.classes)
+        beyond = (outputs or len(plan.classes)) - len(plan.classes)
+        weight = {"weight": (*class_weights, *[class_weights[0]] * beyond)}
+    return partial(LOSSES[name], **settings, **pooled, **weight)
+
+
+def _check_weights(weights: Sequence[float], classes: Sequence[str]) -> None:
+    """Raise `ContextsegError` unless each class has a weight, and one of an organ counts."""
+    where = f"class_weights={','.join(f'{w:g}' for w in weights)}"
+    if len(weights) != len(classes):
+        what = f"{len(weights)} weights for {len(classes)} classes"
+        raise ContextsegError(where, what, f"give one for each of {', '.join(classes)}, in order")
+    if not all(isfinite(w) and w >= 0 for w in weights) or not any(weights[1:]):
+        what = "weights are numbers from 0, and one beside the background's is above 0"
+        raise ContextsegError(where, what, "give such numbers")
 
 
 def optimizer(name: str, parameters: object, lr: float) -> Optimizer:

@@ -61,6 +61,8 @@ class CMU(Method):
         alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
         cycles: Warm restarts of the learning rate; the paper has 100 epochs and a restart every 10.
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
+        class_weights: A weight in the segmentation's loss for each class, background first; ()
+            for equal weights.
 
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
@@ -77,11 +79,12 @@ class CMU(Method):
         alpha: float = 0.8,
         cycles: int = 10,
         weights: str = "",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         _check(presence_weight, gamma, alpha, cycles)
         self.net = with_head(net, plan, gamma, alpha) if presence_weight else build_net(net, plan)
-        self.loss = loss_of(plan, loss)
+        self.loss = loss_of(plan, loss, class_weights)
         self.optimizer = optimizer
         self.cycles = cycles
         self.weight = presence_weight
@@ -170,6 +173,7 @@ def cmu(
     cycles: int = 10,
     gate: bool = True,
     weights: str = "",
+    class_weights: tuple[float, ...] = (),
 ) -> Method:
     """CMU-Net: segmentation and presence of each class trained together, then a gate if it helps.
 
@@ -190,6 +194,8 @@ def cmu(
             of a patch or slice (see `methods.presence.gate`); a class has none where that does not
             help, and without validation cases there is no gate.
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
+        class_weights: A weight in the segmentation's loss for each class, background first; ()
+            for equal weights.
 
     Returns:
         The trained method, with its gate.
@@ -198,7 +204,18 @@ def cmu(
         ContextsegError: A name is unknown, or a number is out of its range.
     """
     method = run.train(
-        CMU(run.plan, net, optimizer, loss, presence_weight, gamma, alpha, cycles, weights)
+        CMU(
+            run.plan,
+            net,
+            optimizer,
+            loss,
+            presence_weight,
+            gamma,
+            alpha,
+            cycles,
+            weights,
+            class_weights,
+        )
     )
     return choose_gate(run, method) if gate else method
 
@@ -212,6 +229,7 @@ def cmu_pretrain(
     alpha: float = 0.5,
     cycles: int = 10,
     weights: str = "",
+    class_weights: tuple[float, ...] = (),
 ) -> Method:
     """The encoder trained on the presence of each class, then the whole network on segmentation.
 
@@ -228,6 +246,8 @@ def cmu_pretrain(
         cycles: Warm restarts of the learning rate over each training.
         weights: File of weights that the first stage starts from; "" for new weights. See
             `nets.weights`.
+        class_weights: A weight in the segmentation's loss for each class, background first; ()
+            for equal weights.
 
     Returns:
         The trained method of the second stage.
@@ -237,7 +257,7 @@ def cmu_pretrain(
     """
     first = Classifier(run.plan, net, optimizer, gamma, alpha, cycles, weights)
     run.train(first)
-    second = CMU(run.plan, net, optimizer, loss, 0.0, cycles=cycles)
+    second = CMU(run.plan, net, optimizer, loss, 0.0, cycles=cycles, class_weights=class_weights)
     second.net.load_state_dict(first.net.net.state_dict())
     return run.train(second)
 

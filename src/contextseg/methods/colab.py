@@ -139,6 +139,29 @@ def stepped(net: nn.Module, lr: float) -> Weights:
     return {name: weight.requires_grad_() for name, weight in moved.items()}
 
 
+def called(net: nn.Module, weights: Weights, image: Tensor) -> Tensor | list[Tensor]:
+    """A network's output with given weights.
+
+    As `torch.func.functional_call`, which leaves such weights behind in a network that holds one
+    module under two names, as nnU-Net's do.
+
+    Args:
+        net: The network.
+        weights: All of its weights, by the first of their names.
+        image: (B, C, *S).
+
+    Returns:
+        What the network gives.
+    """
+    first = {id(p): name for name, p in net.named_parameters()}
+    every = {
+        f"{place}.{leaf}" if place else leaf: weights[first[id(p)]]
+        for place, module in net.named_modules()
+        for leaf, p in module.named_parameters(recurse=False)
+    }
+    return functional_call(net, every, (image,), tie_weights=False)
+
+
 def roi_gradient(
     net: nn.Module, weights: Weights, image: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
@@ -156,7 +179,7 @@ def roi_gradient(
     Returns:
         One tensor for each of the weights; zeros where the loss does not depend on one.
     """
-    outputs = functional_call(net, weights, (image,))
+    outputs = called(net, weights, image)
     value = loss(outputs if isinstance(outputs, Tensor) else outputs[0])
     scale = 1024.0 if torch.is_autocast_enabled(image.device.type) else 1.0
     scaled = torch.autograd.grad(value * scale, list(weights.values()), allow_unused=True)
@@ -190,7 +213,7 @@ def exact_product(
             name: forward_ad.make_dual(p.detach(), part)
             for (name, p), part in zip(net.named_parameters(), v)
         }
-        z = functional_call(net, weights, (image,))
+        z = called(net, weights, image)
         duals = [forward_ad.unpack_dual(one) for one in ([z] if isinstance(z, Tensor) else z)]
     levels = [dual.primal.detach().requires_grad_() for dual in duals]
     levels_dot = [
@@ -223,7 +246,7 @@ def finite_product(
             name: p.detach() + sign * r * part for (name, p), part in zip(net.named_parameters(), v)
         }
         with torch.no_grad():
-            z = functional_call(net, weights, (image,))
+            z = called(net, weights, image)
         values.append(loss([z] if isinstance(z, Tensor) else z, q))
     return (values[0] - values[1]) / (2 * r)
 
@@ -240,6 +263,7 @@ def meta_gradient(
     lr: float,
     mean: Mean = lambda values: None,
     product: str = "exact",
+    loss: Loss = dice_ce,
 ) -> list[Tensor]:
     """The gradient of L_ROI(theta*) in the generator's parameters, over lr (CoLab, Eq. 12 to 15).
 
@@ -255,6 +279,7 @@ def meta_gradient(
         lr: Length of the step from theta to theta*.
         mean: Replaces means over this process's items by means over all processes' items, in place.
         product: "exact" or "finite".
+        loss: The loss of `context_loss` that the net is trained with.
 
     Returns:
         One tensor for each parameter of `generator`; zeros where the batch is empty.
@@ -270,10 +295,12 @@ def meta_gradient(
     parameters = list(generator.parameters())
     if not len(batch):
         return [torch.zeros_like(p) for p in parameters]
-    loss = partial(context_loss, label=batch.label, near=near, annotated=batch.annotated)
+    seg_loss = partial(
+        context_loss, label=batch.label, near=near, annotated=batch.annotated, loss=loss
+    )
     # Forward mode has no mixed precision.
     with torch.autocast(batch.image.device.type, enabled=False):
-        value = PRODUCTS[product](net, v, batch.image, generator(batch.image).softmax(1), loss)
+        value = PRODUCTS[product](net, v, batch.image, generator(batch.image).softmax(1), seg_loss)
     return [-g for g in torch.autograd.grad(value, parameters)]
 
 
@@ -387,6 +414,9 @@ class CoLab(Method):
         absent: M where a case has no ROI.
         background: How context classes become background again: "sum" or "max" (see `folded`).
         weights: File of weights that f starts from; "" for new weights. See `nets.weights`.
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first,
+            which the context classes share; () for equal weights.
 
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
@@ -419,6 +449,8 @@ class CoLab(Method):
         absent: float = 0.0,
         background: str = "sum",
         weights: str = "",
+        loss: str = "dice_ce",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         check_contexts(context_classes, background, margin, tau)
@@ -439,14 +471,18 @@ class CoLab(Method):
         self.context_classes = context_classes
         self.background = background
         self.optimizer = optimizer
-        self.loss = loss_of(plan)
+        outputs = self.classes + context_classes - 1
+        self.loss = loss_of(plan, loss, class_weights, outputs)
+        # A look-ahead has a part of the batch alone, and pools no Dice.
+        alone = replace(plan, batch_dice=False)
+        self.lookahead_loss = loss_of(alone, loss, class_weights, outputs)
         self.meta = meta
         self.every = generator_every
         self.turns = lookahead_items
         self.parts = lookahead_parts
         self.generator_lr = generator_lr
         self.start_weights = {"net": weights}
-        self.net = build_net(net, plan, self.classes + context_classes - 1)
+        self.net = build_net(net, plan, outputs)
         self.generator = (
             Generator(plan, context_classes, generator) if context_classes > 1 else None
         )
@@ -504,7 +540,9 @@ class CoLab(Method):
             mean(values)
 
         near = self.near(distances(part))
-        gradient = meta_gradient(self.net, self.generator, part, near, lr, over_all, self.meta)
+        gradient = meta_gradient(
+            self.net, self.generator, part, near, lr, over_all, self.meta, self.lookahead_loss
+        )
         return {"generator": [g * share for g in gradient]}
 
     def _watch(self, image: Tensor, step: int) -> None:

@@ -163,6 +163,9 @@ class Contexts(Method):
         context_classes: t, the first one included; 1 is `Supervised`, bit for bit.
         background: How context classes become background again: "sum" or "max" (see `folded`).
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first,
+            which the context classes share; () for equal weights.
 
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
@@ -176,14 +179,17 @@ class Contexts(Method):
         context_classes: int = 2,
         background: str = "sum",
         weights: str = "",
+        loss: str = "dice_ce",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         check_contexts(context_classes, background)
         self.classes = len(plan.classes)
         self.context_classes = context_classes
         self.background = background
-        self.net = build_net(net, plan, self.classes + context_classes - 1)
-        self.loss = loss_of(plan)
+        outputs = self.classes + context_classes - 1
+        self.net = build_net(net, plan, outputs)
+        self.loss = loss_of(plan, loss, class_weights, outputs)
         self.optimizer = optimizer
         self.start_weights = {"net": weights}
 
@@ -218,6 +224,9 @@ class Dilated(Method):
         distance_unit: "vox", as in the paper, or "mm".
         background: How the context class becomes background again: "sum" or "max" (see `folded`).
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first,
+            which the context classes share; () for equal weights.
 
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
@@ -233,6 +242,8 @@ class Dilated(Method):
         distance_unit: str = "vox",
         background: str = "sum",
         weights: str = "",
+        loss: str = "dice_ce",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         check_contexts(2, background, margin, tau)
@@ -241,7 +252,7 @@ class Dilated(Method):
         self.background = background
         self.near = partial(nearness, margin=margin, tau=tau)
         self.net = build_net(net, plan, self.classes + 1)
-        self.loss = loss_of(plan)
+        self.loss = loss_of(plan, loss, class_weights, self.classes + 1)
         self.optimizer = optimizer
         self.maps = partial(roi_distance, unit=distance_unit)
         self.start_weights = {"net": weights}

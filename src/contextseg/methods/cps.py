@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 from contextseg.batch import IGNORE, Batch
 from contextseg.data.plan import Plan
 from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.losses import NEVER, deep
+from contextseg.losses import NEVER, SMOOTHED, deep
 from contextseg.methods.base import Method, build_net, loss_of, optimizer
 
 UNSUPERVISED = {"dice": "soft_dice", "ce": "cross_entropy"}
@@ -196,7 +197,7 @@ class CPS(Method):
             and classes that are not annotated, are then what the networks give each other.
         weight: Weight of the term between the networks at the end of the training; `ramp` leads
             there.
-        smoothing: Label smoothing of the cross-entropy on labels.
+        smoothing: Label smoothing of the cross-entropy on labels, where `loss` has one.
         unsupervised: Loss between the networks: "dice" or "ce".
         certain: Probability below which an output is not trained on; 0, as in both papers, for all.
         cutmix: Whether unlabelled patches are mixed in pairs: each network labels the patches, and
@@ -204,6 +205,8 @@ class CPS(Method):
         weights: File of weights that the first network starts from; "" for new weights. See
             `nets.weights`.
         second_weights: The same for the second network.
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first; () for equal weights.
 
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
@@ -223,6 +226,8 @@ class CPS(Method):
         cutmix: bool = False,
         weights: str = "",
         second_weights: str = "",
+        loss: str = "dice_ce",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         if unsupervised not in UNSUPERVISED:
@@ -244,7 +249,8 @@ class CPS(Method):
         self.weight = weight
         self.certain = certain
         self.cutmix = cutmix
-        self.supervised = loss_of(plan, smoothing=smoothing)
+        smoothed: dict[str, Any] = {"smoothing": smoothing} if loss in SMOOTHED else {}
+        self.supervised = loss_of(plan, loss, class_weights, **smoothed)
         self.unsupervised = loss_of(plan, UNSUPERVISED[unsupervised])
         self.done = 0.0
 

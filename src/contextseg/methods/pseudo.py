@@ -61,6 +61,8 @@ def pseudo(
     cutmix: bool = False,
     weights: str = "",
     second_weights: str = "",
+    loss: str = "dice_ce",
+    class_weights: tuple[float, ...] = (),
 ) -> Method:
     """Train several models, let them label the rest, train on what they agree on, and again.
 
@@ -96,6 +98,8 @@ def pseudo(
         weights: File of weights that every model starts from; "" for new weights. See
             `nets.weights`.
         second_weights: The same for the second network (`CPS`).
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first; () for equal weights.
 
     Returns:
         The trained method.
@@ -117,6 +121,8 @@ def pseudo(
         "cutmix": cutmix,
         "weights": weights,
         "second_weights": second_weights,
+        "loss": loss,
+        "class_weights": class_weights,
     }
     make = _maker(run.plan, base, own)
     survey = _survey(run)

@@ -45,6 +45,8 @@ def context(
     distance_unit: str = "vox",
     background: str = "sum",
     weights: str = "",
+    loss: str = "dice_ce",
+    class_weights: tuple[float, ...] = (),
 ) -> Method:
     """Plain training on a background that is split beforehand, or with CoLab's learnt split.
 
@@ -56,7 +58,7 @@ def context(
     - "anatomy" splits by organs that people outlined: the data set's own other classes, or the
       folder `masks`.
     - "predicted" splits by the organs in a folder, such as TotalSegmentator's, or by those that a
-      finished run predicts.
+      finished run, or a model of nnU-Net, predicts.
     - "none" is plain training (`Supervised`), and "colab" is `CoLab` with its defaults.
 
     Args:
@@ -65,7 +67,7 @@ def context(
         context_classes: Number t of background classes for "kmeans" and "colab"; of organs there
             are as many as there are structures, left and right of one counted once.
         masks: Folder with CASE.nii.gz or CASE/STRUCTURE.nii.gz (see `data.masks`), or folder of a
-            run.
+            run or of a model that nnU-Net trained.
         net: Network, a name of `NETS`.
         optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         margin: Distance to the ROI up to which M is 1, in `distance_unit` ("dilated" and "colab").
@@ -74,6 +76,9 @@ def context(
         background: How context classes become background again: "sum" or "max" (see
             `methods.context.folded`).
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first,
+            which the context classes share; () for equal weights.
 
     Returns:
         The trained method.
@@ -82,7 +87,13 @@ def context(
         ContextsegError: A name is unknown, or there are no such organs.
     """
     plan = run.plan
-    common: dict[str, Any] = {"net": net, "optimizer": optimizer, "weights": weights}
+    common: dict[str, Any] = {
+        "net": net,
+        "optimizer": optimizer,
+        "weights": weights,
+        "loss": loss,
+        "class_weights": class_weights,
+    }
     decay: dict[str, Any] = {
         "margin": margin,
         "tau": tau,
@@ -174,7 +185,7 @@ def _anatomy(
             "nothing to take the organs from",
             "give --set masks=FOLDER, or a run's",
         )
-    if (Path(masks) / "run.json").exists():
+    if run.is_model(masks):
         return *_predicted_organs(run, masks, roi), lambda case: None
 
     def survey(folder: Path, progress: Progress) -> None:
@@ -218,23 +229,22 @@ def _own_organs(
 
 
 def _predicted_organs(run: RecipeRun, folder: str, roi: set[str]) -> tuple[list[str], Organs]:
-    """The classes of another run that are not in the ROI, as that run predicts them."""
+    """The classes of another model that are not in the ROI, as that model predicts them."""
 
     def survey(stage: Path, progress: Progress) -> None:
-        write_json(stage / "structures.json", list(run.open(folder).plan.classes[1:]))
+        write_json(stage / "structures.json", list(run.open_model(folder).classes))
 
     classes = read_json(run.stage("structures", survey) / "structures.json")
     names = [name for name in classes if name not in roi]
-    number = [0, *(names.index(name) + 1 if name in names else 0 for name in classes)]
-    opened: list[tuple[Sequence[int], ScanPredictor]] = []
+    opened: list[ScanPredictor] = []
 
     def organs(case: Case) -> np.ndarray:
         if not opened:  # only where the stage "context" has cases left
-            other = run.open(folder)
-            opened.append((other.plan.values, other.predictor()))
-        values, predictor = opened[0]
-        label = predictor.predict(read(*case.images), name=case.name).label.array
-        return recoded(label, dict(zip(values, number)), folder)
+            opened.append(run.open_model(folder))
+        label = opened[0].predict(read(*case.images), name=case.name).label.array
+        number = {name: i for i, name in enumerate(names, 1)}
+        to = {value: number.get(name, 0) for name, value in opened[0].classes.items()}
+        return recoded(label, {0: 0} | to, folder)
 
     return names, organs
 

@@ -16,7 +16,8 @@ from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached
 from contextseg.data.plan import Plan
 from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.methods.base import Method
+from contextseg.losses import LOSSES
+from contextseg.methods.base import Method, loss_of
 from contextseg.methods.cps import halved
 from contextseg.nets.stcn import stcn, stcn_small, stcn_stock
 from contextseg.propagation.clips import ClipSampler, follow
@@ -28,6 +29,9 @@ PRESETS: dict[str, Callable[[int], nn.Module]] = {
     "stcn-small": stcn_small,
 }
 """Sizes of the network: the paper's, Cheng et al.'s own, and one for small images and CPUs."""
+
+OWN_LOSS = "ohem_lovasz"
+"""The name of the paper's loss, which is no loss of the registry: it changes over the training."""
 
 
 class STCNMethod(Method):
@@ -48,6 +52,8 @@ class STCNMethod(Method):
         axes: Axes of the scan (0 for D, 1 for H, 2 for W) that slices are taken across.
         weights: File of weights to start from, such as another run's `model.pt`; "" for new
             weights. See `nets.weights`.
+        loss: "ohem_lovasz", or a name of `LOSSES`. Its classes are the objects of a clip, so that
+            there are no weights of the data set's classes.
 
     Raises:
         ContextsegError: A name is unknown, or the plan has a channel for the slice's position.
@@ -66,6 +72,7 @@ class STCNMethod(Method):
         frames: int = 3,
         axes: tuple[int, ...] = (0,),
         weights: str = "",
+        loss: str = OWN_LOSS,
     ) -> None:
         super().__init__()
         if size not in PRESETS:
@@ -78,6 +85,11 @@ class STCNMethod(Method):
                 "stcn follows a mask from slice to slice, wherever these are",
                 "leave it out",
             )
+        if loss not in (OWN_LOSS, *LOSSES):
+            raise ContextsegError(
+                f"loss={loss}", "there is no such loss", did_you_mean(loss, [OWN_LOSS, *LOSSES])
+            )
+        self.loss = None if loss == OWN_LOSS else loss_of(plan, loss)
         self.net: Any = PRESETS[size](len(plan.channels))
         self.start_weights = {"net": weights}
         self.optimizer = optimizer
@@ -102,8 +114,10 @@ class STCNMethod(Method):
         return halved(done)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Of clips (B, C, T, H, W): two terms, "ohem" and "lovasz"."""
+        """Of clips (B, C, T, H, W): two terms, "ohem" and "lovasz"; of another loss one, "seg"."""
         logits, label = follow(self.net, batch, self.references)
+        if self.loss is not None:
+            return {"seg": self.loss(logits, label)}
         return {
             "ohem": ohem_cross_entropy(logits, label, keep=ohem_share(self.done)),
             "lovasz": lovasz_softmax(logits, label),

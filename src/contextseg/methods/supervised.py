@@ -25,9 +25,12 @@ class Supervised(Method):
         presence_weight: Weight of a second term, which trains a head on which classes are in a
             patch at all (`presence_loss`); 0 for no head.
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
+        loss: Loss on labels, a name of `LOSSES`.
+        class_weights: A weight in the loss for each class, background first; () for equal weights.
 
     Raises:
-        ContextsegError: A name is unknown, or the network cannot have this plan.
+        ContextsegError: A name is unknown, the network cannot have this plan, or the weights do
+            not go with its classes.
     """
 
     def __init__(
@@ -37,10 +40,12 @@ class Supervised(Method):
         optimizer: str = "auto",
         presence_weight: float = 0.0,
         weights: str = "",
+        loss: str = "dice_ce",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         self.net = with_head(net, plan) if presence_weight else build_net(net, plan)
-        self.loss = loss_of(plan)
+        self.loss = loss_of(plan, loss, class_weights)
         self.optimizer = optimizer
         self.presence_weight = presence_weight
         self.start_weights = {"net": weights}

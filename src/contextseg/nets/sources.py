@@ -20,6 +20,7 @@ from torch import Tensor
 
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
+from contextseg.nets.nnunet import safe_numbers
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def read_weights(path: str | Path | IO[bytes], name: str | Path = "") -> dict[st
         if str(path).endswith(".npz"):
             with np.load(str(path)) as file:
                 return {name: torch.from_numpy(file[name]) for name in file.files}
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with safe_numbers():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ContextsegError(
             where, "there is no such file", "give the path of a file of weights"
@@ -127,7 +129,7 @@ def read_weights(path: str | Path | IO[bytes], name: str | Path = "") -> dict[st
     except Exception as error:  # an unpickler may raise anything on a damaged file
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ContextsegError(where, f"no weights can be read from it ({why})", remedy) from error
-    for key in ("state_dict", "model_state_dict", "model", "method"):
+    for key in ("network_weights", "state_dict", "model_state_dict", "model", "method"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     tensors = {}

@@ -3,6 +3,7 @@
 Nothing is downloaded, and nothing is unpickled but tensors. The sources whose names are known:
 
 - "contextseg": any network of ours, also inside a method, such as in a run's `model.pt`.
+- "nnunet": nnU-Net v2's two networks, such as in its `checkpoint_final.pth`.
 - "google": `R50+ViT-B_16.npz` of the vision transformer's authors (Dosovitskiy et al., ICLR 2021).
 - "timm": `vit_base_r50_s16_*`, which is the same network, and `efficientnet_b3`. (Its BiT ResNets
   have their norms before each convolution, not after, and so are no part of a TransUNet.)
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.nets.nnunet import nnunet_names
 from contextseg.nets.sources import StartWeights, read_start_weights, read_weights
 from contextseg.nets.transunet import resized_places
 
@@ -56,6 +58,7 @@ _HYBRID = "transformer.embeddings.hybrid_model."
 
 NAMES: dict[str, dict[str, str]] = {
     "contextseg": {},
+    "nnunet": {},  # by `nets.nnunet.nnunet_names`
     "google": {
         "root.0": "conv_root",
         "root.1": "gn_root",
@@ -390,9 +393,10 @@ class _Fitting:
         state = net.state_dict()
         first = next((n for n, x in state.items() if x.ndim >= 4 and n != "places"), "")
         matched: _Match = {}
+        special = nnunet_names(net) if source == "nnunet" else {}
         for name, ours in state.items():
             part, dot, leaf = name.rpartition(".")
-            theirs = _named(part if dot else leaf, NAMES[source], depths)
+            theirs = special.get(part) or _named(part if dot else leaf, NAMES[source], depths)
             for candidate in self._candidates(theirs, leaf if dot else "", source):
                 if candidate not in tensors:
                     continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -275,6 +275,7 @@ def segment(
     *,
     to_class: np.ndarray | Sequence[int] | None = None,
     confidence: np.ndarray | None = None,
+    slices: tuple[int, np.ndarray] | None = None,
     probabilities: ProbabilityStore | None = None,
     **window: Any,
 ) -> np.ndarray:
@@ -287,6 +288,8 @@ def segment(
         patch_vox: Size of the sliding window, as in `sliding_window`.
         to_class: The value to write for each channel, as in `labels_from_slabs`.
         confidence: (D, H, W) uint8, filled as by `labels_from_slabs`.
+        slices: An axis along which logits are not interpolated, and the index that each slice of
+            the output is taken from. None to interpolate along all axes.
         probabilities: Filled as by `labels_from_slabs`.
         **window: Other arguments of `sliding_window`, `device` among them.
 
@@ -299,11 +302,31 @@ def segment(
         array([0, 0, 0, 0, 1, 1, 1, 1], dtype=uint8)
     """
     slabs = sliding_window(predict, image, patch_vox, **window)
+    size = list(image.shape[1:])
+    if slices is not None:
+        axis, index = slices
+        slabs = _taken(slabs, axis, index)
+        size[axis] = len(index)
     return labels_from_slabs(
         slabs,
-        image.shape[1:],
+        size,
         shape,
         to_class=to_class,
         confidence=confidence,
         probabilities=probabilities,
     )
+
+
+def _taken(
+    slabs: Iterable[tuple[int, int, Tensor]], axis: int, index: np.ndarray
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Slabs of the slices `index` along an axis of (D, H, W), in its order, which never falls."""
+    for start, stop, logits in slabs:
+        if axis > 0:
+            order = torch.from_numpy(index).to(logits.device)
+            yield start, stop, logits.index_select(axis + 1, order)
+            continue
+        for i in range(start, stop):
+            a, b = np.searchsorted(index, [i, i + 1]).tolist()
+            if a < b:
+                yield a, b, logits[:, i - start : i - start + 1].expand(-1, b - a, -1, -1)

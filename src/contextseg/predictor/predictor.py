@@ -15,6 +15,8 @@ import torch
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.components import Change, added, keep_largest, keep_largest_of
 from contextseg.data.layouts import Case
+from contextseg.data.nnunet import NNUNetPlan
+from contextseg.data.nnunet_prepare import logit_slices, wanted_mm
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import (
     TOO_LARGE,
@@ -54,6 +56,12 @@ ALIKE = ("classes", "values")
 
 GRID = ("orientation", "spacing_mm", "patch_vox")
 """What those members share whose logits are averaged; of the others the probabilities are."""
+
+NNUNET_GRID = (
+    *GRID,
+    *("channels", "transpose", "reoriented", "masked", "data_orders", "logit_orders", "separate"),
+)
+"""The same for nnU-Net's models, each of which prepares scans by rules of its own."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,9 @@ class Predictor:
             if member.method.guided:
                 what = "it fills a scan from labelled slices, and cannot predict one without"
                 raise ContextsegError("predictor", what, "use `contextseg propagate --model RUN`")
+            if isinstance(member.plan, NNUNetPlan) != isinstance(self.plan, NNUNetPlan):
+                what = "models of nnU-Net's and of ours, which see scans prepared in other ways"
+                raise ContextsegError("predictor", what, "predict with each on its own")
             for name in ALIKE:
                 if getattr(member.plan, name) != getattr(self.plan, name):
                     what = f"plans of an ensemble that differ in {name}"
@@ -369,7 +380,8 @@ class Predictor:
         """The members by grid and patch; those of one group see the same image."""
         groups: dict[tuple[Any, ...], list[Member]] = {}
         for member in self.members:
-            key = tuple(getattr(member.plan, name) for name in GRID)
+            nnunet = isinstance(member.plan, NNUNetPlan)
+            key = tuple(getattr(member.plan, name) for name in (NNUNET_GRID if nnunet else GRID))
             groups.setdefault(key, []).append(member)
         return list(groups.values())
 
@@ -398,6 +410,7 @@ class Predictor:
             to_class=np.array(plan.values),
             confidence=confidence,
             probabilities=store,
+            slices=_thick_slices(plan, record, image.shape[1:]),
             progress=progress,
         )
         whole = volume.with_array(undo(label, record, plan.values[0]).array)
@@ -454,6 +467,11 @@ class Predictor:
         names = ", ".join(type(member.method).__name__ for member in self.members)
         spacing = " x ".join(f"{mm:g}" for mm in self.plan.spacing_mm)
         return f"Predictor({names}; {', '.join(self.plan.classes[1:])}; {spacing} mm)"
+
+
+def _thick_slices(plan: Plan, record: Record, size: Sequence[int]) -> tuple[int, np.ndarray] | None:
+    """Slices whose logits are taken as they are, by nnU-Net's rule; None for plans of ours."""
+    return logit_slices(plan, record, size) if isinstance(plan, NNUNetPlan) else None
 
 
 def scan_of(scan: Any, spacing_mm: Sequence[float] | None = None, series: str = "") -> Volume:
@@ -545,8 +563,10 @@ def check_scan_memory(
     Raises:
         ContextsegError: The scan needs more memory than there is.
     """
-    turned = scan.oriented(plan.orientation)
-    sizes = zip(turned.shape, turned.spacing_mm, plan.spacing_mm)
+    turned = scan.oriented(plan.orientation_for(scan.orientation))
+    own = turned.spacing_mm
+    wanted = wanted_mm(plan, own) if isinstance(plan, NNUNetPlan) else plan.spacing_mm
+    sizes = zip(turned.shape, own, wanted)
     shape = [max(1, round(n * s / t / 2)) for n, s, t in sizes]
     refuse_too_large(name, turned, plan.spacing_mm, shape, settings.memory_gb)
     voxels = int(np.prod(scan.shape))

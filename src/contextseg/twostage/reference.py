@@ -63,11 +63,12 @@ class SliceReference:
     ) -> None:
         self.scan, self.member, self.settings = scan, member, settings
         plan = member.plan
-        order, flips = axis_moves(scan.orientation, plan.orientation)
+        orientation = plan.orientation_for(scan.orientation)
+        order, flips = axis_moves(scan.orientation, orientation)
         self.axis = order[0]
         self.presence: np.ndarray | None = None
         self._flipped = flips[0]
-        own_mm = scan.oriented(plan.orientation).spacing_mm
+        own_mm = scan.oriented(orientation).spacing_mm
         # cropped to the body, at the scan's own spacing: not resampled
         self._raw, _, _, self._record = prepare(scan, replace(plan, spacing_mm=own_mm), name)
         sizes = zip(self._record.shape, own_mm, plan.spacing_mm)
