@@ -1,0 +1,306 @@
+"""The face for training, and for trained models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contextseg.arguments import StrPath, assignments, progress_of
+from contextseg.console import ProgressBar
+from contextseg.errors import ContextsegError
+
+if TYPE_CHECKING:
+    from contextseg.data.plan import Plan
+    from contextseg.pipeline import Outcome
+    from contextseg.predictor import Predictor
+    from contextseg.runs import Run
+    from contextseg.settings import Settings
+
+
+def train(
+    dataset: StrPath,
+    output: StrPath,
+    *,
+    method: str = "supervised",
+    fold: int | str = "auto",
+    seed: int = 0,
+    plan: StrPath | Plan | None = None,
+    init: StrPath | None = None,
+    roi: Sequence[str] = (),
+    verbose: bool = True,
+    **settings: Any,
+) -> Run:
+    """Check, plan, preprocess, train. The same call goes on where it was stopped.
+
+    Args:
+        dataset: Folder of the data set.
+        output: Folder of the run.
+        method: How to train; docs/methods.md lists all.
+        fold: 0 to 4 keeps that fifth for validation, "all" keeps none, "auto" is "all" where the
+            data set has a labelled test split.
+        seed: Same seed, same result, bit for bit on a CPU.
+        plan: A plan, or the file of one, in place of one made by the rules; also nnU-Net's
+            `nnUNetPlans.json` (`nnUNetPlans.json:2d` for another configuration than 3d_fullres).
+        init: A run, an exported model or a file of weights to start from, for other classes and
+            channels too. What is loaded, skipped and missing is said, and noted in the training
+            stage's `weights.json`. None for new weights.
+        roi: Classes to segment; the others are background. () for all.
+        verbose: Show the progress on stderr.
+        **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
+
+    Returns:
+        The run; `run.predictor()` segments scans.
+
+    Raises:
+        ContextsegError: The data set has errors, a setting does not exist, or the folder holds a
+            run with other settings.
+    """
+    from contextseg.pipeline import train_run
+
+    settings |= _start_weights(init, method, settings)
+    bar = progress_of(verbose)
+    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
+        train_run(opened)
+    return opened
+
+
+def run(
+    dataset: StrPath,
+    output: StrPath,
+    *,
+    method: str = "supervised",
+    fold: int | str = "auto",
+    seed: int = 0,
+    plan: StrPath | Plan | None = None,
+    init: StrPath | None = None,
+    roi: Sequence[str] = (),
+    verbose: bool = True,
+    **settings: Any,
+) -> Outcome:
+    """The whole job: check, plan, preprocess, train, predict, evaluate, report.
+
+    A finished stage is not done again. The test split is predicted and scored where there is one,
+    and else the validation cases of the fold.
+
+    Args:
+        dataset: Folder of the data set.
+        output: Folder of the run.
+        method: How to train; docs/methods.md lists all.
+        fold: As for `train`.
+        seed: Same seed, same result, bit for bit on a CPU.
+        plan: A plan, or the file of one, in place of one made by the rules.
+        init: A run, an exported model or a file of weights to start from, for other classes and
+            channels too. What is loaded, skipped and missing is said, and noted in the training
+            stage's `weights.json`. None for new weights.
+        roi: Classes to segment; the others are background. () for all.
+        verbose: Show the progress on stderr.
+        **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
+
+    Returns:
+        Where the predictions, the table and the report are.
+
+    Raises:
+        ContextsegError: As `train`, and where a case cannot be predicted or scored.
+    """
+    from contextseg.pipeline import run_pipeline
+
+    settings |= _start_weights(init, method, settings)
+    bar = progress_of(verbose)
+    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
+        return run_pipeline(opened)
+
+
+def demo(output: StrPath = "demo", *, verbose: bool = True, **settings: Any) -> Outcome:
+    """The whole job on sixteen real MR scans of soft-tissue sarcoma: minutes on two cores.
+
+    The scans come with the package (Vallières et al. 2015, CC BY 3.0).
+
+    Args:
+        output: Folder of the run.
+        verbose: Show the progress on stderr.
+        **settings: Any setting by name, such as `steps=50`.
+
+    Returns:
+        Where the predictions, the table, the picture and the report are.
+    """
+    from contextseg.pipeline import demo_settings, run_pipeline
+    from contextseg.runs import Run
+
+    chosen = demo_settings().set(assignments(settings))
+    with _locked(output):
+        return run_pipeline(Run(output, chosen, progress_of(verbose)))
+
+
+def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
+    """Open finished runs as one predictor, which segments scans.
+
+    Args:
+        *runs: Folders of finished runs, files that `export` wrote, or folders of models that
+            nnU-Net trained (with `plans.json`, or a `fold_0` in it). Several are an ensemble: the
+            mean of their logits, or, where their plans differ in grid or patch (2-D with 3-D), of
+            their probabilities. nnU-Net's models are no ensemble with others.
+        device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
+            trained, or, where that device is not here, the GPU or CPU that is.
+        **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
+            the first run.
+
+    Returns:
+        The predictor: `load("runs/plain").predict("scan.nii.gz")`.
+
+    Raises:
+        ContextsegError: A run is not finished, or its classes are others.
+    """
+
+    from contextseg.pipeline import open_predictor
+    from contextseg.settings import Settings
+
+    if not runs:
+        raise ContextsegError("load", "no run", "give the folder of a finished run")
+    predictor = open_predictor(runs, device)
+    asked = Settings("", prediction=predictor.settings).set(
+        assignments(settings), used=["prediction"], by="a finished run"
+    )
+    return replace(predictor, settings=asked.prediction)
+
+
+def export(
+    runs: StrPath | Sequence[StrPath],
+    output: StrPath,
+    *,
+    licence: str = "",
+    note: str = "",
+) -> Path:
+    """Write a trained model as one file that travels: without training data, without a patient.
+
+    The ending of the file says what it is. A `.zip` holds weights, plan, recipe, licence and a
+    model card; `load` and `contextseg predict` take it in place of a run. An `.onnx` runs in ONNX
+    Runtime, and a `.pt2` is a program of `torch.export`: both are the network on one patch, and a
+    JSON file beside it (`model.onnx.json`) describes what comes before and after it
+    (`examples/run_onnx.py` does that).
+
+    Args:
+        runs: Folder of a finished run; several are an ensemble.
+        output: The file.
+        licence: The model's licence: words, such as "CC BY 4.0", or a file of text.
+        note: What the model card should say besides: words, or a file of text.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ContextsegError: A run is not finished, the ending is unknown, a method cannot be exported
+            so, or the extra `onnx` is not installed.
+    """
+    from contextseg.models import export_archive, export_network
+    from contextseg.pipeline import open_predictor
+    from contextseg.runs import Run
+
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    ending = Path(output).suffix.lower()
+    if not folders:
+        raise ContextsegError("export", "no run", "give the folder of a finished run")
+    if ending not in (".zip", ".onnx", ".pt2"):
+        raise ContextsegError(output, "not the ending of a model", "end in .zip, .onnx or .pt2")
+    if ending == ".zip":
+        return export_archive([Run.open(folder) for folder in folders], output, licence, note)
+    return export_network(open_predictor(folders, "cpu"), output, licence, note)
+
+
+def _start_weights(
+    init: StrPath | None, method: str, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """The settings that `init` stands for: the start weights of each network of the method."""
+    from contextseg.settings import names
+
+    if init is None:
+        return {}
+    if {"weights", "arguments.weights"} & set(settings):
+        what = "weights are set as well"
+        raise ContextsegError(f"init={init}", what, "give one of the two")
+    known = [f"arguments.{name}" for name in ("weights", "second_weights")]
+    chosen = [name for name in known if name in names(method)]
+    if not chosen:
+        what = f"method {method} has no argument `weights`"
+        raise ContextsegError(f"init={init}", what, "leave it out")
+    path = str(Path(init).absolute())
+    return {name: path for name in chosen if name.split(".")[1] not in settings}
+
+
+@contextmanager
+def _run(
+    dataset: StrPath,
+    output: StrPath,
+    method: str,
+    fold: int | str,
+    seed: int,
+    plan: StrPath | Plan | None,
+    roi: Sequence[str],
+    settings: Mapping[str, Any],
+    bar: ProgressBar,
+) -> Iterator[Run]:
+    """The run of these settings, opened in a folder that is locked as long as the block lasts."""
+    from contextseg.data.nnunet import load_plan
+    from contextseg.data.plan import Plan
+    from contextseg.pipeline import resolve_fold
+    from contextseg.runs import Run
+
+    chosen = resolve_fold(_settings(dataset, method, fold, seed, roi, settings), output)
+    with _locked(output):
+        opened = Run(output, chosen, bar)
+        if plan:
+            opened.use_plan(plan if isinstance(plan, Plan) else load_plan(plan, opened.dataset))
+        yield opened
+
+
+def _settings(
+    dataset: StrPath,
+    method: str,
+    fold: int | str,
+    seed: int,
+    roi: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Settings:
+    from contextseg.settings import AUTO_FOLD, Settings
+
+    words = {"auto": AUTO_FOLD, "all": -1}
+    text = str(fold)
+    if text not in words and not text.isdecimal():
+        raise ContextsegError(f"--fold {fold}", "not a fold", "give 0 to 4, all, or auto")
+    number = words[text] if text in words else int(text)
+    folder = str(Path(dataset).absolute())
+    made = Settings(folder, method, number, seed, roi=tuple(roi))
+    return made.set(assignments(settings))
+
+
+@contextmanager
+def _locked(folder: StrPath) -> Iterator[None]:
+    """Keep other processes, but not the other ranks of this one, out of the folder of a run."""
+    from contextseg.disk import lock_folder
+
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with lock_folder(folder):
+        yield
+
+
+@contextmanager
+def _ranks() -> Iterator[None]:
+    """Join the other processes of `torchrun`, if there are any."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
