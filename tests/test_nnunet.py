@@ -409,7 +409,7 @@ def test_a_model_gives_context_classes(data: Path, tmp_path: Path) -> None:
     run.make_plan()
     run.preprocess()
     method = run.fit()
-    assert method.contexts == 2  # the background, and "dark"
+    assert method.context_classes == 2  # the background, and "dark"
     names = json.loads((run.stage_folder("structures-1") / "structures.json").read_text())
     assert names == ["bright", "dark"]
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import contextseg
+from contextseg.data.nnunet import NNUNetPlan
 from contextseg.data.plan import Channel
 from contextseg.disk import replacing, write_json
 from contextseg.errors import ContextsegError
@@ -100,10 +101,13 @@ def export_network(
         `output`.
 
     Raises:
-        ContextsegError: The extra `onnx` is not installed, the network cannot be exported, or the
-            file cannot be written.
+        ContextsegError: The extra `onnx` is not installed, the network is nnU-Net's or cannot be
+            exported, or the file cannot be written.
     """
     output = Path(output)
+    if isinstance(predictor.plan, NNUNetPlan):
+        what = "a model of nnU-Net, whose preparation of scans the description cannot say"
+        raise ContextsegError(output, what, "export a run of `contextseg train`")
     if output.suffix.lower() == ".onnx":
         _need_onnx()
     ways = _ways(predictor)

@@ -35,15 +35,15 @@ class NNUNet(Method):
     """A network that nnU-Net trained: it predicts, and is not trained further.
 
     Args:
+        plan: The plan; of its network's outputs, those beyond the classes are context classes of
+            our trainers, and are background again.
         net: The network, in evaluation mode.
-        classes: K, background included. Further channels are context classes of our trainers, and
-            are background again.
     """
 
-    def __init__(self, net: nn.Module, classes: int) -> None:
+    def __init__(self, plan: NNUNetPlan, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.classes = classes
+        self.classes = len(plan.classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Not offered.
@@ -126,7 +126,7 @@ def open_nnunet(path: str | Path, device: str = "") -> list[Member]:
             raise ContextsegError(files.folder, what, "predict with each on its own")
         weights = _own_weights(content["network_weights"])
         net = nnunet_net(plan.network, len(plan.channels), weights, str(file))
-        members.append(Member(NNUNet(net, len(plan.classes)).to(chosen).eval(), plan))
+        members.append(Member(NNUNet(plan, net).to(chosen).eval(), plan))
     return members
 
 
