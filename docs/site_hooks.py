@@ -70,7 +70,20 @@ def exported() -> list[tuple[str, str]]:
             isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets
         ):
             names = [name for name in ast.literal_eval(node.value) if name != "__version__"]
-    return [(name, origin.get(name, "contextseg.api")) for name in names]
+    homes = face_modules()
+    return [(name, homes.get(name, origin.get(name, "contextseg.api"))) for name in names]
+
+
+def face_modules() -> dict[str, str]:
+    """The module of each verb of `contextseg.api`."""
+    tree = ast.parse((SOURCE / "api" / "__init__.py").read_text(encoding="utf-8"))
+    return {
+        alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("contextseg.api.")
+        for alias in node.names
+        if node.module
+    }
 
 
 def face_page() -> str:
@@ -86,8 +99,7 @@ def face_page() -> str:
         parts.append(
             "\n".join(f"- [`cs.{name}`][{module}.{name}]" for name, module in sorted(names))
         )
-    if (SOURCE / "api.py").is_file():
-        parts.append("::: contextseg.api")
+    parts += [f"::: {module}" for module in sorted(set(face_modules().values()))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -497,9 +497,12 @@ def test_it_can_be_left_out(finished, tmp_path):
 def test_killed_between_the_two_files_both_are_made(finished, tmp_path, monkeypatch):
     """The label map comes last, so that what is there is whole."""
     order = []
-    monkeypatch.setattr("contextseg.predictor.write", lambda path, volume: order.append(path))
     monkeypatch.setattr(
-        "contextseg.predictor.write_classes", lambda path, volume, classes: order.append(path)
+        "contextseg.predictor.segmentation.write", lambda path, volume: order.append(path)
+    )
+    monkeypatch.setattr(
+        "contextseg.predictor.segmentation.write_classes",
+        lambda path, volume, classes: order.append(path),
     )
     predictor = Predictor(
         [Member(finished.finished(), finished.plan)], finished.settings.prediction

@@ -366,7 +366,7 @@ def test_other_weights_are_not_tested_under_the_same_name(
     tested: Comparison, data: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(tested.folder, tmp_path / "again", symlinks=True)
-    with pytest.raises(ContextsegError, match=r"training\.lr was 0\.01 and is now 0\.02"):
+    with pytest.raises(ContextsegError, match=r"training\.lr was 0\.0 and is now 0\.02"):
         compare(grid(data, folder, settings=(*TINY, "lr=0.02")))
     shutil.rmtree(folder / "runs" / "plain-seed0")
     with pytest.raises(

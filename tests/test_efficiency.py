@@ -141,6 +141,7 @@ def test_predicting_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: b
         return Segmentation(label, {}, name=name)
 
     monkeypatch.setattr(Predictor, "__post_init__", lambda self: None)
+    monkeypatch.setattr(Predictor, "classes", {})
     monkeypatch.setattr(Predictor, "predict", predict)
     cases = [Case(name, (tmp_path / name,)) for name in ("one", "bad", "two", "there")]
     out = tmp_path / "out"

@@ -30,6 +30,7 @@ from contextseg.models import export_archive, export_network, open_archive
 from contextseg.pipeline import open_predictor, open_propagation_model, run_pipeline, train_run
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
+from contextseg.predictor.predictor import _networks
 from contextseg.runs import Run
 from contextseg.settings import PredictionSettings, Settings
 from contextseg.volume import Volume, read
@@ -379,7 +380,7 @@ def test_another_tool_segments_as_we_do(kind: str, tmp_path: Path) -> None:
     result = tool.segment(lambda x: session.run(None, {"image": x})[0], description, [nifti])
 
     raw, _, _, record = prepare(scan, predictor.plan, "scan")
-    networks, ours = predictor._networks(raw, record)
+    networks, ours = _networks(predictor.members, raw, record)
     window = sliding_window_arguments(members[0].method, predictor.plan, settings)
     slabs = [z for *_, z in sliding_window(networks, ours, predictor.plan.patch_vox, **window)]
     logits = torch.cat(slabs, 1).numpy()

@@ -276,7 +276,8 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run.make_plan()
     run.preprocess()
     cases = run.dataset.train
-    run.split = (cases[2:], cases[:2])
+    run._cases = (cases[2:], cases[:2])
+    run.__dict__.pop("snapshot", None)
     known = {cases[0].name: (True, True, True), cases[1].name: (True, True, False)}
     whole = run.cached
     run.cached = lambda asked: [replace(c, annotated=known[c.record.name]) for c in whole(asked)]  # type: ignore[method-assign]

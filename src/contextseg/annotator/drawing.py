@@ -310,7 +310,10 @@ class Drawing:
         return FilledSlices(self.plane, first, last)
 
     def fill_around(self, plane: str, k: int) -> FilledSlices | None:
-        """Fill again by shapes what a changed slice decides: up to the next drawn slices.
+        """Fill again by shapes after a slice was changed.
+
+        A structure is carried along a curve through all its drawn slices, so that one more decides
+        all of them, if far away by little.
 
         Args:
             plane: The plane of the slice.
@@ -321,41 +324,9 @@ class Drawing:
         """
         with self.lock:
             moved = self._choose_plane()
-            known = self.touched(self.plane)
-            everything = moved or not known
-            if plane != self.plane and not everything:
+            if plane != self.plane and not moved and self.touched(self.plane):
                 return None
-        if everything:
-            return self.fill()
-        with self.lock:
-            ends = [max((i for i in known if i < k), default=-1)]
-            ends += [k] if k in known else []
-            ends.append(min((i for i in known if i > k), default=-1))
-            below, above = ends[0] < 0, ends[-1] < 0
-            ends = [i for i in ends if i >= 0]
-            labelled = self._labelled(ends)
-        piece = None if labelled is None else self._filled_between(labelled)
-        with self.lock:
-            changed = {k, *ends} | self._forget(ends[0] if below else 0, ends[-1], above)
-            target = self._frames(self._own_filled)
-            between = slice(ends[0], ends[-1] + 1)
-            if len(ends) > 1:
-                target[between] = 0
-                self.filled_by[between] = BY_SHAPES
-                self.confidence[between] = np.nan
-            if piece is not None:
-                target[(between, *piece[0])] = piece[1]
-            self.confidence[ends] = 1
-            return self._changed(min(changed), max(changed))
-
-    def _forget(self, first: int, last: int, above: bool) -> set[int]:
-        """Empty what shapes had filled before slice `first` and, with `above`, after `last`."""
-        by_shapes = np.flatnonzero(self.filled_by == BY_SHAPES)
-        gone = by_shapes[(by_shapes < first) | (above & (by_shapes > last))]
-        self._frames(self._own_filled)[gone] = 0
-        self.filled_by[gone] = BY_NOBODY
-        self.confidence[gone] = np.nan
-        return set(gone.tolist())
+        return self.fill()
 
     def _filled_between(
         self, labelled: LabelledSlices

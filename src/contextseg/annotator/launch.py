@@ -20,6 +20,7 @@ from contextseg.annotator.server import Events, application
 from contextseg.annotator.session import AnnotationSession
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import open_propagation_model
+from contextseg.stopping import Stopped
 
 _SHORTEST_TOKEN = 16
 
@@ -93,7 +94,7 @@ class Annotating:
         """Serve until Ctrl-C."""
         try:
             self._serve()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             pass
         finally:
             self._close()

@@ -298,13 +298,16 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
     """A constructor that notes its arguments in `made_with`; of nested ones the outermost does."""
 
     @wraps(init)
-    def noting(self: Any, plan: Plan, *args: Any, **keywords: Any) -> None:
+    def noting(self: Any, *args: Any, **keywords: Any) -> None:
         if "made_with" not in self.__dict__:
-            bound = inspect.signature(init).bind(self, plan, *args, **keywords).arguments
-            self.__dict__["made_with"] = dict(list(bound.items())[2:])
-            channels = tuple(channel.name for channel in plan.channels)
-            self.__dict__["io_names"] = Names(plan.classes, channels)
-        init(self, plan, *args, **keywords)
+            bound = inspect.signature(init).bind(self, *args, **keywords).arguments
+            plan = bound.get("plan")
+            given = list(bound.items())[1:]
+            self.__dict__["made_with"] = {name: x for name, x in given if name != "plan"}
+            if isinstance(plan, Plan):
+                channels = tuple(channel.name for channel in plan.channels)
+                self.__dict__["io_names"] = Names(plan.classes, channels)
+        init(self, *args, **keywords)
 
     return noting
 

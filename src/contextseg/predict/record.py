@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,10 @@ class PredictionRecord:
     folder: Path
     made_by: Mapping[str, Any]
     scans: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # As it is read again: tuples are lists.
+        self.made_by = json.loads(json.dumps(dict(self.made_by)))
 
     def check(self, cases: Sequence[Case], ending: str = ".nii.gz") -> None:
         """Take up the record of the folder, or refuse label maps that are not of this kind.

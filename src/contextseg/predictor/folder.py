@@ -23,7 +23,7 @@ from contextseg.predictor.segmentation import (
     beside,
     file_name,
 )
-from contextseg.predictor.statistics import COLUMNS, STATISTICS
+from contextseg.predictor.statistics import STATISTICS, STATISTICS_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Extras:
         if not all(path.exists() for path in expected):
             return False
         name = beside(out, "").name
-        rows = read_rows(out.parent / STATISTICS, COLUMNS) if self.statistics else []
+        rows = read_rows(out.parent / STATISTICS, STATISTICS_COLUMNS) if self.statistics else []
         return not self.statistics or any(row["case"] == name for row in rows)
 
 

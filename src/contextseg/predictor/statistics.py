@@ -16,7 +16,7 @@ from contextseg.volume import Volume
 STATISTICS = "statistics.csv"
 """The table in a folder of predictions."""
 
-COLUMNS = (
+STATISTICS_COLUMNS = (
     "case",
     "class",
     "channel",
@@ -30,7 +30,7 @@ COLUMNS = (
     "p95",
     "max",
 )
-_INTENSITIES = COLUMNS[5:]
+_INTENSITIES = STATISTICS_COLUMNS[5:]
 
 
 def class_statistics(
@@ -84,4 +84,4 @@ def write_statistics(
         ContextsegError: A file of that name is another table, or cannot be written.
     """
     rows = class_statistics(segmentation, scan, channels)
-    note_case(Path(folder) / STATISTICS, COLUMNS, segmentation.name, rows)
+    note_case(Path(folder) / STATISTICS, STATISTICS_COLUMNS, segmentation.name, rows)

@@ -16,6 +16,7 @@ from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.evaluation.calibration import confidence_file
 from contextseg.projects.drawings import ANNOTATIONS, annotator
 from contextseg.projects.sources import place_scan
+from contextseg.stopping import Stopped
 from contextseg.volume import read_labels, write
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def open_annotator(
     say("Ctrl-C ends it, and the project takes up what was drawn")
     if browser:
         launch.open_browser(server.url)
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, Stopped):
         server.serve()
 
 

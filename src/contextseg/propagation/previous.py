@@ -23,7 +23,15 @@ from contextseg.propagation.labelled import AXES, LabelledSlices, axis_of, plane
 from contextseg.propagation.shapes import classes_of
 from contextseg.volume import Volume, read_labels, write
 
-COLUMNS = ("slice", "labelled", "confidence", "class_confidence", "plane", "classes", "checksum")
+SLICES_COLUMNS = (
+    "slice",
+    "labelled",
+    "confidence",
+    "class_confidence",
+    "plane",
+    "classes",
+    "checksum",
+)
 """Of the table. `classes`: of which a labelled slice says something."""
 _LOOKED_AT = 50
 
@@ -103,7 +111,7 @@ def write_slices(
         write(drawn_file(path), label.with_array(_drawn(label, labelled)))
     else:
         drawn_file(path).unlink(missing_ok=True)
-    write_text(slices_file(path), csv_text(COLUMNS, rows))
+    write_text(slices_file(path), csv_text(SLICES_COLUMNS, rows))
 
 
 def checksums(label: Volume, axis: int) -> list[str]:
@@ -271,7 +279,7 @@ def _age(path: Path) -> float:
 def _read(path: Path, label: Volume) -> Previous | None:
     """A table, if it can be one of a map on this grid."""
     try:
-        rows = read_rows(path, COLUMNS)
+        rows = read_rows(path, SLICES_COLUMNS)
     except ContextsegError:
         return None
     if not rows or rows[0]["plane"] not in AXES:
