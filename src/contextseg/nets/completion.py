@@ -7,6 +7,7 @@ interpolated shapes, with which it starts; so a network that has learned nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +36,15 @@ class CompletionNet(nn.Module):
         super().__init__()
         self.inputs, self.widths = inputs, tuple(widths)
         first = widths[0]
-        self.stem = nn.Sequential(
-            _Block(inputs, first, (1, 3, 3)), _Block(first, first, (3, 1, 1))
-        )
+        self.stem = nn.Sequential(_Block(inputs, first, (1, 3, 3)), _Block(first, first, (3, 1, 1)))
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
-        for stage, (above, width) in enumerate(zip(widths, widths[1:])):
+        for stage, (above, width) in enumerate(pairwise(widths)):
             stride = (1, 2, 2) if stage == 0 else (2, 2, 2)
             self.down.append(
                 nn.Sequential(_Block(above, width, (3, 3, 3), stride), _Block(width, width))
             )
-        for stage, (above, width) in reversed(list(enumerate(zip(widths, widths[1:])))):
+        for stage, (above, width) in reversed(list(enumerate(pairwise(widths)))):
             if stage == 0:
                 last = [_Block(above + width, above, (1, 3, 3)), _Block(above, above, (3, 1, 1))]
             else:
@@ -104,9 +103,9 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         if x.is_cuda:  # the same as below, and keeps the channels last
-            variance, mean = torch.var_mean(x, (2, 3, 4), correction=0, keepdim=True)
-            scale = self.scale[:, None, None, None] * (variance.float() + 1e-5).rsqrt()
-            shift = self.shift[:, None, None, None] - mean.float() * scale
+            variance, mean = torch.var_mean(x.float(), (2, 3, 4), correction=0, keepdim=True)
+            scale = self.scale[:, None, None, None] * (variance + 1e-5).rsqrt()
+            shift = self.shift[:, None, None, None] - mean * scale
             x = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
         else:
             x = F.group_norm(x, x.shape[1], self.scale, self.shift)

@@ -39,10 +39,26 @@ class Structure:
     high: np.ndarray
     points: np.ndarray
 
-    @property
-    def centre(self) -> np.ndarray:
-        """Middle of the box."""
-        return (self.low + self.high) / 2
+
+class Pool:
+    """The structures of one volume, with their boxes as arrays.
+
+    Args:
+        members: The structures.
+        greys: Mean grey value of each.
+    """
+
+    def __init__(self, members: list[Structure], greys: np.ndarray | None = None) -> None:
+        self.members = members
+        self.values = np.array([one.value for one in members], np.int64)
+        self.low = np.array([one.low for one in members]).reshape(-1, 3)
+        self.high = np.array([one.high for one in members]).reshape(-1, 3)
+        self.centre = (self.low + self.high) / 2
+        self.greys = np.zeros(len(members)) if greys is None else greys
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.members)
 
 
 class Store:
@@ -61,9 +77,8 @@ class Store:
         images, labels, regions = [], [], []
         offset = 0
         random = np.random.default_rng(0)
-        self.structures: list[list[Structure]] = []
-        self.regions: list[list[Structure]] = []
-        self.greys: list[np.ndarray] = []
+        self.structures: list[Pool] = []
+        self.regions: list[Pool] = []
         for n, row in enumerate(rows):
             if row["validation"] != validation:
                 continue
@@ -73,13 +88,10 @@ class Store:
             region = np.zeros(label.shape, np.uint16) if drawn else archive[f"supervoxels_{n}"]
             row = {**row, "offset": offset, "shape": label.shape, "drawn": drawn}
             self.rows.append(row)
-            self.structures.append(structures(label, row["objects"], random))
-            self.regions.append([] if drawn else structures(region, None, random))
-            self.greys.append(
-                np.zeros(1)
-                if drawn
-                else ndimage.mean(image, region, np.arange(int(region.max()) + 1))
-            )
+            self.structures.append(Pool(structures(label, row["objects"], random)))
+            members = [] if drawn else structures(region, None, random)
+            greys = ndimage.mean(image, region, [one.value for one in members])
+            self.regions.append(Pool(members, np.asarray(greys)))
             images.append(image.ravel())
             labels.append(label.ravel())
             regions.append(region.astype(np.int16).ravel())
@@ -90,7 +102,7 @@ class Store:
         self.device = device
         self.by_source: dict[str, list[int]] = {}
         for place, row in enumerate(self.rows):
-            if self.structures[place]:
+            if len(self.structures[place]):
                 self.by_source.setdefault(row["source"], []).append(place)
 
 
@@ -199,7 +211,7 @@ class Drawing:
     ) -> None:
         self.store, self.recipe, self.size, self.seed = store, recipe, batch, seed
         self.plain = plain
-        self.real = 0 if plain else int(round(batch * recipe.drawn))
+        self.real = 0 if plain else round(batch * recipe.drawn)
         self.random = torch.Generator(store.device)
 
     # --- on the CPU: which volume, which structure, where -----------------------------------------
@@ -215,46 +227,32 @@ class Drawing:
         spacing = np.array(row["spacing_mm"])
         by_region = not drawn and not self.plain and rng.random() < recipe.regions
         pool = store.regions[volume] if by_region else store.structures[volume]
-        one = pool[rng.integers(len(pool))]
+        one = int(rng.integers(len(pool)))
+        apart = np.abs((pool.centre - pool.centre[one]) * spacing).max(1)
         if by_region:
-            chosen = self._grown(rng, volume, one)
+            chosen = self._grown(rng, pool, one)
         elif not self.plain and rng.random() < recipe.unions:
-            chosen = self._united(rng, pool, one)
+            chosen = np.argsort(apart)[: int(rng.integers(2, 4))]
         else:
-            chosen = [one]
+            chosen = np.array([one])
         table, others = np.zeros(_TABLE, bool), np.zeros(_TABLE, bool)
-        table[[s.value for s in chosen]] = True
+        table[pool.values[chosen]] = True
         if not by_region and rng.random() < recipe.others:
-            rest = [s for s in pool if not table[s.value]]
-            rest.sort(key=lambda s: float(np.abs((s.centre - one.centre) * spacing).max()))
-            near = rest[: int(rng.integers(1, 4))]
-            others[[s.value for s in near]] = True
-        low = np.min([s.low for s in chosen], 0)
-        high = np.max([s.high for s in chosen], 0)
+            apart[chosen] = np.inf
+            near = np.argsort(apart)[: int(rng.integers(1, 4))]
+            others[pool.values[near[np.isfinite(apart[near])]]] = True
+        box = pool.low[chosen].min(0), pool.high[chosen].max(0)
         axis = 0 if rng.random() < (0.9 if self.plain else 0.6) else int(rng.integers(1, 3))
-        point = one.points[rng.integers(len(one.points))].astype(float)
-        return self._placed(rng, volume, axis, (low, high), point, (table, others, by_region))
+        points = pool.members[one].points
+        point = points[rng.integers(len(points))].astype(float)
+        return self._placed(rng, volume, axis, box, point, (table, others, by_region))
 
-    def _grown(
-        self, rng: np.random.Generator, volume: int, one: Structure
-    ) -> list[Structure]:
-        """Supervoxels near one and of a like intensity."""
-        pool, greys = self.store.regions[volume], self.store.greys[volume]
-        reach = rng.uniform(5, 22)
-        limit = rng.uniform(2, 10)
+    def _grown(self, rng: np.random.Generator, pool: Pool, one: int) -> np.ndarray:
+        """Places of the supervoxels near one and of a like intensity."""
+        reach, limit = rng.uniform(5, 22), rng.uniform(2, 10)
         squeeze = np.exp(rng.normal(0, 0.35, 3))
-        return [
-            s
-            for s in pool
-            if np.square((s.centre - one.centre) * squeeze).sum() < reach**2
-            and abs(greys[s.value] - greys[one.value]) < limit
-        ]
-
-    def _united(
-        self, rng: np.random.Generator, pool: list[Structure], one: Structure
-    ) -> list[Structure]:
-        near = sorted(pool, key=lambda s: float(np.abs(s.centre - one.centre).sum()))
-        return near[: int(rng.integers(2, 4))]
+        apart = np.square((pool.centre - pool.centre[one]) * squeeze).sum(1)
+        return np.flatnonzero((apart < reach**2) & (np.abs(pool.greys - pool.greys[one]) < limit))
 
     def _placed(
         self,
@@ -273,7 +271,9 @@ class Drawing:
         extent = ((high - low) * spacing)[axes]
         zoom = 2.0 if plain else float(np.exp(rng.uniform(np.log(1.25), np.log(4.0))))
         plane_mm = spacing[axes[1:]].mean()
-        pixel = max(extent[1:].max() * zoom, 12 * plane_mm) / recipe.side
+        # at use the box is that of the labelled slices, which may be smaller than the structure
+        small = 1.0 if plain or rng.random() < 0.5 else float(rng.uniform(0.3, 1.0))
+        pixel = max(extent[1:].max() * zoom * small, 12 * plane_mm) / recipe.side
         pixel = float(np.clip(pixel, 0.4 * plane_mm, 3.5 * plane_mm))
         stride = 1.0
         if not plain:
@@ -405,7 +405,7 @@ class Drawing:
         parts = []
         if drawn:
             mean = self._tensor(np.stack([_means(rng) for _ in range(drawn)])).float()
-            deviation = self._tensor(rng.uniform(0, 0.12, (drawn, 256))).float()
+            deviation = self._tensor(rng.uniform(0, 0.1, (drawn, 256))).float()
             index = label[:drawn].flatten(1)
             value = mean.gather(1, index).view(label[:drawn].shape)
             spread = deviation.gather(1, index).view(value.shape)
@@ -497,9 +497,9 @@ class Drawing:
         # an empty slice just beyond an end, labelled as empty
         first = (rank < 1).sum(1)
         last = (rank < number).sum(1)
-        beyond = self._tensor(rng.integers(1, 5, (b, 2)))
+        beyond = self._tensor(rng.choice([1, 1, 2, 4], (b, 2)))
         empty = torch.stack([first - beyond[:, 0], last + beyond[:, 1]], 1)
-        known = self._tensor(rng.random((b, 2)) < 0.2) & (number > 0)
+        known = self._tensor(rng.random((b, 2)) < 0.25) & (number > 0)
         empty = torch.where(known & (empty >= 0) & (empty < d), empty, -1)
         return torch.cat([index, empty], 1), valid.sum(1)
 

@@ -101,9 +101,7 @@ class Neighbours:
         self.labelled = self.nearest == 0
 
 
-def interpolate(
-    distance: Tensor, masks: Tensor, near: Neighbours, aligned: bool = True
-) -> Tensor:
+def interpolate(distance: Tensor, masks: Tensor, near: Neighbours, aligned: bool = True) -> Tensor:
     """Signed distances of every slice, from those of the labelled slices beside it.
 
     Args:
@@ -116,7 +114,6 @@ def interpolate(
     Returns:
         (B, D, H, W). Beyond the outermost labelled slices, those of the nearest one.
     """
-    h, w = distance.shape[2:]
     lower, upper = _at(distance, near.below), _at(distance, near.above)
     empty = ~masks.flatten(2).any(2)
     top = distance.amax((2, 3))

@@ -24,6 +24,9 @@ from scipy import ndimage
 LEFT_OUT = ("mandible", "oesophagus", "esophagus")
 """Organs that are never an object: they are the test of what the network does with new organs."""
 
+MARGINS = ("target_56", "target_63")
+"""Planning targets that are margins around others, and no structures."""
+
 HIPPOCAMPUS = (17, 53)
 BONE = (515, 516)
 """FreeSurfer's numbers of structures of the drawn heads that are never an object."""
@@ -104,9 +107,7 @@ def supervoxels(image: np.ndarray, side: int = SUPERVOXEL, rounds: int = 3) -> n
         flat = best.ravel()
         voxels = np.maximum(np.bincount(flat, minlength=count), 1)
         values = [*(np.broadcast_to(place, image.shape) for place in position), smooth]
-        seeds = [
-            (np.bincount(flat, v.ravel(), count) / voxels).astype(np.float32) for v in values
-        ]
+        seeds = [(np.bincount(flat, v.ravel(), count) / voxels).astype(np.float32) for v in values]
     return np.unique(best, return_inverse=True)[1].reshape(image.shape).astype(np.uint16)
 
 
@@ -153,7 +154,9 @@ def _mr(values: np.ndarray) -> np.ndarray:
 
 def _headneck(folder: Path) -> Iterator[Example]:
     table = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
-    values = {k: v for k, v in table["labels"].items() if k not in (*LEFT_OUT, "background")}
+    values = {
+        k: v for k, v in table["labels"].items() if k not in (*LEFT_OUT, *MARGINS, "background")
+    }
     names = sorted(name for name, case in table["cases"].items() if case["split"] == "train")
     for place, name in enumerate(names):
         hu, spacing = _read(folder / "images" / f"{name}.nii.gz")
@@ -177,9 +180,7 @@ def _sarcoma(folder: Path) -> Iterator[Example]:
         image, spacing = _read(folder / "imagesTr" / f"{name}_0000.nii.gz")
         label, _ = _read(folder / "labelsTr" / f"{name}.nii.gz")
         validation = place >= len(names) - VALIDATION_SARCOMA
-        yield Example(
-            name, "sarcoma", _mr(image), label.astype(np.uint8), [1], spacing, validation
-        )
+        yield Example(name, "sarcoma", _mr(image), label.astype(np.uint8), [1], spacing, validation)
 
 
 def _torso(folder: Path) -> Example:

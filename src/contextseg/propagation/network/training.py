@@ -64,15 +64,15 @@ def loss(logits: Tensor, stacks: Stacks) -> Tensor:
     target, weight = stacks.target.float(), stacks.weight
     voxel = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     dims = (1, 2, 3)
-    # voxels near the structure count more: most of a stack is easy background
-    weight_ce = weight * (1 + 3 * target)
-    cross = (voxel * weight_ce).sum(dims) / weight_ce.sum(dims).clamp(min=1)
+    # a small structure's voxels are not lost among the background's
+    size = 2 * (target * weight).sum(dims) + 0.03 * weight.sum(dims)
+    cross = (voxel * weight).sum(dims) / size.clamp(min=1)
     p = logits.sigmoid()
     overlap = (p * target * weight).sum(dims)
     size = ((p + target) * weight).sum(dims)
     dice = 1 - (2 * overlap + 20) / (size + 20)
     usable = (weight.sum(dims) > 0).float()
-    return ((2 * cross + dice) * usable).sum() / usable.sum().clamp(min=1)
+    return ((cross + dice) * usable).sum() / usable.sum().clamp(min=1)
 
 
 def dice_scores(logits: Tensor, stacks: Stacks) -> tuple[Tensor, Tensor]:
@@ -198,9 +198,7 @@ class Training:
         x = stacks.features
         if self.device.type == "cuda":
             x = x.to(torch.bfloat16, memory_format=torch.channels_last_3d)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.net(x, stacks.prior)
         value = loss(logits, stacks)
         self.optimizer.zero_grad(set_to_none=True)

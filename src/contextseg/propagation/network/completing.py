@@ -1,0 +1,222 @@
+"""A scan completed by the packaged network: its stack is cut out, read, and laid back.
+
+One structure at a time. The stack is a box around the labelled slices' outlines, twice as wide,
+at a resolution that shows the structure at about 32 to 48 pixels. Where the structure reaches the
+box's side, the box grows and the network reads again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextseg.nets.completion import CompletionNet
+from contextseg.propagation.network.features import features, normalised
+
+SIDE, FINE_SIDE = 64, 96
+"""Pixels of the stack's side; the larger one where the smaller would be coarser than the scan."""
+
+ZOOM = 2.0
+"""Side of the box over the structure's extent."""
+
+GROWTH = 1.6
+GROWTHS = 2
+"""By how much a box grows that is too small, and how often at most."""
+
+BEYOND = 64
+"""Slices beyond the outermost labelled ones that are read at most, in one go."""
+
+FAR = -20.0
+"""Log-odds outside the box."""
+
+CT_WINDOW = (-300.0, 500.0)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A stack in a scan: slices `first` to `last`, and the pixels of its plane."""
+
+    first: int
+    last: int
+    low: tuple[int, int]
+    size: tuple[int, int]
+    side: int
+
+    @property
+    def slices(self) -> int:
+        """How many."""
+        return self.last - self.first
+
+
+@torch.inference_mode()
+def complete(
+    net: CompletionNet,
+    image: np.ndarray,
+    masks: Mapping[int, np.ndarray],
+    spacing_mm: Sequence[float],
+    others: Mapping[int, np.ndarray] | None = None,
+    progress: Callable[[], object] | None = None,
+) -> np.ndarray:
+    """Log-odds of one structure in every slice of a scan.
+
+    Args:
+        net: In evaluation mode.
+        image: The scan, (n, H, W), slices first.
+        masks: Slice number to the structure's mask there, (H, W) bool; empty where it is known to
+            be absent. One of them holds it.
+        spacing_mm: Between slices, and of a pixel along H and W.
+        others: Other structures in the same slices, likewise.
+        progress: Called after each reading.
+
+    Returns:
+        (n, H, W) float32; `FAR` where the network has not looked.
+    """
+    image = clipped(image, masks)
+    zoom = ZOOM
+    for attempt in range(1 + GROWTHS):
+        box = box_around(masks, image.shape, spacing_mm, zoom)
+        logits = _read(net, image, masks, others or {}, spacing_mm, box)
+        if progress:
+            progress()
+        if attempt == GROWTHS or not _touches(logits, box, image.shape):
+            break
+        zoom *= GROWTH
+    out = np.full(image.shape, FAR, np.float32)
+    _lay_back(out, logits, box)
+    return out
+
+
+def clipped(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Intensities within a window: of a CT the body's, else all but the extremes.
+
+    The window is widened where the structure's own intensities lie outside.
+
+    Args:
+        image: (n, H, W).
+        masks: The labelled slices.
+
+    Returns:
+        (n, H, W) float32.
+    """
+    image = image.astype(np.float32)
+    thin = image[:: max(1, len(image) // 16)]
+    if thin.min() < -500:
+        low, high = CT_WINDOW
+    else:
+        low, high = (float(v) for v in np.percentile(thin, [0.5, 99.5]))
+    own = np.concatenate([image[i][mask] for i, mask in masks.items()])
+    if len(own):
+        first, last = np.percentile(own, [5, 95])
+        low, high = min(low, float(first)), max(high, float(last))
+    return image.clip(low, high)
+
+
+def box_around(
+    masks: Mapping[int, np.ndarray],
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    zoom: float = ZOOM,
+) -> Box:
+    """The box that the network looks at.
+
+    Args:
+        masks: The labelled slices; one of them holds the structure.
+        shape: Of the scan, slices first.
+        spacing_mm: Likewise.
+        zoom: Side of the box over the structure's extent.
+
+    Returns:
+        The box; it may reach beyond the scan in plane.
+    """
+    union = np.any(list(masks.values()), 0)
+    ends = [np.flatnonzero(union.any(1 - a))[[0, -1]] for a in (0, 1)]
+    plane_mm = float(np.mean(spacing_mm[1:]))
+    extent = max((b + 1 - a) * mm for (a, b), mm in zip(ends, spacing_mm[1:]))
+    side_mm = max(extent * zoom, 12 * plane_mm, 0.4 * plane_mm * SIDE)
+    side = SIDE if side_mm / SIDE <= 1.1 * plane_mm else FINE_SIDE
+    size = [max(4, round(side_mm / mm)) for mm in spacing_mm[1:]]
+    low = [round((a + b + 1) / 2 - s / 2) for (a, b), s in zip(ends, size)]
+    first = max(0, min(masks) - BEYOND)
+    last = min(shape[0], max(masks) + BEYOND + 1)
+    return Box(first, last, (low[0], low[1]), (size[0], size[1]), side)
+
+
+def _cut(planes: np.ndarray, box: Box) -> np.ndarray:
+    """(m, H, W) to the box's pixels (m, *box.size), 0 beyond the scan."""
+    out = np.zeros((len(planes), *box.size), np.float32)
+    here, there = _overlap(planes.shape[1:], box)
+    out[:, there[0], there[1]] = planes[:, here[0], here[1]]
+    return out
+
+
+def _overlap(plane: Sequence[int], box: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The part of the scan's plane in the box, in the scan's pixels and in the box's."""
+    here, there = [], []
+    for n, low, size in zip(plane, box.low, box.size):
+        a, b = max(0, low), min(n, low + size)
+        here.append(slice(a, b))
+        there.append(slice(a - low, b - low))
+    return (here[0], here[1]), (there[0], there[1])
+
+
+def _resized(planes: np.ndarray, side: int, device: torch.device) -> Tensor:
+    x = torch.from_numpy(planes).to(device)[None]
+    return F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _read(
+    net: CompletionNet,
+    image: np.ndarray,
+    masks: Mapping[int, np.ndarray],
+    others: Mapping[int, np.ndarray],
+    spacing_mm: Sequence[float],
+    box: Box,
+) -> Tensor:
+    """Log-odds (slices, side, side) of the box."""
+    device = next(net.parameters()).device
+    inside = _cut(np.ones((1, *image.shape[1:]), np.float32), box)
+    inside = _resized(inside, box.side, device) > 0.5
+    stack = _resized(_cut(image[box.first : box.last], box), box.side, device)
+    stack = normalised(stack[None], inside[None].expand(1, len(stack), -1, -1))
+    numbers = sorted(masks)
+    own = _planes(masks, numbers, box, device)
+    beside = _planes(others, numbers, box, device) if others else None
+    index = torch.tensor([[i - box.first for i in numbers]], device=device)
+    pixel = box.size[0] * spacing_mm[1] / box.side
+    thickness = torch.tensor([spacing_mm[0] / pixel], device=device)
+    x, prior = features(stack, own, index, thickness, beside)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        return net(x, prior)[0]
+
+
+def _planes(
+    masks: Mapping[int, np.ndarray], numbers: Sequence[int], box: Box, device: torch.device
+) -> Tensor:
+    planes = np.stack([masks[i] for i in numbers]).astype(np.float32)
+    return (_resized(_cut(planes, box), box.side, device) > 0.5)[None]
+
+
+def _touches(logits: Tensor, box: Box, shape: Sequence[int]) -> bool:
+    """Whether the structure reaches a side of the box that is inside the scan."""
+    found = (logits > 0).any(0)
+    rims = (found[:2].any(), found[-2:].any(), found[:, :2].any(), found[:, -2:].any())
+    open_sides = (
+        box.low[0] > 0,
+        box.low[0] + box.size[0] < shape[1],
+        box.low[1] > 0,
+        box.low[1] + box.size[1] < shape[2],
+    )
+    return any(bool(rim) and open_ for rim, open_ in zip(rims, open_sides))
+
+
+def _lay_back(out: np.ndarray, logits: Tensor, box: Box) -> None:
+    """Write the box's log-odds into the scan's (n, H, W)."""
+    own = F.interpolate(logits[None].float(), box.size, mode="bilinear", align_corners=False)
+    here, there = _overlap(out.shape[1:], box)
+    values = own[0].cpu().numpy()
+    out[box.first : box.last, here[0], here[1]] = values[:, there[0], there[1]]
