@@ -25,7 +25,7 @@ ZOOM = 2.0
 """Side of the box over the structure's extent."""
 
 GROWTH = 1.6
-GROWTHS = 2
+GROWTHS = 4
 """By how much a box grows that is too small, and how often at most."""
 
 BEYOND = 64

@@ -117,7 +117,6 @@ class Training:
         self.average = CompletionNet(len(CHANNELS), settings.widths).to(device).eval()
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-            torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
             for net in (self.net, self.average):
                 net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
