@@ -481,7 +481,7 @@ class Drawing:
         rank = present.cumsum(1)
         number = rank[:, -1:]
         wanted = rng.choice([1, 2, 3, 4, 5, 7], b, p=[0.28, 0.2, 0.22, 0.1, 0.12, 0.08])
-        spread = self._tensor(rng.random(b) < 0.6)[:, None]
+        spread = self._tensor(rng.random(b) < 0.7)[:, None]
         ends = self._tensor(rng.random(b) < 0.6)[:, None]
         count = self._tensor(wanted)[:, None]
         slot = torch.arange(MOST, device=target.device)[None]
@@ -499,7 +499,7 @@ class Drawing:
         last = (rank < number).sum(1)
         beyond = self._tensor(rng.choice([1, 1, 2, 4], (b, 2)))
         empty = torch.stack([first - beyond[:, 0], last + beyond[:, 1]], 1)
-        known = self._tensor(rng.random((b, 2)) < 0.25) & (number > 0)
+        known = self._tensor(rng.random((b, 2)) < 0.35) & (number > 0)
         empty = torch.where(known & (empty >= 0) & (empty < d), empty, -1)
         return torch.cat([index, empty], 1), valid.sum(1)
 
