@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from contextseg.nets.completion import CompletionNet
 from contextseg.propagation.network.features import features, normalised
 
-SIDE, FINE_SIDE = 64, 96
+STACK_SIDE, FINE_STACK_SIDE = 64, 96
 """Pixels of the stack's side; the larger one where the smaller would be coarser than the scan."""
 
 ZOOM = 2.0
@@ -31,14 +31,14 @@ GROWTHS = 4
 BEYOND = 64
 """Slices beyond the outermost labelled ones that are read at most, in one go."""
 
-FAR = -20.0
+FAR_LOG_ODDS = -20.0
 """Log-odds outside the box."""
 
 CT_WINDOW = (-300.0, 500.0)
 
 
 @dataclass(frozen=True)
-class Box:
+class StackBox:
     """A stack in a scan: slices `first` to `last`, and the pixels of its plane."""
 
     first: int
@@ -74,7 +74,7 @@ def complete(
         progress: Called after each reading.
 
     Returns:
-        (n, H, W) float32; `FAR` where the network has not looked.
+        (n, H, W) float32; `FAR_LOG_ODDS` where the network has not looked.
     """
     image = clipped(image, masks)
     zoom = ZOOM
@@ -86,7 +86,7 @@ def complete(
         if attempt == GROWTHS or not _touches(logits, box, image.shape):
             break
         zoom *= GROWTH
-    out = np.full(image.shape, FAR, np.float32)
+    out = np.full(image.shape, FAR_LOG_ODDS, np.float32)
     _lay_back(out, logits, box)
     return out
 
@@ -121,7 +121,7 @@ def box_around(
     shape: Sequence[int],
     spacing_mm: Sequence[float],
     zoom: float = ZOOM,
-) -> Box:
+) -> StackBox:
     """The box that the network looks at.
 
     Args:
@@ -137,16 +137,16 @@ def box_around(
     ends = [np.flatnonzero(union.any(1 - a))[[0, -1]] for a in (0, 1)]
     plane_mm = float(np.mean(spacing_mm[1:]))
     extent = max((b + 1 - a) * mm for (a, b), mm in zip(ends, spacing_mm[1:]))
-    side_mm = max(extent * zoom, 12 * plane_mm, 0.4 * plane_mm * SIDE)
-    side = SIDE if side_mm / SIDE <= 1.1 * plane_mm else FINE_SIDE
+    side_mm = max(extent * zoom, 12 * plane_mm, 0.4 * plane_mm * STACK_SIDE)
+    side = STACK_SIDE if side_mm / STACK_SIDE <= 1.1 * plane_mm else FINE_STACK_SIDE
     size = [max(4, round(side_mm / mm)) for mm in spacing_mm[1:]]
     low = [round((a + b + 1) / 2 - s / 2) for (a, b), s in zip(ends, size)]
     first = max(0, min(masks) - BEYOND)
     last = min(shape[0], max(masks) + BEYOND + 1)
-    return Box(first, last, (low[0], low[1]), (size[0], size[1]), side)
+    return StackBox(first, last, (low[0], low[1]), (size[0], size[1]), side)
 
 
-def _cut(planes: np.ndarray, box: Box) -> np.ndarray:
+def _cut(planes: np.ndarray, box: StackBox) -> np.ndarray:
     """(m, H, W) to the box's pixels (m, *box.size), 0 beyond the scan."""
     out = np.zeros((len(planes), *box.size), np.float32)
     here, there = _overlap(planes.shape[1:], box)
@@ -154,7 +154,9 @@ def _cut(planes: np.ndarray, box: Box) -> np.ndarray:
     return out
 
 
-def _overlap(plane: Sequence[int], box: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _overlap(
+    plane: Sequence[int], box: StackBox
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """The part of the scan's plane in the box, in the scan's pixels and in the box's."""
     here, there = [], []
     for n, low, size in zip(plane, box.low, box.size):
@@ -175,7 +177,7 @@ def _read(
     masks: Mapping[int, np.ndarray],
     others: Mapping[int, np.ndarray],
     spacing_mm: Sequence[float],
-    box: Box,
+    box: StackBox,
 ) -> Tensor:
     """Log-odds (slices, side, side) of the box."""
     device = next(net.parameters()).device
@@ -195,13 +197,13 @@ def _read(
 
 
 def _planes(
-    masks: Mapping[int, np.ndarray], numbers: Sequence[int], box: Box, device: torch.device
+    masks: Mapping[int, np.ndarray], numbers: Sequence[int], box: StackBox, device: torch.device
 ) -> Tensor:
     planes = np.stack([masks[i] for i in numbers]).astype(np.float32)
     return (_resized(_cut(planes, box), box.side, device) > 0.5)[None]
 
 
-def _touches(logits: Tensor, box: Box, shape: Sequence[int]) -> bool:
+def _touches(logits: Tensor, box: StackBox, shape: Sequence[int]) -> bool:
     """Whether the structure reaches a side of the box that is inside the scan."""
     found = (logits > 0).any(0)
     rims = (found[:2].any(), found[-2:].any(), found[:, :2].any(), found[:, -2:].any())
@@ -214,7 +216,7 @@ def _touches(logits: Tensor, box: Box, shape: Sequence[int]) -> bool:
     return any(bool(rim) and open_ for rim, open_ in zip(rims, open_sides))
 
 
-def _lay_back(out: np.ndarray, logits: Tensor, box: Box) -> None:
+def _lay_back(out: np.ndarray, logits: Tensor, box: StackBox) -> None:
     """Write the box's log-odds into the scan's (n, H, W)."""
     own = F.interpolate(logits[None].float(), box.size, mode="bilinear", align_corners=False)
     here, there = _overlap(out.shape[1:], box)

@@ -33,7 +33,7 @@ _BINS = 24
 _FAR = 1e6
 
 
-def signed_distance(masks: Tensor) -> Tensor:
+def plane_distances(masks: Tensor) -> Tensor:
     """Exact distance to the outline, positive inside, within `REACH`.
 
     Args:
@@ -43,7 +43,7 @@ def signed_distance(masks: Tensor) -> Tensor:
         (N, H, W) float32. An empty mask gives -REACH everywhere, a full one REACH.
 
     Example:
-        >>> signed_distance(torch.tensor([[[True, True, False, False]]])).tolist()
+        >>> plane_distances(torch.tensor([[[True, True, False, False]]])).tolist()
         [[[1.5, 0.5, -0.5, -1.5]]]
     """
     inside = _squared(masks).sqrt() - 0.5  # to the nearest pixel of the mask
@@ -105,7 +105,7 @@ def interpolate(distance: Tensor, masks: Tensor, near: Neighbours, aligned: bool
     """Signed distances of every slice, from those of the labelled slices beside it.
 
     Args:
-        distance: (B, K, H, W), of `signed_distance`.
+        distance: (B, K, H, W), of `plane_distances`.
         masks: (B, K, H, W) bool.
         near: The labelled slices beside each slice.
         aligned: Whether outlines are first moved so that their centres meet on the straight line
@@ -167,7 +167,7 @@ def likelihood(image: Tensor, masks: Tensor, distance: Tensor, index: Tensor) ->
     Args:
         image: (B, D, H, W), normalised.
         masks: (B, K, H, W) bool.
-        distance: (B, K, H, W), of `signed_distance`.
+        distance: (B, K, H, W), of `plane_distances`.
         index: (B, K), as for `Neighbours`.
 
     Returns:
@@ -214,7 +214,7 @@ def features(
     d = image.shape[1]
     masks = masks & (index >= 0)[..., None, None]
     near = Neighbours(index, d)
-    distance = signed_distance(masks.flatten(0, 1)).unflatten(0, masks.shape[:2])
+    distance = plane_distances(masks.flatten(0, 1)).unflatten(0, masks.shape[:2])
     plain = interpolate(distance, masks, near, aligned=False)
     aligned = interpolate(distance, masks, near)
     drawn = _at(masks.float() * 2 - 1, near.below) * near.labelled[..., None, None]
@@ -223,7 +223,7 @@ def features(
         other = torch.full_like(image, -1.0)
     else:
         others = others & (index >= 0)[..., None, None]
-        apart = signed_distance(others.flatten(0, 1)).unflatten(0, masks.shape[:2])
+        apart = plane_distances(others.flatten(0, 1)).unflatten(0, masks.shape[:2])
         other = interpolate(apart, others, near) / 8
     whole = (slice(None), slice(None), None, None)
     planes = [
