@@ -56,7 +56,7 @@ def open_completion(path: str | Path = "", device: str | torch.device = "cpu") -
             facts: dict[str, Any] = json.loads(bytes(archive["facts"]))
             weights = {k: archive[k] for k in archive.files if k != "facts"}
         net = CompletionNet(facts["inputs"], facts["widths"])
-        net.load_state_dict({k: torch.from_numpy(np.float32(v)) for k, v in weights.items()})
+        net.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in weights.items()})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         what = f"no weights of a completion network ({error})"
         remedy = "give the network.npz of contextseg.propagation.network.training"
@@ -102,7 +102,9 @@ def fill_by_completion(
         masks = _masks_of(labelled, value, ranges.get(value), shape[0])
         others = _others(labelled, value, masks)
         image = channels[_telling_channel(channels, masks)]
-        logits = complete(model.net, image, masks, spacing_mm, others)
+        planes = ((i, prior.distance(value, i)) for i in range(shape[0])) if prior else ()
+        distances = {i: plane for i, plane in planes if plane is not None}
+        logits = complete(model.net, image, masks, spacing_mm, others, distances)
         if value in ranges:
             first, last = ranges[value]
             logits[: max(0, first)] = FAR_LOG_ODDS

@@ -60,6 +60,7 @@ def complete(
     masks: Mapping[int, np.ndarray],
     spacing_mm: Sequence[float],
     others: Mapping[int, np.ndarray] | None = None,
+    shapes: Mapping[int, np.ndarray] | None = None,
     progress: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """Log-odds of one structure in every slice of a scan.
@@ -71,6 +72,8 @@ def complete(
             be absent. One of them holds it.
         spacing_mm: Between slices, and of a pixel along H and W.
         others: Other structures in the same slices, likewise.
+        shapes: Slice number to the signed distance in mm that interpolation predicts, (H, W). Where
+            there is none, the network's own interpolation is read.
         progress: Called after each reading.
 
     Returns:
@@ -80,7 +83,7 @@ def complete(
     zoom = ZOOM
     for attempt in range(1 + GROWTHS):
         box = box_around(masks, image.shape, spacing_mm, zoom)
-        logits = _read(net, image, masks, others or {}, spacing_mm, box)
+        logits = _read(net, image, (masks, others or {}, shapes or {}), spacing_mm, box)
         if progress:
             progress()
         if attempt == GROWTHS or not _touches(logits, box, image.shape):
@@ -174,12 +177,12 @@ def _resized(planes: np.ndarray, side: int, device: torch.device) -> Tensor:
 def _read(
     net: CompletionNet,
     image: np.ndarray,
-    masks: Mapping[int, np.ndarray],
-    others: Mapping[int, np.ndarray],
+    known: tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray], Mapping[int, np.ndarray]],
     spacing_mm: Sequence[float],
     box: StackBox,
 ) -> Tensor:
-    """Log-odds (slices, side, side) of the box."""
+    """Log-odds (slices, side, side) of the box, from masks, others and shapes."""
+    masks, others, shapes = known
     device = next(net.parameters()).device
     inside = _cut(np.ones((1, *image.shape[1:]), np.float32), box)
     inside = _resized(inside, box.side, device) > 0.5
@@ -191,7 +194,7 @@ def _read(
     index = torch.tensor([[i - box.first for i in numbers]], device=device)
     pixel = box.size[0] * spacing_mm[1] / box.side
     thickness = torch.tensor([spacing_mm[0] / pixel], device=device)
-    x, prior = features(stack, own, index, thickness, beside)
+    x, prior = features(stack, own, index, thickness, beside, _shapes(shapes, box, pixel, device))
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         return net(x, prior)[0]
 
@@ -201,6 +204,22 @@ def _planes(
 ) -> Tensor:
     planes = np.stack([masks[i] for i in numbers]).astype(np.float32)
     return (_resized(_cut(planes, box), box.side, device) > 0.5)[None]
+
+
+def _shapes(
+    shapes: Mapping[int, np.ndarray], box: StackBox, pixel: float, device: torch.device
+) -> Tensor | None:
+    """Signed distances (1, slices, side, side) in the box's pixels, NaN where there are none."""
+    if not shapes:
+        return None
+    out = torch.full((1, box.slices, box.side, box.side), torch.nan, device=device)
+    for i, distance in shapes.items():
+        if box.first <= i < box.last:
+            plane = np.full((1, *box.size), distance.min(), np.float32)
+            here, there = _overlap(distance.shape, box)
+            plane[:, there[0], there[1]] = distance[None, here[0], here[1]]
+            out[0, i - box.first] = _resized(plane, box.side, device)[0] / pixel
+    return out
 
 
 def _touches(logits: Tensor, box: StackBox, shape: Sequence[int]) -> bool:

@@ -197,6 +197,7 @@ def features(
     index: Tensor,
     thickness: Tensor,
     others: Tensor | None = None,
+    shapes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What the network reads.
 
@@ -206,6 +207,8 @@ def features(
         index: Numbers of these slices, (B, K); -1 for none.
         thickness: Distance from one slice to the next in pixels, (B,).
         others: Other structures in these slices, (B, K, H, W) bool. None: not known.
+        shapes: Signed distances of better interpolated outlines in pixels, (B, D, H, W), NaN where
+            there are none; they take the place of the aligned ones.
 
     Returns:
         Features (B, len(CHANNELS), D, H, W), and the log-odds of the interpolated shapes (B, D, H,
@@ -217,6 +220,8 @@ def features(
     distance = plane_distances(masks.flatten(0, 1)).unflatten(0, masks.shape[:2])
     plain = interpolate(distance, masks, near, aligned=False)
     aligned = interpolate(distance, masks, near)
+    if shapes is not None:
+        aligned = torch.where(shapes.isnan(), aligned, shapes.clamp(-REACH, REACH))
     drawn = _at(masks.float() * 2 - 1, near.below) * near.labelled[..., None, None]
     pixels = near.nearest * thickness[:, None]
     if others is None:
