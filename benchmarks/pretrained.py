@@ -67,7 +67,7 @@ def volume(path: Path) -> Volume:
     return Volume(array[None], np.diag([*map(float, spacing[::-1]), 1.0]))
 
 
-def examples(data: Path, cases: str) -> Iterator[Example]:
+def examples(data: Path, cases: str, most: int = 1000) -> Iterator[Example]:
     """The structures of the test cases, or of the cases that choices are made on."""
     split = json.loads((data / "sarcoma" / "split.json").read_text(encoding="utf-8"))
     for name in split["test"] if cases == "test" else split["train"][-4:]:
@@ -78,14 +78,15 @@ def examples(data: Path, cases: str) -> Iterator[Example]:
     table = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     kind = "test" if cases == "test" else "train"
     names = sorted(n for n, row in table["cases"].items() if row["split"] == kind)
-    for name in names if cases == "test" else names[-10:]:
+    for name in (names if cases == "test" else names[-10:])[:most]:
         scan = volume(folder / "images" / f"{name}.nii.gz")
         label = np.asarray(volume(folder / "labels" / f"{name}.nii.gz").array[0])
         for organ in ORGANS:
             if organ in table["cases"][name]["annotated"]:
                 yield Example(name, organ, scan, label == table["labels"][organ])
     if cases == "test":
-        for path in sorted((data / "Task04_Hippocampus" / "imagesTr").glob("hippocampus_*.nii.gz")):
+        folder = data / "Task04_Hippocampus" / "imagesTr"
+        for path in sorted(folder.glob("hippocampus_*.nii.gz"))[:most]:
             scan = volume(path)
             label = volume(path.parents[1] / "labelsTr" / path.name).array[0]
             for value, part in ((1, "anterior hippocampus"), (2, "posterior hippocampus")):
@@ -107,9 +108,9 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / max(1, one.sum() + other.sum()))
 
 
-def rows(data: Path, cases: str, weights: str) -> Iterator[dict[str, Any]]:
+def rows(data: Path, cases: str, weights: str, most: int = 1000) -> Iterator[dict[str, Any]]:
     model = open_completion(weights)
-    for example in examples(data, cases):
+    for example in examples(data, cases, most):
         if not example.mask.any():
             continue
         present = np.flatnonzero(example.mask.any((1, 2)))
@@ -163,12 +164,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--cases", choices=("test", "validation"), default="test")
+    parser.add_argument(
+        "--most", type=int, default=1000, help="cases of head and neck, and hippocampi"
+    )
     parser.add_argument("--weights", default="", help="network.npz; default: the packaged one")
     parser.add_argument("--output", type=Path, default=Path("docs/pretrained"))
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     table = []
-    for row in rows(options.data, options.cases, options.weights):
+    for row in rows(options.data, options.cases, options.weights, options.most):
         table.append(row)
         if row["slices"] == SETTINGS[-1][0]:
             print(row["case"], row["group"], flush=True)
@@ -178,7 +182,13 @@ def main() -> None:
         writer.writerows(table)
     facts = open_completion(options.weights).facts
     seconds = {way: float(np.median([row[f"{way}_s"] for row in table])) for way in WAYS}
-    result = {"cases": options.cases, "made": facts, "median_s": seconds, "dice": summary(table)}
+    result = {
+        "cases": options.cases,
+        "most": options.most,
+        "made": facts,
+        "median_s": seconds,
+        "dice": summary(table),
+    }
     text = json.dumps(result, indent=1)
     options.output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     for setting, part in result["dice"].items():

@@ -23,6 +23,11 @@ from contextseg.volume import Volume
 WEIGHTS = Path(__file__).parents[1] / "models" / "completion.npz"
 """The file of its weights; its model card lies beside it."""
 
+ENOUGH_SLICES = 3
+"""Labelled slices that hold a structure, from which on its shapes alone decide between them: with
+as many the network was worse on small ones (decision 0025).
+"""
+
 
 @dataclass(frozen=True)
 class CompletionModel:
@@ -81,6 +86,8 @@ def fill_by_completion(
         labelled: The labelled slices, on the scan's grid.
         model: The network.
         combined: Whether the log-odds of the shapes (`ShapePrior`) are added, on the scan's grid.
+            From `ENOUGH_SLICES` on they stand alone between the labelled slices, and the network
+            decides what lies beyond.
         ranges: Class to the first and the last slice that may hold it.
         progress: Called with (classes done, classes in all).
 
@@ -99,20 +106,23 @@ def fill_by_completion(
         prior = ShapePrior(labelled.slices, classes, spacing_mm[1:], spacing_mm[0], labelled.silent)
     dice: dict[int, np.ndarray] = {}
     for done, value in enumerate(classes, 1):
-        masks = _masks_of(labelled, value, ranges.get(value), shape[0])
+        masks = _masks_of(labelled, value)
         others = _others(labelled, value, masks)
         image = channels[_telling_channel(channels, masks)]
         planes = ((i, prior.distance(value, i)) for i in range(shape[0])) if prior else ()
         distances = {i: plane for i, plane in planes if plane is not None}
-        logits = complete(model.net, image, masks, spacing_mm, others, distances)
+        logits = complete(model.net, image, masks, spacing_mm, others, distances, value in ranges)
         if value in ranges:
             first, last = ranges[value]
             logits[: max(0, first)] = FAR_LOG_ODDS
             logits[last + 1 :] = FAR_LOG_ODDS
+        enough = sum(bool(mask.any()) for mask in masks.values()) >= ENOUGH_SLICES
         dice[value] = np.full(shape[0], np.nan, np.float32)
         for i, plane in enumerate(logits):
-            shapes = prior.log_odds(i) if prior else None
-            if shapes is not None:
+            if prior and i in distances:
+                shapes = prior.log_odds(i)
+                assert shapes is not None
+                plane *= 0 if enough else 1
                 plane += shapes[done - 1]
             dice[value][i] = _expected_dice(plane)
         better = logits > best
@@ -122,10 +132,8 @@ def fill_by_completion(
     return labels, dice
 
 
-def _masks_of(
-    labelled: LabelledSlices, value: int, ends: tuple[int, int] | None, slices: int
-) -> dict[int, np.ndarray]:
-    """The slices that say something of a class, and its empty neighbours beyond known ends.
+def _masks_of(labelled: LabelledSlices, value: int) -> dict[int, np.ndarray]:
+    """The slices that say something of a class.
 
     Slices that are labelled in part count only where no whole one holds the class.
     """
@@ -133,11 +141,7 @@ def _masks_of(
     whole = {i: label for i, label in known.items() if not (label == IGNORE).any()}
     if any((label == value).any() for label in whole.values()):
         known = whole
-    masks = {i: label == value for i, label in known.items()}
-    for beyond in (ends[0] - 1, ends[1] + 1) if ends else ():
-        if 0 <= beyond < slices and beyond not in masks:
-            masks[beyond] = np.zeros_like(next(iter(masks.values())))
-    return masks
+    return {i: label == value for i, label in known.items()}
 
 
 def _others(

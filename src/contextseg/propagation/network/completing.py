@@ -7,8 +7,9 @@ box's side, the box grows and the network reads again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -28,8 +29,11 @@ GROWTH = 1.6
 GROWTHS = 4
 """By how much a box grows that is too small, and how often at most."""
 
-BEYOND = 64
-"""Slices beyond the outermost labelled ones that are read at most, in one go."""
+BEYOND = 24
+"""Slices beyond the outermost labelled ones in which a structure is looked for."""
+
+DEPTH, RIM = 48, 4
+"""Slices that are read at once, as in the training; and how many on both sides at least."""
 
 FAR_LOG_ODDS = -20.0
 """Log-odds outside the box."""
@@ -61,7 +65,7 @@ def complete(
     spacing_mm: Sequence[float],
     others: Mapping[int, np.ndarray] | None = None,
     shapes: Mapping[int, np.ndarray] | None = None,
-    progress: Callable[[], object] | None = None,
+    bounded: bool = False,
 ) -> np.ndarray:
     """Log-odds of one structure in every slice of a scan.
 
@@ -74,24 +78,77 @@ def complete(
         others: Other structures in the same slices, likewise.
         shapes: Slice number to the signed distance in mm that interpolation predicts, (H, W). Where
             there is none, the network's own interpolation is read.
-        progress: Called after each reading.
+        bounded: Whether the structure ends in the outermost of these slices.
 
     Returns:
         (n, H, W) float32; `FAR_LOG_ODDS` where the network has not looked.
     """
     image = clipped(image, masks)
+    out = np.full(image.shape, FAR_LOG_ODDS, np.float32)
+    for window, decided in windows(masks, len(image), bounded):
+        inside = {i: mask for i, mask in masks.items() if i in window}
+        if not any(mask.any() for mask in inside.values()):
+            continue
+        beside = {i: mask for i, mask in (others or {}).items() if i in inside}
+        _decide_window(net, image, (inside, beside, shapes or {}), spacing_mm, window, decided, out)
+    return out
+
+
+def windows(known: Iterable[int], slices: int, bounded: bool = False) -> list[tuple[range, range]]:
+    """The slices that the network reads at once, and of which it decides some.
+
+    As in its training these are `DEPTH`, if the labelled slices are not farther apart. Where all
+    fit, one window is enough, else each stretch between two labelled slices has its own.
+
+    Args:
+        known: The labelled slices.
+        slices: Slices of the scan.
+        bounded: Whether the structure ends in the outermost ones.
+
+    Returns:
+        (slices that are read, slices that are decided) of each window.
+
+    Example:
+        >>> windows([10, 20], 100, bounded=True)
+        [(range(6, 25), range(10, 21))]
+        >>> [decided for _, decided in windows([10, 70], 100)]
+        [range(0, 10), range(10, 70), range(70, 95)]
+    """
+    numbers = sorted(known)
+    beyond = 0 if bounded else BEYOND
+    low, high = max(0, numbers[0] - beyond), min(slices, numbers[-1] + beyond + 1)
+    if high - low + 2 * RIM <= DEPTH:
+        return [(range(max(0, low - RIM), min(slices, high + RIM)), range(low, high))]
+    ends = [low, *(i for i in numbers if low < i < high - 1), high]
+    out = []
+    for a, b in pairwise(ends):
+        if a < b:
+            pad = max(RIM, (DEPTH - (b - a)) // 2)
+            read = range(max(0, a - pad), min(slices, b + pad + 1))
+            out.append((read, range(a, b)))
+    return out
+
+
+def _decide_window(
+    net: CompletionNet,
+    image: np.ndarray,
+    known: tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray], Mapping[int, np.ndarray]],
+    spacing_mm: Sequence[float],
+    window: range,
+    decided: range,
+    out: np.ndarray,
+) -> None:
+    """Write the log-odds of the decided slices, in a box that grows to hold the structure."""
     zoom = ZOOM
     for attempt in range(1 + GROWTHS):
-        box = box_around(masks, image.shape, spacing_mm, zoom)
-        logits = _read(net, image, (masks, others or {}, shapes or {}), spacing_mm, box)
-        if progress:
-            progress()
+        box = box_around(known[0], image.shape, spacing_mm, window, zoom)
+        logits = _read(net, image, known, spacing_mm, box)
         if attempt == GROWTHS or not _touches(logits, box, image.shape):
             break
         zoom *= GROWTH
-    out = np.full(image.shape, FAR_LOG_ODDS, np.float32)
-    _lay_back(out, logits, box)
-    return out
+    whole = np.full((box.slices, *image.shape[1:]), FAR_LOG_ODDS, np.float32)
+    _lay_back(whole, logits, box)
+    out[decided.start : decided.stop] = whole[decided.start - box.first : decided.stop - box.first]
 
 
 def clipped(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> np.ndarray:
@@ -123,6 +180,7 @@ def box_around(
     masks: Mapping[int, np.ndarray],
     shape: Sequence[int],
     spacing_mm: Sequence[float],
+    window: range,
     zoom: float = ZOOM,
 ) -> StackBox:
     """The box that the network looks at.
@@ -131,6 +189,7 @@ def box_around(
         masks: The labelled slices; one of them holds the structure.
         shape: Of the scan, slices first.
         spacing_mm: Likewise.
+        window: The slices.
         zoom: Side of the box over the structure's extent.
 
     Returns:
@@ -144,9 +203,7 @@ def box_around(
     side = STACK_SIDE if side_mm / STACK_SIDE <= 1.1 * plane_mm else FINE_STACK_SIDE
     size = [max(4, round(side_mm / mm)) for mm in spacing_mm[1:]]
     low = [round((a + b + 1) / 2 - s / 2) for (a, b), s in zip(ends, size)]
-    first = max(0, min(masks) - BEYOND)
-    last = min(shape[0], max(masks) + BEYOND + 1)
-    return StackBox(first, last, (low[0], low[1]), (size[0], size[1]), side)
+    return StackBox(window.start, window.stop, (low[0], low[1]), (size[0], size[1]), side)
 
 
 def _cut(planes: np.ndarray, box: StackBox) -> np.ndarray:
@@ -236,8 +293,8 @@ def _touches(logits: Tensor, box: StackBox, shape: Sequence[int]) -> bool:
 
 
 def _lay_back(out: np.ndarray, logits: Tensor, box: StackBox) -> None:
-    """Write the box's log-odds into the scan's (n, H, W)."""
+    """Write the box's log-odds into the scan's plane (slices, H, W)."""
     own = F.interpolate(logits[None].float(), box.size, mode="bilinear", align_corners=False)
     here, there = _overlap(out.shape[1:], box)
     values = own[0].cpu().numpy()
-    out[box.first : box.last, here[0], here[1]] = values[:, there[0], there[1]]
+    out[:, here[0], here[1]] = values[:, there[0], there[1]]
