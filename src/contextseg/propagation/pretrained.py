@@ -16,7 +16,7 @@ from contextseg.errors import ContextsegError
 from contextseg.grids import label_type
 from contextseg.nets.completion import CompletionNet
 from contextseg.propagation.labelled import LabelledSlices
-from contextseg.propagation.network.completing import FAR_LOG_ODDS, complete
+from contextseg.propagation.network.completing import FAR_LOG_ODDS, complete_stack
 from contextseg.propagation.shapes import ShapePrior
 from contextseg.volume import Volume
 
@@ -111,7 +111,9 @@ def fill_by_completion(
         image = channels[_telling_channel(channels, masks)]
         planes = ((i, prior.distance(value, i)) for i in range(shape[0])) if prior else ()
         distances = {i: plane for i, plane in planes if plane is not None}
-        logits = complete(model.net, image, masks, spacing_mm, others, distances, value in ranges)
+        logits = complete_stack(
+            model.net, image, masks, spacing_mm, others, distances, value in ranges
+        )
         if value in ranges:
             first, last = ranges[value]
             logits[: max(0, first)] = FAR_LOG_ODDS

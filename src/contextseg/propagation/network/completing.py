@@ -38,7 +38,7 @@ DEPTH, RIM = 48, 4
 FAR_LOG_ODDS = -20.0
 """Log-odds outside the box."""
 
-CT_WINDOW = (-300.0, 500.0)
+BODY_WINDOW = (-300.0, 500.0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StackBox:
 
 
 @torch.inference_mode()
-def complete(
+def complete_stack(
     net: CompletionNet,
     image: np.ndarray,
     masks: Mapping[int, np.ndarray],
@@ -166,7 +166,7 @@ def clipped(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> np.ndarray:
     image = image.astype(np.float32)
     thin = image[:: max(1, len(image) // 16)]
     if thin.min() < -500:
-        low, high = CT_WINDOW
+        low, high = BODY_WINDOW
     else:
         low, high = (float(v) for v in np.percentile(thin, [0.5, 99.5]))
     own = np.concatenate([image[i][mask] for i, mask in masks.items()])

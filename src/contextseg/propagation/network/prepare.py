@@ -250,7 +250,7 @@ def pack(volumes: Iterator[Example], path: Path) -> None:
     partial.replace(path)
 
 
-def main() -> None:
+def prepare_by_arguments() -> None:
     """The command line of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of the four data sets")
@@ -260,4 +260,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    prepare_by_arguments()

@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextseg.nets.completion import WIDTHS, CompletionNet
-from contextseg.propagation.network.drawing import Drawing, Recipe, Stacks, Store
+from contextseg.propagation.network.drawing import Drawing, Recipe, Stacks
 from contextseg.propagation.network.features import CHANNELS
+from contextseg.propagation.network.store import Store
 
 CHECKPOINT_EVERY = 20.0
 REPORT_EVERY = 10.0
@@ -91,7 +92,7 @@ def dice_scores(logits: Tensor, stacks: Stacks) -> tuple[Tensor, Tensor]:
     return scores[0], scores[1]
 
 
-class Training:
+class CompletionTraining:
     """One training: its networks, its clock and its files.
 
     Args:
@@ -278,7 +279,7 @@ def save_weights(net: CompletionNet, path: Path, facts: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def main() -> None:
+def train_by_arguments() -> None:
     """The command line of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="file of prepare")
@@ -298,8 +299,8 @@ def main() -> None:
         for kind in (TrainingSettings, Recipe)
     )
     device = torch.device(options["device"])
-    Training(options["data"], options["output"], settings, recipe, device).run()
+    CompletionTraining(options["data"], options["output"], settings, recipe, device).run()
 
 
 if __name__ == "__main__":
-    main()
+    train_by_arguments()
