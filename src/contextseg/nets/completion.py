@@ -95,7 +95,7 @@ class _Block(nn.Module):
         stride: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         super().__init__()
-        padding = tuple(k // 2 for k in kernel)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)
         self.scale = nn.Parameter(torch.ones(outputs))
         self.shift = nn.Parameter(torch.zeros(outputs))

@@ -241,10 +241,10 @@ def _read(
     """Log-odds (slices, side, side) of the box, from masks, others and shapes."""
     masks, others, shapes = known
     device = next(net.parameters()).device
-    inside = _cut(np.ones((1, *image.shape[1:]), np.float32), box)
-    inside = _resized(inside, box.side, device) > 0.5
-    stack = _resized(_cut(image[box.first : box.last], box), box.side, device)
-    stack = normalised(stack[None], inside[None].expand(1, len(stack), -1, -1))
+    whole = _cut(np.ones((1, *image.shape[1:]), np.float32), box)
+    inside = _resized(whole, box.side, device) > 0.5
+    planes = _resized(_cut(image[box.first : box.last], box), box.side, device)
+    stack = normalised(planes[None], inside[None].expand(1, len(planes), -1, -1))
     numbers = sorted(masks)
     own = _planes(masks, numbers, box, device)
     beside = _planes(others, numbers, box, device) if others else None

@@ -202,7 +202,7 @@ class CompletionTraining:
             logits = self.net(x, stacks.prior)
         value = loss(logits, stacks)
         self.optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
@@ -294,10 +294,8 @@ def train_by_arguments() -> None:
                 parser.add_argument(f"--{one.name}", type=type(given), default=given)
     options = vars(parser.parse_args())
     options["widths"] = tuple(options["widths"])
-    settings, recipe = (
-        kind(**{one.name: options[one.name] for one in fields(kind)})
-        for kind in (TrainingSettings, Recipe)
-    )
+    settings = TrainingSettings(**{one.name: options[one.name] for one in fields(TrainingSettings)})
+    recipe = Recipe(**{one.name: options[one.name] for one in fields(Recipe)})
     device = torch.device(options["device"])
     CompletionTraining(options["data"], options["output"], settings, recipe, device).run()
 
