@@ -89,7 +89,7 @@ class Stacks:
     count: Tensor
 
 
-class Drawing:
+class StackDrawing:
     """Draws batches; batch n is a function of the seed and n.
 
     Args:

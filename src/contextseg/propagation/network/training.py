@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contextseg.nets.completion import WIDTHS, CompletionNet
-from contextseg.propagation.network.drawing import Drawing, Recipe, Stacks
+from contextseg.propagation.network.drawing import Recipe, StackDrawing, Stacks
 from contextseg.propagation.network.features import CHANNELS
 from contextseg.propagation.network.store import Store
 
@@ -127,10 +127,10 @@ class CompletionTraining:
         )
         self.step, self.spent = 0, 0.0
         store = Store(data, device)
-        self.drawing = Drawing(store, recipe, settings.batch, settings.seed)
+        self.drawing = StackDrawing(store, recipe, settings.batch, settings.seed)
         held_out = Store(data, device, validation=True)
         plain = Recipe(0, 0, 0, 0, recipe.others, recipe.slices, recipe.side)
-        self.held_out = Drawing(held_out, plain, settings.batch, 10_000, plain=True)
+        self.held_out = StackDrawing(held_out, plain, settings.batch, 10_000, plain=True)
         self._resume()
 
     # --- files ------------------------------------------------------------------------------------
