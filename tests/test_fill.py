@@ -235,13 +235,21 @@ def test_a_corrected_map_is_filled_again(tmp_path: Path) -> None:
     scan, truth, drawn = cylinders()
     write(tmp_path / "scan.nii.gz", scan)
     write(tmp_path / "drawn.nii.gz", drawn)
-    first = cs.propagate(tmp_path / "scan.nii.gz", tmp_path / "drawn.nii.gz", tmp_path / "o.nii.gz")
+    first = cs.propagate(
+        tmp_path / "scan.nii.gz",
+        tmp_path / "drawn.nii.gz",
+        tmp_path / "o.nii.gz",
+        way="interpolation",
+    )
     array = first.label.array.copy()
     array[7, 4:10, 4:13] = 1  # wider
     array[12] = 0  # not there
     write(tmp_path / "corrected.nii.gz", first.label.with_array(array))
     again = cs.propagate(
-        tmp_path / "scan.nii.gz", tmp_path / "corrected.nii.gz", tmp_path / "o2.nii.gz"
+        tmp_path / "scan.nii.gz",
+        tmp_path / "corrected.nii.gz",
+        tmp_path / "o2.nii.gz",
+        way="interpolation",
     )
     assert sorted(again.labelled.slices) == [2, 5, 7, 10, 12, 15, 18]
     assert again.labelled.silent == first.labelled.silent
@@ -257,9 +265,11 @@ def test_a_corrected_map_is_filled_again(tmp_path: Path) -> None:
     assert rows[5]["classes"] == "2"
     # in place, twice; the drawn labels themselves are never taken for a corrected map
     write(tmp_path / "o2.nii.gz", again.label)
-    third = cs.propagate(scan, tmp_path / "o2.nii.gz", previous=tmp_path / "o2.nii.gz")
+    third = cs.propagate(
+        scan, tmp_path / "o2.nii.gz", previous=tmp_path / "o2.nii.gz", way="interpolation"
+    )
     np.testing.assert_array_equal(third.label.array, again.label.array)
-    plain = cs.propagate(scan, tmp_path / "drawn.nii.gz")
+    plain = cs.propagate(scan, tmp_path / "drawn.nii.gz", way="interpolation")
     np.testing.assert_array_equal(plain.label.array, truth)
     with pytest.raises(ContextsegError, match=r"drawn-slices\.csv is missing"):
         cs.propagate(scan, tmp_path / "o2.nii.gz", previous=tmp_path / "drawn.nii.gz")
@@ -272,7 +282,7 @@ def test_what_was_labelled_in_part_is_known_in_the_next_round(tmp_path: Path) ->
     array[10, :, :7] = np.where(truth[10, :, :7] == 1, 1, 0)
     write(tmp_path / "drawn.nii.gz", Volume(array, scan.affine))
     out = tmp_path / "o.nii.gz"
-    first = cs.propagate(scan, tmp_path / "drawn.nii.gz", out, unlabelled=255)
+    first = cs.propagate(scan, tmp_path / "drawn.nii.gz", out, unlabelled=255, way="interpolation")
     np.testing.assert_array_equal(first.label.array, truth == 1)
     assert 0 < first.confidence[10] <= 1
     with open(tmp_path / "o-slices.csv", encoding="utf-8") as file:
@@ -283,7 +293,7 @@ def test_what_was_labelled_in_part_is_known_in_the_next_round(tmp_path: Path) ->
     corrected = first.label.array.copy()
     corrected[6, 4:10, 10] = 1
     write(out, first.label.with_array(corrected))
-    again = cs.propagate(scan, out)
+    again = cs.propagate(scan, out, way="interpolation")
     assert sorted(again.labelled.slices) == [2, 6, 10, 18]
     assert (again.labelled.slices[10][:, 7:] == IGNORE).all()
     (tmp_path / "o-drawn.nii.gz").unlink()

@@ -49,9 +49,10 @@ def propagate(
         output: Where to write the filled label map, and CASE-slices.csv beside it. The names and
             colours of `labels` are kept: in a `.seg.nrrd` file itself, else in CASE.label, a label
             description of ITK-SNAP.
-        model: A run of `train(..., method="stcn")`. None interpolates shapes.
-        way: "combined", "propagation", "interpolation" or "nearest". "" is "combined" with a
-            model, and "interpolation" without.
+        model: A run of `train(..., method="stcn")`. None is the network that comes with the
+            package, which needs no training.
+        way: "combined", "propagation", "interpolation" or "nearest". "" is "combined": the network
+            and the shapes of the labelled slices.
         between: Each structure's first and last slice are labelled; none lies beyond.
         stop_below: Beyond the outermost labelled slices, stop where a smaller Dice is expected; 0
             never stops.
@@ -77,7 +78,7 @@ def propagate(
     from contextseg.interop.names import describe_result, known_segments
     from contextseg.pipeline import open_propagation_model
     from contextseg.predictor import scan_of
-    from contextseg.propagation import fill, ranges
+    from contextseg.propagation import fill, open_completion, ranges
     from contextseg.volume import as_labels
 
     _refuse_to_overwrite(output, scan, labels)
@@ -85,7 +86,9 @@ def propagate(
     drawn = as_labels(labels, volume, unlabelled or 0)
     segments = known_segments(labels)
     labelled, found = _labelled(labels, drawn, output, str(previous), unlabelled, plane, complete)
-    network = open_propagation_model(model) if model else None
+    network: Any = None
+    if way not in ("interpolation", "nearest"):
+        network = open_propagation_model(model) if model else open_completion()
     with progress_of(verbose)("propagate") as progress:
         filled = fill(
             volume,

@@ -116,7 +116,7 @@ def propagate(
     way: Annotated[
         str,
         typer.Option(
-            help="combined, propagation, interpolation, nearest; default: combined with --model."
+            help="combined (network and shapes, the default), propagation, interpolation, nearest."
         ),
     ] = "",
     between: Annotated[

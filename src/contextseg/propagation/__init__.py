@@ -14,6 +14,8 @@ The modules, from the outside in:
 - `labelled`: which slices of a label map are labelled, and along which axis; `previous`: which
   slices of a filled map were, and which were corrected since.
 - `with_network`: slices on the pixels of a network's training, and back.
+- `pretrained`: filling with the network that comes with the package; `network`: how it reads
+  labelled slices, and how it is trained.
 - `select`: which slices to evaluate, and which of them are the references, by rules.
 - `session`: one volume and a network that walks over its slices, for many rounds.
 - `shapes`: filling by the shapes of the labelled slices alone; `outlines`: that of one class.
@@ -37,6 +39,7 @@ from contextseg.propagation.labelled import (
     labelled_slices,
     ranges,
 )
+from contextseg.propagation.pretrained import CompletionModel, open_completion
 from contextseg.propagation.previous import find_previous, open_previous
 from contextseg.propagation.select import SELECTION_RULES, select_slices, uniform_slices
 from contextseg.propagation.session import (
@@ -55,6 +58,7 @@ __all__ = [
     "SELECTION_RULES",
     "STOP_BELOW",
     "WAYS",
+    "CompletionModel",
     "Filled",
     "LabelledSlices",
     "PropagationModel",
@@ -69,6 +73,7 @@ __all__ = [
     "find_previous",
     "interpolate_shapes",
     "labelled_slices",
+    "open_completion",
     "open_previous",
     "propagate_volume",
     "ranges",

@@ -12,6 +12,7 @@ from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.grids import label_type
 from contextseg.propagation.labelled import LabelledSlices, cut_to_ranges
+from contextseg.propagation.pretrained import CompletionModel, fill_by_completion
 from contextseg.propagation.previous import slices_file, write_slices
 from contextseg.propagation.session import lowest
 from contextseg.propagation.shapes import Between, copy_nearest, fill_between, restore
@@ -129,7 +130,7 @@ class Filled:
 def fill(
     scan: Volume,
     labelled: LabelledSlices,
-    model: PropagationModel | None = None,
+    model: PropagationModel | CompletionModel | None = None,
     way: str = "",
     ranges: Mapping[int, tuple[int, int]] | None = None,
     stop_below: float = STOP_BELOW,
@@ -145,7 +146,8 @@ def fill(
     Args:
         scan: (C, D, H, W).
         labelled: The labelled slices, on the scan's grid.
-        model: A trained network; `contextseg.pipeline.open_propagation_model` opens that of a run.
+        model: A trained network: `open_completion()` opens the one that comes with the package,
+            `contextseg.pipeline.open_propagation_model` that of a run.
         way: One of `WAYS`. "" is "combined" with a model, and "interpolation" without.
         ranges: Class to the first and the last slice that may hold it, such as `ranges(labelled)`.
             A class without a range may be anywhere.
@@ -171,7 +173,11 @@ def fill(
         )
     ranges = ranges or {}
     network = way in NETWORK_WAYS
-    if model and network:
+    if isinstance(model, CompletionModel) and network:
+        labels, dice = fill_by_completion(
+            scan, labelled, model, way == "combined", ranges, progress
+        )
+    elif isinstance(model, PropagationModel) and network:
         options = {"stop_below": stop_below, "progress": progress}
         labels, dice = fill_with_network(scan, labelled, model, way == "combined", ranges, options)
     else:

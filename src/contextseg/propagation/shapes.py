@@ -216,6 +216,24 @@ class ShapePrior:
             for k in self.classes
         ]
 
+    def distance(self, value: int, i: int) -> np.ndarray | None:
+        """Signed distance of one class in one slice, as `interpolate_shapes` predicts it.
+
+        Args:
+            value: One of the classes.
+            i: Slice number.
+
+        Returns:
+            (H, W) float32, positive inside, in the unit of the spacing; None where the slice does
+            not lie between two that are labelled for the class, or is one.
+        """
+        distance = self._outlines[self.classes.index(value)].distance(i)
+        if distance is None:
+            return None
+        out = np.full(self.shape, distance.values.min(), np.float32)
+        out[distance.box] = distance.values
+        return out
+
     def log_odds(self, i: int) -> np.ndarray | None:
         """Log-odds of each class in one slice, by the shapes of the labelled slices beside it.
 

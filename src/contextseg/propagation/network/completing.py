@@ -1,0 +1,300 @@
+"""A scan completed by the packaged network: its stack is cut out, read, and laid back.
+
+One structure at a time. The stack is a box around the labelled slices' outlines, twice as wide,
+at a resolution that shows the structure at about 32 to 48 pixels. Where the structure reaches the
+box's side, the box grows and the network reads again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contextseg.nets.completion import CompletionNet
+from contextseg.propagation.network.features import features, normalised
+
+STACK_SIDE, FINE_STACK_SIDE = 64, 96
+"""Pixels of the stack's side; the larger one where the smaller would be coarser than the scan."""
+
+ZOOM = 2.0
+"""Side of the box over the structure's extent."""
+
+GROWTH = 1.6
+GROWTHS = 4
+"""By how much a box grows that is too small, and how often at most."""
+
+BEYOND = 24
+"""Slices beyond the outermost labelled ones in which a structure is looked for."""
+
+DEPTH, RIM = 48, 4
+"""Slices that are read at once, as in the training; and how many on both sides at least."""
+
+FAR_LOG_ODDS = -20.0
+"""Log-odds outside the box."""
+
+BODY_WINDOW = (-300.0, 500.0)
+
+
+@dataclass(frozen=True)
+class StackBox:
+    """A stack in a scan: slices `first` to `last`, and the pixels of its plane."""
+
+    first: int
+    last: int
+    low: tuple[int, int]
+    size: tuple[int, int]
+    side: int
+
+    @property
+    def slices(self) -> int:
+        """How many."""
+        return self.last - self.first
+
+
+@torch.inference_mode()
+def complete_stack(
+    net: CompletionNet,
+    image: np.ndarray,
+    masks: Mapping[int, np.ndarray],
+    spacing_mm: Sequence[float],
+    others: Mapping[int, np.ndarray] | None = None,
+    shapes: Mapping[int, np.ndarray] | None = None,
+    bounded: bool = False,
+) -> np.ndarray:
+    """Log-odds of one structure in every slice of a scan.
+
+    Args:
+        net: In evaluation mode.
+        image: The scan, (n, H, W), slices first.
+        masks: Slice number to the structure's mask there, (H, W) bool; empty where it is known to
+            be absent. One of them holds it.
+        spacing_mm: Between slices, and of a pixel along H and W.
+        others: Other structures in the same slices, likewise.
+        shapes: Slice number to the signed distance in mm that interpolation predicts, (H, W). Where
+            there is none, the network's own interpolation is read.
+        bounded: Whether the structure ends in the outermost of these slices.
+
+    Returns:
+        (n, H, W) float32; `FAR_LOG_ODDS` where the network has not looked.
+    """
+    image = clipped(image, masks)
+    out = np.full(image.shape, FAR_LOG_ODDS, np.float32)
+    for window, decided in windows(masks, len(image), bounded):
+        inside = {i: mask for i, mask in masks.items() if i in window}
+        if not any(mask.any() for mask in inside.values()):
+            continue
+        beside = {i: mask for i, mask in (others or {}).items() if i in inside}
+        _decide_window(net, image, (inside, beside, shapes or {}), spacing_mm, window, decided, out)
+    return out
+
+
+def windows(known: Iterable[int], slices: int, bounded: bool = False) -> list[tuple[range, range]]:
+    """The slices that the network reads at once, and of which it decides some.
+
+    As in its training these are `DEPTH`, if the labelled slices are not farther apart. Where all
+    fit, one window is enough, else each stretch between two labelled slices has its own.
+
+    Args:
+        known: The labelled slices.
+        slices: Slices of the scan.
+        bounded: Whether the structure ends in the outermost ones.
+
+    Returns:
+        (slices that are read, slices that are decided) of each window.
+
+    Example:
+        >>> windows([10, 20], 100, bounded=True)
+        [(range(6, 25), range(10, 21))]
+        >>> [decided for _, decided in windows([10, 70], 100)]
+        [range(0, 10), range(10, 70), range(70, 95)]
+    """
+    numbers = sorted(known)
+    beyond = 0 if bounded else BEYOND
+    low, high = max(0, numbers[0] - beyond), min(slices, numbers[-1] + beyond + 1)
+    if high - low + 2 * RIM <= DEPTH:
+        return [(range(max(0, low - RIM), min(slices, high + RIM)), range(low, high))]
+    ends = [low, *(i for i in numbers if low < i < high - 1), high]
+    out = []
+    for a, b in pairwise(ends):
+        if a < b:
+            pad = max(RIM, (DEPTH - (b - a)) // 2)
+            read = range(max(0, a - pad), min(slices, b + pad + 1))
+            out.append((read, range(a, b)))
+    return out
+
+
+def _decide_window(
+    net: CompletionNet,
+    image: np.ndarray,
+    known: tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray], Mapping[int, np.ndarray]],
+    spacing_mm: Sequence[float],
+    window: range,
+    decided: range,
+    out: np.ndarray,
+) -> None:
+    """Write the log-odds of the decided slices, in a box that grows to hold the structure."""
+    zoom = ZOOM
+    for attempt in range(1 + GROWTHS):
+        box = box_around(known[0], image.shape, spacing_mm, window, zoom)
+        logits = _read(net, image, known, spacing_mm, box)
+        if attempt == GROWTHS or not _touches(logits, box, image.shape):
+            break
+        zoom *= GROWTH
+    whole = np.full((box.slices, *image.shape[1:]), FAR_LOG_ODDS, np.float32)
+    _lay_back(whole, logits, box)
+    out[decided.start : decided.stop] = whole[decided.start - box.first : decided.stop - box.first]
+
+
+def clipped(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Intensities within a window: of a CT the body's, else all but the extremes.
+
+    The window is widened where the structure's own intensities lie outside.
+
+    Args:
+        image: (n, H, W).
+        masks: The labelled slices.
+
+    Returns:
+        (n, H, W) float32.
+    """
+    image = image.astype(np.float32)
+    thin = image[:: max(1, len(image) // 16)]
+    if thin.min() < -500:
+        low, high = BODY_WINDOW
+    else:
+        low, high = (float(v) for v in np.percentile(thin, [0.5, 99.5]))
+    own = np.concatenate([image[i][mask] for i, mask in masks.items()])
+    if len(own):
+        first, last = np.percentile(own, [5, 95])
+        low, high = min(low, float(first)), max(high, float(last))
+    return image.clip(low, high)
+
+
+def box_around(
+    masks: Mapping[int, np.ndarray],
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    window: range,
+    zoom: float = ZOOM,
+) -> StackBox:
+    """The box that the network looks at.
+
+    Args:
+        masks: The labelled slices; one of them holds the structure.
+        shape: Of the scan, slices first.
+        spacing_mm: Likewise.
+        window: The slices.
+        zoom: Side of the box over the structure's extent.
+
+    Returns:
+        The box; it may reach beyond the scan in plane.
+    """
+    union = np.any(list(masks.values()), 0)
+    ends = [np.flatnonzero(union.any(1 - a))[[0, -1]] for a in (0, 1)]
+    plane_mm = float(np.mean(spacing_mm[1:]))
+    extent = max((b + 1 - a) * mm for (a, b), mm in zip(ends, spacing_mm[1:]))
+    side_mm = max(extent * zoom, 12 * plane_mm, 0.4 * plane_mm * STACK_SIDE)
+    side = STACK_SIDE if side_mm / STACK_SIDE <= 1.1 * plane_mm else FINE_STACK_SIDE
+    size = [max(4, round(side_mm / mm)) for mm in spacing_mm[1:]]
+    low = [round((a + b + 1) / 2 - s / 2) for (a, b), s in zip(ends, size)]
+    return StackBox(window.start, window.stop, (low[0], low[1]), (size[0], size[1]), side)
+
+
+def _cut(planes: np.ndarray, box: StackBox) -> np.ndarray:
+    """(m, H, W) to the box's pixels (m, *box.size), 0 beyond the scan."""
+    out = np.zeros((len(planes), *box.size), np.float32)
+    here, there = _overlap(planes.shape[1:], box)
+    out[:, there[0], there[1]] = planes[:, here[0], here[1]]
+    return out
+
+
+def _overlap(
+    plane: Sequence[int], box: StackBox
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The part of the scan's plane in the box, in the scan's pixels and in the box's."""
+    here, there = [], []
+    for n, low, size in zip(plane, box.low, box.size):
+        a, b = max(0, low), min(n, low + size)
+        here.append(slice(a, b))
+        there.append(slice(a - low, b - low))
+    return (here[0], here[1]), (there[0], there[1])
+
+
+def _resized(planes: np.ndarray, side: int, device: torch.device) -> Tensor:
+    x = torch.from_numpy(planes).to(device)[None]
+    return F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _read(
+    net: CompletionNet,
+    image: np.ndarray,
+    known: tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray], Mapping[int, np.ndarray]],
+    spacing_mm: Sequence[float],
+    box: StackBox,
+) -> Tensor:
+    """Log-odds (slices, side, side) of the box, from masks, others and shapes."""
+    masks, others, shapes = known
+    device = next(net.parameters()).device
+    whole = _cut(np.ones((1, *image.shape[1:]), np.float32), box)
+    inside = _resized(whole, box.side, device) > 0.5
+    planes = _resized(_cut(image[box.first : box.last], box), box.side, device)
+    stack = normalised(planes[None], inside[None].expand(1, len(planes), -1, -1))
+    numbers = sorted(masks)
+    own = _planes(masks, numbers, box, device)
+    beside = _planes(others, numbers, box, device) if others else None
+    index = torch.tensor([[i - box.first for i in numbers]], device=device)
+    pixel = box.size[0] * spacing_mm[1] / box.side
+    thickness = torch.tensor([spacing_mm[0] / pixel], device=device)
+    x, prior = features(stack, own, index, thickness, beside, _shapes(shapes, box, pixel, device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        return net(x, prior)[0]
+
+
+def _planes(
+    masks: Mapping[int, np.ndarray], numbers: Sequence[int], box: StackBox, device: torch.device
+) -> Tensor:
+    planes = np.stack([masks[i] for i in numbers]).astype(np.float32)
+    return (_resized(_cut(planes, box), box.side, device) > 0.5)[None]
+
+
+def _shapes(
+    shapes: Mapping[int, np.ndarray], box: StackBox, pixel: float, device: torch.device
+) -> Tensor | None:
+    """Signed distances (1, slices, side, side) in the box's pixels, NaN where there are none."""
+    if not shapes:
+        return None
+    out = torch.full((1, box.slices, box.side, box.side), torch.nan, device=device)
+    for i, distance in shapes.items():
+        if box.first <= i < box.last:
+            plane = np.full((1, *box.size), distance.min(), np.float32)
+            here, there = _overlap(distance.shape, box)
+            plane[:, there[0], there[1]] = distance[None, here[0], here[1]]
+            out[0, i - box.first] = _resized(plane, box.side, device)[0] / pixel
+    return out
+
+
+def _touches(logits: Tensor, box: StackBox, shape: Sequence[int]) -> bool:
+    """Whether the structure reaches a side of the box that is inside the scan."""
+    found = (logits > 0).any(0)
+    rims = (found[:2].any(), found[-2:].any(), found[:, :2].any(), found[:, -2:].any())
+    open_sides = (
+        box.low[0] > 0,
+        box.low[0] + box.size[0] < shape[1],
+        box.low[1] > 0,
+        box.low[1] + box.size[1] < shape[2],
+    )
+    return any(bool(rim) and open_ for rim, open_ in zip(rims, open_sides))
+
+
+def _lay_back(out: np.ndarray, logits: Tensor, box: StackBox) -> None:
+    """Write the box's log-odds into the scan's plane (slices, H, W)."""
+    own = F.interpolate(logits[None].float(), box.size, mode="bilinear", align_corners=False)
+    here, there = _overlap(out.shape[1:], box)
+    values = own[0].cpu().numpy()
+    out[:, here[0], here[1]] = values[:, there[0], there[1]]

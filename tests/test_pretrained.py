@@ -1,0 +1,149 @@
+"""The network that comes with the package: what it reads, that it fills, and its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from contextseg.errors import ContextsegError
+from contextseg.nets.completion import CompletionNet
+from contextseg.propagation import LabelledSlices, fill, open_completion, ranges
+from contextseg.propagation.network.completing import DEPTH, windows
+from contextseg.propagation.network.features import (
+    CHANNELS,
+    REACH,
+    Neighbours,
+    features,
+    interpolate,
+    plane_distances,
+)
+from contextseg.propagation.network.prepare import Example, pack
+from contextseg.propagation.network.training import (
+    CompletionTraining,
+    Recipe,
+    TrainingSettings,
+    save_weights,
+)
+from contextseg.propagation.pretrained import WEIGHTS
+from contextseg.volume import Volume
+
+
+def ball(shape: tuple[int, int, int] = (24, 40, 40), radius: float = 9) -> np.ndarray:
+    at = np.indices(shape)
+    centre = np.array([n / 2 for n in shape])[:, None, None, None]
+    return np.asarray(np.square(at - centre).sum(0) < radius**2)
+
+
+def test_distances_are_those_of_scipy() -> None:
+    mask = np.random.default_rng(0).random((3, 12, 15)) < 0.3
+    inside = np.stack([ndimage.distance_transform_edt(m) for m in mask])
+    outside = np.stack([ndimage.distance_transform_edt(~m) for m in mask])
+    expected = np.where(mask, inside - 0.5, 0.5 - outside).clip(-REACH, REACH)
+    assert np.allclose(plane_distances(torch.from_numpy(mask)).numpy(), expected, atol=1e-5)
+
+
+def test_aligned_outlines_move_on_a_straight_line() -> None:
+    masks = torch.zeros(1, 2, 24, 24, dtype=torch.bool)
+    masks[0, 0, 4:9, 4:9] = True
+    masks[0, 1, 12:17, 12:17] = True
+    near = Neighbours(torch.tensor([[0, 8]]), 9)
+    distance = plane_distances(masks[0])[None]
+    middle = interpolate(distance, masks, near)[0, 4] > 0
+    assert middle.nonzero().amin(0).tolist() == [8, 8]
+    assert middle.nonzero().amax(0).tolist() == [12, 12]
+    assert not (interpolate(distance, masks, near, aligned=False)[0, 4] > 0).any()
+
+
+def test_a_network_that_has_learned_nothing_interpolates() -> None:
+    mask = torch.from_numpy(ball())
+    index = torch.tensor([[6, 12, 17, -1]])
+    image = torch.randn(1, *mask.shape)
+    x, prior = features(image, mask[index.clamp(min=0)], index, torch.ones(1))
+    assert x.shape == (1, len(CHANNELS), *mask.shape)
+    assert torch.isfinite(x).all()
+    logits = CompletionNet(len(CHANNELS), (4, 8, 8))(x, prior)
+    assert torch.equal(logits > 0, x[:, CHANNELS.index("aligned")] > 0)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_windows_decide_each_slice_once(bounded: bool) -> None:
+    for known in ([5], [3, 40], [0, 30, 60, 99], [10, 20]):
+        found = windows(known, 100, bounded)
+        decided = [i for _, part in found for i in part]
+        assert decided == list(range(decided[0], decided[-1] + 1))
+        assert set(range(known[0], known[-1])) <= set(decided)
+        for read, part in found:
+            assert set(part) <= set(read)
+            assert len(read) <= max(DEPTH + 2, len(part) + 10)
+
+
+def test_the_packaged_network_is_small_and_has_a_card() -> None:
+    assert WEIGHTS.stat().st_size <= 8e6
+    assert WEIGHTS.with_name("README.md").exists()
+    assert open_completion().facts["steps"] > 1000
+
+
+def test_one_slice_is_enough_for_a_ball() -> None:
+    mask = ball()
+    image = np.where(mask, 200.0, 100.0) + np.random.default_rng(0).normal(0, 5, mask.shape)
+    scan = Volume(image[None].astype(np.float32), np.diag([1.0, 1, 1, 1]))
+    drawn = LabelledSlices(0, {12: mask[12].astype(np.int16)})
+    found = np.asarray(
+        fill(scan, drawn, open_completion(), "propagation", stop_below=0).label.array
+    )
+    assert 2 * (found & mask).sum() / (found.sum() + mask.sum()) > 0.85
+    assert np.array_equal(found[12] == 1, mask[12])
+
+
+def test_between_known_ends_nothing_lies_beyond() -> None:
+    mask = ball()
+    scan = Volume(mask[None].astype(np.float32), np.diag([1.0, 1, 1, 1]))
+    drawn = LabelledSlices(0, {i: mask[i].astype(np.int16) for i in (8, 12, 15)})
+    filled = fill(scan, drawn, open_completion(), ranges=ranges(drawn))
+    present = np.flatnonzero(np.asarray(filled.label.array).any((1, 2)))
+    assert (present[0], present[-1]) == (8, 15)
+
+
+def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", a=np.zeros(1))
+    with pytest.raises(ContextsegError, match="completion"):
+        open_completion(tmp_path / "other.npz")
+
+
+def test_weights_survive_a_file(tmp_path: Path) -> None:
+    net = CompletionNet(3, (4, 8))
+    save_weights(net, tmp_path / "network.npz", {"steps": 1})
+    again = open_completion(tmp_path / "network.npz").net
+    for one, other in zip(net.state_dict().values(), again.state_dict().values()):
+        assert torch.equal(one.half().float(), other)
+
+
+def test_training_runs_and_goes_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    volumes = []
+    for n in range(3):
+        label = ball((16, 24, 24), 6).astype(np.uint8)
+        image = (label * 20 + rng.integers(0, 30, label.shape)).astype(np.uint8)
+        volumes.append(Example(f"c{n}", "sarcoma", image, label, [1], (2.0, 1.0, 1.0), n == 2))
+    volumes.append(Example("head", "headmaps", None, label, [1], (1.0, 1.0, 1.0)))
+    pack(iter(volumes), tmp_path / "data.npz")
+    settings = TrainingSettings(seconds=0.5, batch=4, widths=(4, 8), validation=1)
+    recipe = Recipe(slices=8, side=16)
+
+    def training() -> CompletionTraining:
+        device = torch.device("cpu")
+        return CompletionTraining(tmp_path / "data.npz", tmp_path / "run", settings, recipe, device)
+
+    first = training()
+    first.run()
+    again = training()
+    assert again.step == first.step > 0
+    for one, other in zip(first.net.parameters(), again.net.parameters()):
+        assert torch.equal(one, other)
+    one, other = first.drawing.batch(7), again.drawing.batch(7)
+    assert torch.equal(one.features, other.features)
+    assert open_completion(tmp_path / "run" / "network.npz").facts["steps"] == first.step
