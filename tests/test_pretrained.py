@@ -108,6 +108,17 @@ def test_between_known_ends_nothing_lies_beyond() -> None:
     assert (present[0], present[-1]) == (8, 15)
 
 
+def test_a_range_that_holds_the_whole_scan_ends_nothing() -> None:
+    """A class that may lie anywhere is filled as one of which nothing is said."""
+    mask = ball()
+    scan = Volume(mask[None].astype(np.float32), np.diag([1.0, 1, 1, 1]))
+    drawn = LabelledSlices(0, {12: mask[12].astype(np.int16)})
+    free = fill(scan, drawn, open_completion()).label.array
+    wide = fill(scan, drawn, open_completion(), ranges={1: (0, 10**9)}).label.array
+    assert np.array_equal(free, wide)
+    assert np.asarray(free)[11].any()
+
+
 def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
     with pytest.raises(ContextsegError, match="completion"):

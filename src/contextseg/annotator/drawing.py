@@ -21,6 +21,7 @@ from contextseg.annotator.planes import FRAME, SCREEN_PLANES, plane_axis, screen
 from contextseg.annotator.store import DrawingStore, SavedSlice
 from contextseg.errors import ContextsegError
 from contextseg.propagation import (
+    CompletionModel,
     Filled,
     LabelledSlices,
     PropagationModel,
@@ -246,7 +247,7 @@ class Drawing:
 
     def fill(
         self,
-        model: PropagationModel | None = None,
+        model: PropagationModel | CompletionModel | None = None,
         way: str = "",
         progress: Callable[..., object] | None = None,
     ) -> FilledSlices | None:

@@ -20,6 +20,7 @@ from contextseg.annotator.server import Events, application
 from contextseg.annotator.session import AnnotationSession
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import open_propagation_model
+from contextseg.propagation import open_completion
 from contextseg.stopping import Stopped
 
 _SHORTEST_TOKEN = 16
@@ -145,7 +146,7 @@ def start_annotating(
     Args:
         source: A scan, a folder of scans or a data set.
         work: Folder of everything that is drawn and made.
-        model: A run of method "stcn"; None fills by shapes alone.
+        model: A run of method "stcn", which refines; None is the network of the package.
         classes: What to draw, see `open_project`.
         labels: Folder of label maps to start from.
         train: More arguments of `contextseg train`, for the training that the page starts.
@@ -164,7 +165,7 @@ def start_annotating(
     token = _token(token, host)
     project = open_project(source, work, classes, None if labels is None else Path(labels))
     lock = _lock(work)
-    network = open_propagation_model(model) if model else None
+    network = open_propagation_model(model) if model else open_completion()
     bound = _bind(host, port)
     events = Events()
     session = AnnotationSession(project, network, list(train), events.publish)

@@ -25,7 +25,7 @@ from contextseg.annotator.proposals import expected_dice
 from contextseg.console import say
 from contextseg.data.ct_windows import CT_WINDOWS
 from contextseg.errors import ContextsegError
-from contextseg.propagation import PropagationModel
+from contextseg.propagation import CompletionModel, PropagationModel
 
 _RESIDENT = 2
 _SAMPLED = 200_000
@@ -49,7 +49,7 @@ class AnnotationSession:
     def __init__(
         self,
         project: Project,
-        model: PropagationModel | None = None,
+        model: PropagationModel | CompletionModel | None = None,
         train: list[str] | None = None,
         publish: Publish = lambda event: None,
     ) -> None:

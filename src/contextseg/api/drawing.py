@@ -135,7 +135,8 @@ def annotate(
         output: Folder for what is drawn, for finished label maps, and for the data set made of
             them. None is `annotations`, or `annotations-demo` with `demo`.
         demo: Annotate the scans that come with the package.
-        model: A run of `train(..., method="stcn")`, which fills on demand. None fills by shapes.
+        model: A run of `train(..., method="stcn")`, which fills on demand. None is the network
+            that comes with the package.
         classes: What to draw, names or NAME=VALUE. () are the classes of the output folder, of the
             data set, or "target".
         labels: Folder of label maps to start from and correct, such as predictions, named as the

@@ -111,11 +111,11 @@ def fill_by_completion(
         image = channels[_telling_channel(channels, masks)]
         planes = ((i, prior.distance(value, i)) for i in range(shape[0])) if prior else ()
         distances = {i: plane for i, plane in planes if plane is not None}
-        logits = complete_stack(
-            model.net, image, masks, spacing_mm, others, distances, value in ranges
-        )
+        first, last = ranges.get(value, (0, shape[0] - 1))
+        held = [i for i, mask in masks.items() if mask.any()]
+        ended = value in ranges and bool(held) and min(held) <= first <= last <= max(held)
+        logits = complete_stack(model.net, image, masks, spacing_mm, others, distances, ended)
         if value in ranges:
-            first, last = ranges[value]
             logits[: max(0, first)] = FAR_LOG_ODDS
             logits[last + 1 :] = FAR_LOG_ODDS
         enough = sum(bool(mask.any()) for mask in masks.values()) >= ENOUGH_SLICES
