@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import typer
 
-from contextseg import api
 from contextseg.cli import app
 from contextseg.cli.training import _of_context
 from contextseg.metrics import CONVENTIONS
@@ -60,7 +59,7 @@ def test_every_command_is_real(command: str) -> None:
     elif words:
         assert verb in ("predict", "two-stage")
         for word in words:
-            api._of_prediction(word.partition("=")[0])
+            Settings("").set([word], used=["prediction"], by="a finished run")
     if given.get("convention"):
         assert given["convention"] in CONVENTIONS
 

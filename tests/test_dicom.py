@@ -268,7 +268,7 @@ def test_a_series_is_chosen_on_the_command_line(tmp_path: Path) -> None:
     drawn[[0, 3], 1:, 1:] = 1
     write(tmp_path / "drawn.nii.gz", scan.with_array(drawn))
     words = ["propagate", str(tmp_path / "scan"), "--labels", str(tmp_path / "drawn.nii.gz")]
-    words += ["-o", str(tmp_path / "filled.nii.gz")]
+    words += ["-o", str(tmp_path / "filled.nii.gz"), "--way", "interpolation"]
     with pytest.raises(ContextsegError, match=r"2 DICOM series.*--series"):
         cli.app(words, standalone_mode=False)
     cli.app([*words, "--series", "7"], standalone_mode=False)

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_predicting_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: b
     """
     label = Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4))
 
-    def predict(self: Predictor, scan: tuple[Path, ...], *, name: str, series: str) -> Segmentation:
+    def predict(self: Predictor, scan: tuple[Path, ...], *, name: str, **_: Any) -> Segmentation:
         assert sampling() == on
         if name == "bad":
             raise ContextsegError(scan[0], "broken", "mend it")
@@ -142,6 +143,7 @@ def test_predicting_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: b
 
     monkeypatch.setattr(Predictor, "__post_init__", lambda self: None)
     monkeypatch.setattr(Predictor, "classes", {})
+    monkeypatch.setattr("contextseg.predictor.predictor.scan_of", lambda images, *_: images)
     monkeypatch.setattr(Predictor, "predict", predict)
     cases = [Case(name, (tmp_path / name,)) for name in ("one", "bad", "two", "there")]
     out = tmp_path / "out"

@@ -171,7 +171,7 @@ def test_organs_are_context_classes(data: Path) -> None:
     method = run.fit()
     names = json.loads((run.stage_folder("structures-1") / "structures.json").read_text())
     assert names == ["kidney_right", "kidney_left", "liver"]
-    assert method.contexts == 1 + max(_grouped(names)) == 3
+    assert method.context_classes == 1 + max(_grouped(names)) == 3
 
 
 def test_label_maps_are_labels_to_pretrain_on(data: Path) -> None:

@@ -314,7 +314,8 @@ class Drawing:
         """Fill again by shapes after a slice was changed.
 
         A structure is carried along a curve through all its drawn slices, so that one more decides
-        all of them, if far away by little.
+        all that shapes fill, if far away by little. What a network filled stays, but for the slices
+        up to the next drawn ones.
 
         Args:
             plane: The plane of the slice.
@@ -325,9 +326,22 @@ class Drawing:
         """
         with self.lock:
             moved = self._choose_plane()
-            if plane != self.plane and not moved and self.touched(self.plane):
+            known = self.touched(self.plane)
+            if plane != self.plane and not moved and known:
                 return None
-        return self.fill()
+            first = max((i for i in known if i < k), default=k)
+            last = min((i for i in known if i > k), default=k)
+            stays = self.filled_by == BY_NETWORK
+            stays[first : last + 1] = False
+            stays &= plane == self.plane and not moved and bool(known)
+            before = self._frames(self._own_filled)[stays].copy(), self.confidence[stays].copy()
+        change = self.fill()
+        if not stays.any():
+            return change
+        with self.lock:
+            self._frames(self._own_filled)[stays], self.confidence[stays] = before
+            self.filled_by[stays] = BY_NETWORK
+            return self._changed(0, len(stays) - 1)
 
     def _filled_between(
         self, labelled: LabelledSlices

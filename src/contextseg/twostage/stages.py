@@ -13,6 +13,7 @@ slice beside those chosen before, and all its classes count.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -505,6 +506,7 @@ def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
         ContextsegError: If the folder holds results of other settings.
     """
     path = folder / "two-stage.json"
+    asked = json.loads(json.dumps(dict(asked)))  # as it is read again: tuples are lists
     if what := changes(read_json(path) if path.exists() else asked, asked):
         raise ContextsegError(
             folder,
