@@ -90,7 +90,8 @@ class Tab:
             self.page.keyboard.press(key)
 
     def saved(self) -> None:
-        self.until("annotator.saver.unsaved === 0 && !annotator.saver.busy")
+        saved = "annotator.saver.unsaved === 0 && !annotator.saver.busy"
+        self.until(f"annotator.editor.pending === 0 && {saved}")
 
     def go(self, k: int, plane: str = "axial") -> None:
         while self.get("annotator.plane") != plane:

@@ -35,6 +35,7 @@ export class Editor {
     this.points = null;
     this.pointer = null;
     this.busy = false;
+    this.pending = 0; // changes that wait for a slice of the server
     this.touched = performance.now();
     this.spent = 0;
     this.box = app.view.box;
@@ -153,7 +154,15 @@ export class Editor {
   }
 
   /** Change the current slice, as soon as it is known. */
-  async change(tool, work) {
+  change(tool, work) { return this.waits(() => this.changeNow(tool, work)); }
+
+  /** Count what was asked for and is not done yet. */
+  async waits(work) {
+    this.pending += 1;
+    try { return await work(); } finally { this.pending -= 1; }
+  }
+
+  async changeNow(tool, work) {
     const { slice } = this;
     if (slice && !this.app.slices.settled(slice)) {
       await this.app.slices.load(slice, this.app.channel).catch(() => {});
@@ -169,7 +178,9 @@ export class Editor {
   nothing() { this.change("empty", (slice) => slice.drawn.fill(0)); }
 
   /** Copy from the nearest drawn slice; of two at the same distance the one before. */
-  async copy() {
+  copy() { return this.waits(() => this.copyNow()); }
+
+  async copyNow() {
     const { app, slice } = this;
     if (!slice) return;
     const n = app.facts.planes[app.plane].slices;
@@ -178,7 +189,7 @@ export class Editor {
     const k = near ?? (slice.k ? slice.k - 1 : Math.min(1, n - 1));
     const other = await app.slices.load(app.slices.get(app.plane, k), app.channel);
     if (this.slice !== slice) return;
-    this.change("copy", () => slice.drawn.set(visible(other.drawn, other.filled)));
+    await this.change("copy", () => slice.drawn.set(visible(other.drawn, other.filled)));
     this.page.announce(`copied from slice ${k + 1}`);
   }
 
@@ -187,7 +198,9 @@ export class Editor {
   undo() { return this.step(this.done, this.undone, "before", "undo"); }
   redo() { return this.step(this.undone, this.done, "after", "redo"); }
 
-  async step(from, to, which, tool) {
+  step(from, to, which, tool) { return this.waits(() => this.stepNow(from, to, which, tool)); }
+
+  async stepNow(from, to, which, tool) {
     if (this.busy || this.stepping || !from.length) return;
     this.stepping = true;
     try {

@@ -23,6 +23,7 @@ const strip = new Strip($("strip"), (k) => go(k));
 const saver = new Saver(showSaved, showConflict);
 app.saver = saver;
 const editor = new Editor(app, { go, show, refresh, colours, announce, plane: setPlane, actions: { fill, refine, next, finish, help, undoTo: goTo } });
+app.editor = editor;
 
 // --- what is told ---------------------------------------------------------------------------------
 
