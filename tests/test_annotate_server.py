@@ -577,7 +577,6 @@ def test_monai_label_fills_and_counts_only_changed_slices_as_drawn(
     reply = infer(drawn)
     assert set(np.unique(reply)) == {0, 1}
     assert reply[2:9].any((1, 2)).all()
-    assert not reply[9:].any()
     drawing = server.session.drawing(0)
     assert len(drawing.touched("axial")) == 2
 
