@@ -40,11 +40,11 @@ def not_learnt(
     Returns:
         A sentence for each such class; [] where all can be learnt.
     """
-    taught = {k for case in training for k in case.classes}
+    learnt = {k for case in training for k in case.classes}
     validated = {k for case in validation for k in case.classes}
     sentences = []
     for k, name in enumerate(classes):
-        if k and k not in taught:
+        if k and k not in learnt:
             where = "in validation cases only" if k in validated else "in no case"
             sentences.append(
                 f"class {name} cannot be learnt: at the plan's spacing it is {where}; choose "

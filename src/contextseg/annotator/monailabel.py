@@ -332,10 +332,10 @@ class MonaiLabel:
             path = Path(folder) / f"label{end}"
             path.write_bytes(content)
             label = as_labels(path, drawing.scan).array
-        told = params.get("label_info")
-        if not told:
+        label_info = params.get("label_info")
+        if not label_info:
             return self.session.project.as_classes(label, "label")
-        table = self._table(told)
+        table = self._table(label_info)
         values = np.unique(label).tolist()
         unknown = [v for v in values if v and v not in table]
         if unknown:
@@ -346,11 +346,11 @@ class MonaiLabel:
             out[label == value] = k
         return out
 
-    def _table(self, told: Any) -> dict[int, int]:
-        """Value in the sent label map -> class, by names of segments; scribbles are nothing."""
+    def _table(self, label_info: Any) -> dict[int, int]:
+        """Value in the label map -> class, by names of segments; scribbles are nothing."""
         table = {}
         try:
-            for place, entry in enumerate(told, 1):
+            for place, entry in enumerate(label_info, 1):
                 value = int(entry.get("idx", entry.get("id", place)))
                 name = str(entry["name"])
                 table[value] = 0 if name in _OWN_SEGMENTS else self._class(name)
@@ -418,7 +418,7 @@ class MonaiLabel:
             form = await parser.parse()
             upload = form.get("label") or form.get("file")
             params = form.get("params", "{}")
-            told = json.loads(params) if isinstance(params, str) and params else {}
+            parameters = json.loads(params) if isinstance(params, str) and params else {}
             file = None
             if isinstance(upload, UploadFile):
                 file = upload.filename or "label.nii.gz", await upload.read()
@@ -426,9 +426,9 @@ class MonaiLabel:
         except (MultiPartException, ValueError, KeyError, RecursionError) as error:
             what = f"not a form ({type(error).__name__})"
             raise ContextsegError("request", what, "send params and label") from error
-        if not isinstance(told, dict):
+        if not isinstance(parameters, dict):
             raise ContextsegError("params", "not an object", 'send {"label_info": [...]}')
-        return told, file
+        return parameters, file
 
 
 def _turned(drawing: Drawing, classes: np.ndarray) -> np.ndarray:

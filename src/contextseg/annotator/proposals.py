@@ -32,12 +32,12 @@ def expected_dice(run: str | Path, case: Case) -> float:
     settings = replace(predictor.settings, confidence=True, mirror=False)
     result = replace(predictor, settings=settings).predict(case.images, name=case.name)
     assert result.confidence is not None
-    label, sure = result.label.array, result.confidence.array / 255
+    label, confidence = result.label.array, result.confidence.array / 255
     scores = []
     for value in result.classes.values():
         inside = label == value
-        missed = float(((1 - sure) * (label == 0)).sum())
-        hit = float(sure[inside].sum())
+        missed = float(((1 - confidence) * (label == 0)).sum())
+        hit = float(confidence[inside].sum())
         total = int(inside.sum()) + hit + missed
         scores.append(2 * hit / total if total else 0.0)
     return float(np.mean(scores)) if scores else 0.0

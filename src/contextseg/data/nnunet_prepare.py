@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from contextseg.data.nnunet import NNUNetPlan
-from contextseg.data.prepare import Record, _extent, _spread, check_channels, refuse_too_large
+from contextseg.data.prepare import Record, check_channels, mask_extent, refuse_too_large, safe_sd
 from contextseg.resampling import resample, resample_labels
 from contextseg.volume import Volume, axis_moves
 
@@ -52,7 +52,11 @@ def prepare_like_nnunet(
         label = scan.with_array(label).oriented(target).array
     there = (image != 0).any(0)
     keep = there if label is None else there | (label > 0)
-    box = (_extent(keep, 0), _extent(keep, 1), _extent(keep, 2)) if keep.any() else _whole(image)
+    box = (
+        (mask_extent(keep, 0), mask_extent(keep, 1), mask_extent(keep, 2))
+        if keep.any()
+        else _whole(image)
+    )
     inside = tuple(slice(a, b) for a, b in box)
     there = _without_holes(there[inside])
     image = np.ascontiguousarray(image[(slice(None), *inside)])
@@ -68,7 +72,7 @@ def prepare_like_nnunet(
         target=target,
         box=box,
         mean=tuple(float(x.mean(dtype=np.float64)) for x in channels),
-        sd=tuple(_spread(x.astype(np.float64), float(np.ptp(x))) for x in channels),
+        sd=tuple(safe_sd(x.astype(np.float64), float(np.ptp(x))) for x in channels),
         low=tuple(float(x.min()) for x in image),
         high=tuple(float(x.max()) for x in image),
     )

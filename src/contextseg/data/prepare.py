@@ -198,7 +198,7 @@ def prepare(
         target=plan.orientation,
         box=box,
         mean=tuple(float(v.mean()) for v in values),
-        sd=tuple(_spread(v, b - a) for v, a, b in zip(values, low, high)),
+        sd=tuple(safe_sd(v, b - a) for v, a, b in zip(values, low, high)),
         low=tuple(low),
         high=tuple(high),
     )
@@ -300,8 +300,16 @@ def resampled_gb(channels: int, shape: Sequence[int]) -> float:
     return 2 * 4 * channels * math.prod(shape) / 2**30
 
 
-def _spread(values: np.ndarray, span: float) -> float:
-    """The standard deviation; where nothing varies, a number that is safe to divide by."""
+def safe_sd(values: np.ndarray, span: float) -> float:
+    """The standard deviation; where nothing varies, a number that is safe to divide by.
+
+    Args:
+        values: Intensities of one channel.
+        span: Largest less smallest intensity.
+
+    Returns:
+        The standard deviation, or `span`, or 1 where that is 0 too.
+    """
     sd = float(values.std())
     return sd if sd > 1e-6 * span else span or 1.0
 
@@ -346,11 +354,19 @@ def body_box(turned: Volume, ct: bool, label: np.ndarray | None) -> tuple[np.nda
     """
     body = body_mask(turned, ct)
     keep = body if label is None else body | (label > 0)
-    return body, (_extent(keep, 0), _extent(keep, 1), _extent(keep, 2))
+    return body, (mask_extent(keep, 0), mask_extent(keep, 1), mask_extent(keep, 2))
 
 
-def _extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
-    """(start, stop) of the True voxels of a mask along one axis. The mask must not be empty."""
+def mask_extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
+    """Where the True voxels of a mask lie along one axis.
+
+    Args:
+        mask: (D, H, W) bool, not empty.
+        axis: 0, 1 or 2.
+
+    Returns:
+        (start, stop).
+    """
     hit = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
     return int(hit[0]), int(hit[-1]) + 1
 

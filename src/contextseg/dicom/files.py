@@ -14,7 +14,8 @@ from contextseg.errors import ContextsegError
 # Files that lie beside DICOM files and are none; only a file without DICOM's mark is judged by it.
 _OTHER_FORMATS = re.compile(
     r"(readme|license|licence|lockfile|version|changelog|autorun|checksums|md5sums)(\..*)?|.*\.("
-    r"txt|json|xml|csv|tsv|html?|pdf|md|log|ini|inf|db|exe|dll|jar|js|css|ico|png|jpe?g|gif|bmp|svg|"
+    r"txt|json|xml|csv|tsv|html?|pdf|md|log|ini|inf|db|exe|dll|jar|js|css|ico|"
+    r"png|jpe?g|gif|bmp|svg|"
     r"zip|gz|nii|nrrd|nhdr|mha|mhd|raw|mgz|bval|bvec|bat|sh|py|ya?ml|rtf|docx?|xlsx?|sha1|sha256|"
     r"md5|lnk|url|sqlite)",
     re.IGNORECASE,

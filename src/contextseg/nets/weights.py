@@ -358,7 +358,7 @@ def copy_weights(
         for name, (_, x, _) in matched.items():
             state[name].copy_(x)
     missing = tuple(name for name in state if name not in matched)
-    adapted = tuple(f"{name}: {how}" for name, (_, _, how) in matched.items() if how)
+    adapted = tuple(f"{name}: {change}" for name, (_, _, change) in matched.items() if change)
     return Loaded(best, share, tuple(matched), missing, skipped, adapted)
 
 
@@ -375,7 +375,7 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 _Match = dict[str, tuple[str, Tensor, str]]
-"""By our names: the name in the file, the tensor in our shape, and how it was adapted."""
+"""By our names: the name in the file, the tensor in our shape, and what was changed."""
 
 
 @dataclass(frozen=True)
@@ -400,9 +400,9 @@ class _Fitting:
             for candidate in self._candidates(theirs, leaf if dot else "", source):
                 if candidate not in tensors:
                     continue
-                x, how = self._fitted(tensors[candidate], candidate, name, ours, name == first)
+                x, change = self._fitted(tensors[candidate], candidate, name, ours, name == first)
                 if x is not None:
-                    matched[name] = candidate, x, how
+                    matched[name] = candidate, x, change
                     break
         return matched
 

@@ -132,7 +132,8 @@ def _read(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
 
     image: Any = nibabel.load(path)
     spacing = tuple(float(mm) for mm in image.header.get_zooms()[:3])[::-1]
-    return np.ascontiguousarray(np.asanyarray(image.dataobj).T), spacing  # type: ignore[return-value]
+    array = np.ascontiguousarray(np.asanyarray(image.dataobj).T)
+    return array, (spacing[0], spacing[1], spacing[2])
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
