@@ -126,6 +126,7 @@ def one_rank_of_two(rank: int, name: str, dims: int, labelled: int, folder: Path
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     laws.train_briefly(sgd(laws.make(name, dims)), folder, 1, dims, labelled, clip=1e9)
+    dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
 
 

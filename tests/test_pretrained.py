@@ -119,6 +119,31 @@ def test_a_range_that_holds_the_whole_scan_ends_nothing() -> None:
     assert np.asarray(free)[11].any()
 
 
+def touching(seed: int | None) -> tuple[Volume, LabelledSlices]:
+    """Two classes that fill the same square in both labelled slices; their border moves."""
+    first, last = np.zeros((2, 64, 64), np.int16)
+    first[20:32, 20:44], first[32:44, 20:44] = 1, 2
+    last[20:40, 20:44], last[40:44, 20:44] = 1, 2
+    image = np.zeros((1, 21, 64, 64), np.float32)
+    if seed is not None:
+        image += np.random.default_rng(seed).normal(0, 50, image.shape)
+    return Volume(image, np.eye(4)), LabelledSlices(0, {5: first, 15: last})
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_the_foreground_of_both_slices_stays_foreground(seed: int | None) -> None:
+    scan, drawn = touching(seed)
+    filled = np.asarray(fill(scan, drawn, open_completion()).label.array)
+    assert (filled[5:16, 20:44, 20:44] > 0).all()
+
+
+def test_a_scan_without_contrast_is_filled_by_shapes() -> None:
+    scan, drawn = touching(None)
+    by_network, by_shapes = fill(scan, drawn, open_completion()), fill(scan, drawn)
+    assert np.array_equal(by_network.label.array, by_shapes.label.array)
+    assert "alike" in by_network.notes[-1]
+
+
 def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
     with pytest.raises(ContextsegError, match="completion"):

@@ -173,6 +173,9 @@ def fill(
         )
     ranges = ranges or {}
     network = way in NETWORK_WAYS
+    blank = isinstance(model, CompletionModel) and network and not np.ptp(scan.array)
+    if blank:
+        way, network = "interpolation", False
     if isinstance(model, CompletionModel) and network:
         labels, dice = fill_by_completion(
             scan, labelled, model, way == "combined", ranges, progress
@@ -186,6 +189,8 @@ def fill(
     labels = restore(labels, labelled.slices, labelled.silent)
     dice = _confidence(labels, labelled, dice)
     notes = tuple(find_gaps(labels, labelled, network))
+    if blank:
+        notes += ("all voxels of the scan are alike: the shapes of the labelled slices fill it",)
     smallest = label_type(max(labelled.classes, default=0))
     whole = np.ascontiguousarray(np.moveaxis(labels, 0, labelled.axis), dtype=smallest)
     confidence = lowest(np.stack([*dice.values()], 1)) if dice else np.full(len(labels), np.nan)

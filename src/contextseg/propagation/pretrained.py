@@ -17,7 +17,7 @@ from contextseg.grids import label_type
 from contextseg.nets.completion import CompletionNet
 from contextseg.propagation.labelled import LabelledSlices
 from contextseg.propagation.network.completing import FAR_LOG_ODDS, complete_stack
-from contextseg.propagation.shapes import ShapePrior
+from contextseg.propagation.shapes import ShapePrior, common_foreground
 from contextseg.volume import Volume
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "completion.npz"
@@ -79,6 +79,8 @@ def fill_by_completion(
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Fill a scan, one class after the other; where two meet, the likelier one stands.
 
+    What is in the foreground of two labelled slices stays in the foreground between them.
+
     Of several channels, the one is read in which the structure differs most from what is around it.
 
     Args:
@@ -99,7 +101,7 @@ def fill_by_completion(
     channels = np.moveaxis(np.asarray(scan.array), 1 + axis, 1)
     spacing_mm = [scan.spacing_mm[axis], *(scan.spacing_mm[a] for a in range(3) if a != axis)]
     shape = channels.shape[1:]
-    best = np.zeros(shape, np.float32)
+    best = np.full(shape, -np.inf, np.float32)
     labels = np.zeros(shape, label_type(max(classes, default=0), signed=True))
     prior = None
     if combined:
@@ -131,6 +133,10 @@ def fill_by_completion(
         best[better], labels[better] = logits[better], value
         if progress:
             progress(done, len(classes))
+    foreground = best > 0
+    for a, b, pixels in common_foreground(labelled.slices, labelled.silent):
+        foreground[a + 1 : b] |= pixels
+    labels[~foreground] = 0
     return labels, dice
 
 

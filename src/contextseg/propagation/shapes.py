@@ -400,6 +400,23 @@ def _nearest(full: _Masks, i: int) -> np.ndarray | None:
     return full[nearest_slice(full, i)] if full else None
 
 
+def common_foreground(
+    references: Mapping[int, Any], silent: Silent = NOTHING_SILENT
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """What lies in the foreground of two labelled slices, and so between them too.
+
+    Args:
+        references: Slice number to label (H, W), integers; slices that are labelled in part say
+            nothing.
+        silent: As in `interpolate_shapes`.
+
+    Yields:
+        (a, b, pixels (H, W) bool) for slices next to each other among those of the same classes.
+    """
+    labels = {int(i): np.asarray(label) for i, label in sorted(references.items())}
+    yield from _foreground_of_both({k: _masks(labels, k, silent)[0] for k in classes_of(labels)})
+
+
 def _foreground_of_both(known: Mapping[int, _Masks]) -> Iterator[tuple[int, int, np.ndarray]]:
     """(a, b, pixels (H, W)) for slices next to each other among those of the same classes."""
     groups: dict[tuple[int, ...], list[_Masks]] = {}
