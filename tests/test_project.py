@@ -64,8 +64,12 @@ def draw(project: LabelProject, data: Path, name: str, count: int = 3) -> list[i
     return chosen
 
 
-def began(folder: Path, scans: Path, test: int | list[str] = 0) -> LabelProject:
-    return cs.project(folder / "work", scans, ["bright"], test=test, verbose=False)
+def began(
+    folder: Path, scans: Path, test: int | list[str] = 0, unlabelled: int | None = None
+) -> LabelProject:
+    return cs.project(
+        folder / "work", scans, ["bright"], test=test, unlabelled=unlabelled, verbose=False
+    )
 
 
 def states(project: LabelProject) -> dict[str, str]:
@@ -253,6 +257,24 @@ def test_a_drawing_of_another_scan_stops_no_other_case(
     assert "values that no class has: 7" in capsys.readouterr().err
     with pytest.raises(cs.ContextsegError, match="nothing is drawn in this case"):
         project.fill(["phantom_004"])
+
+
+def test_what_to_do_about_a_drawing_that_is_labelled_throughout_works(
+    data: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = truth(data, "phantom_002")
+    drawn = np.full(label.shape, 255, np.uint8)
+    for i in range(2, label.shape[0] - 2, 5):
+        drawn[i] = label.array[i]
+    project = began(tmp_path, scans)
+    write(project.folder / "drawn" / "phantom_002.nii.gz", label.with_array(drawn))
+    assert project.fill() == []
+    said = capsys.readouterr().err
+    assert "begin another project" in said
+    assert "done before" not in said
+    other = began(tmp_path / "other", scans, unlabelled=255)
+    write(other.folder / "drawn" / "phantom_002.nii.gz", label.with_array(drawn))
+    assert other.fill() == ["phantom_002"]
 
 
 # --- training, and what is never trained on -------------------------------------------------------

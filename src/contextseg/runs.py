@@ -40,7 +40,7 @@ from contextseg.disk import read_json, readable, replacing, visible_files, write
 from contextseg.errors import ContextsegError
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
-from contextseg.nets.sources import start_weights_exist
+from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
 from contextseg.notices import not_learnt, training_line, warned
 from contextseg.parallel import default_workers
@@ -204,13 +204,16 @@ class Run(RunFolder):
 
         Raises:
             ContextsegError: The data set has errors, of which the message names the first, or a
-                file of start weights is not there.
+                file of start weights is not there, or damaged.
         """
         for name in ("weights", "second_weights"):
             path = self.settings.arguments.get(name)
-            if path and not self.done("train-1") and not start_weights_exist(path):
+            if not path or self.done("train-1"):
+                continue
+            if not start_weights_exist(path):
                 what = "there is no such file of weights, and no run in a folder of that name"
                 raise ContextsegError(f"--set {name}={path}", what, "check the path")
+            read_start_weights(path)  # now, not after hours of preprocessing
 
         def work(folder: Path, progress: Progress) -> None:
             findings = check(self.settings.dataset, progress=progress, roi=self.settings.roi)

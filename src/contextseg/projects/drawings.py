@@ -25,6 +25,12 @@ ANNOTATIONS = "annotations"
 _ANNOTATOR_SAYS_NOTHING = 255
 
 
+_UNLABELLED = (
+    "or begin another project, with --plane, or with --unlabelled, the value of the voxels that "
+    "nobody labelled"
+)
+
+
 @dataclass(frozen=True)
 class DrawnLabel:
     """What people drew in one case.
@@ -132,7 +138,7 @@ def read_drawing(
     if unknown:
         named = ", ".join(f"{value} {name}" for name, value in zip(classes, values))
         what = f"values that no class has: {', '.join(map(str, unknown[:5]))} (classes: {named})"
-        raise ContextsegError(files[0], what, "draw with the values of the classes")
+        raise ContextsegError(files[0], what, f"draw with the values of the classes; {_UNLABELLED}")
     if not (array > 0).any():
         return None
     label = scan.with_array(array)
@@ -144,7 +150,11 @@ def _of_file(path: Path, scan: Volume, unlabelled: int | None, plane: str) -> np
     label = as_labels(path, scan, unlabelled or 0)
     if not (label.array > 0).any():
         return np.full(label.shape, IGNORE, np.int16)
-    drawn = labelled_slices(label, unlabelled, plane)
+    try:
+        drawn = labelled_slices(label, unlabelled, plane)
+    except ContextsegError as error:
+        remedy = f"leave slices that nobody drew at 0; {_UNLABELLED}"
+        raise ContextsegError(path, error.what, remedy) from error
     whole = np.full(label.shape, IGNORE, next(iter(drawn.slices.values())).dtype)
     slices: Any = np.moveaxis(whole, drawn.axis, 0)
     for number, part in drawn.slices.items():

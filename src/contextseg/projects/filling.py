@@ -52,7 +52,7 @@ def fill_cases(
     todo = [name for name in asked if again or table[name].filled != table[name].drawn]
     network = open_propagation_model(model) if model and todo else None
     filled, failed = [], {}
-    with project.progress_bar("fill", not todo) as progress:
+    with project.progress_bar("fill", bool(asked) and not todo) as progress:
         for done, name in enumerate(todo):
             progress(done, len(todo))
             try:
