@@ -19,7 +19,8 @@ from contextseg.data import phantom
 from contextseg.data.check import check
 from contextseg.data.layouts import open_dataset
 from contextseg.disk import read_json, write_json
-from contextseg.projects import LabelProject, Origins, ProjectCase, ProjectTable, expected_case_dice
+from contextseg.metrics.calibration import expected_case_dice
+from contextseg.projects import LabelProject, Origins, ProjectCase, ProjectTable
 from contextseg.volume import Volume, read_labels, write
 
 TINY = {

@@ -29,7 +29,7 @@ from contextseg.projects.rounds import FILL_CHOICES
 from contextseg.projects.sources import place_scan
 from contextseg.projects.table import STATES, ProjectCase, ProjectTable
 from contextseg.projects.work import LabelProject, open_label_project
-from contextseg.projects.worklist import ORDERS, expected_case_dice
+from contextseg.projects.worklist import ORDERS
 
 __all__ = [
     "EXPORT_FORMATS",
@@ -42,7 +42,6 @@ __all__ = [
     "ProjectCase",
     "ProjectTable",
     "accept_case",
-    "expected_case_dice",
     "export_cases",
     "open_label_project",
     "place_scan",

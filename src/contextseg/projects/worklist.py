@@ -14,6 +14,7 @@ from contextseg.console import say
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.evaluation.calibration import confidence_file
+from contextseg.metrics.calibration import expected_case_dice
 from contextseg.projects.drawings import ANNOTATIONS, annotator
 from contextseg.projects.sources import place_scan
 from contextseg.stopping import Stopped
@@ -22,41 +23,6 @@ from contextseg.volume import read_labels, write
 if TYPE_CHECKING:
     from contextseg.projects.table import ProjectCase
     from contextseg.projects.work import LabelProject
-
-
-def expected_case_dice(label: np.ndarray, confidence: np.ndarray, values: Sequence[int]) -> float:
-    """The Dice to be expected of a prediction, if its probabilities are right: a mean over classes.
-
-    A class that covers n voxels with the probabilities p has the expected overlap sum(p). What it
-    misses is the probability that background voxels are not background, shared among the classes by
-    their size. The expected Dice is 2 sum(p) / (n + sum(p) + missed). A class that is not predicted
-    at all counts 0: whether it is there or not, somebody should look. [Ours; rank correlation with
-    the true Dice on unseen scans is in docs/results.md.]
-
-    Args:
-        label: (D, H, W) predicted label values.
-        confidence: (D, H, W) uint8, the probability of each voxel's label from 0 to 255.
-        values: The label values of the classes, without the background.
-
-    Returns:
-        A number in [0, 1].
-
-    Example:
-        >>> label = np.array([[[1, 1, 0, 0]]])
-        >>> expected_case_dice(label, np.full(label.shape, 255, np.uint8), [1])
-        1.0
-        >>> round(expected_case_dice(label, np.full(label.shape, 204, np.uint8), [1]), 2)
-        0.8
-    """
-    p = confidence.astype(np.float64) / 255
-    sizes = [int((label == value).sum()) for value in values]
-    missed = float((1 - p[label == 0]).sum())
-    dice = []
-    for value, size in zip(values, sizes):
-        overlap = float(p[label == value].sum())
-        missing = missed * size / max(1, sum(sizes))
-        dice.append(2 * overlap / (size + overlap + missing) if size else 0.0)
-    return float(np.mean(dice))
 
 
 def expected_of_files(prediction: Path, values: Sequence[int]) -> float:
