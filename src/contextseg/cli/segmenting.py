@@ -182,7 +182,9 @@ def propagate(
         series=series,
     )
     slices = f"{len(filled.labelled.slices)} labelled slices of {len(filled.confidence)}"
-    say(f"{slices}: {output}; slice by slice: {filled.slices_file(output)}")
+    from contextseg.propagation import slices_file
+
+    say(f"{slices}: {output}; slice by slice: {slices_file(output)}")
     if suggest:
         place, why = filled.suggestion
         typer.echo(f"label {filled.describe_slice(place)} next: {why}")

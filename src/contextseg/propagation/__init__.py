@@ -40,7 +40,7 @@ from contextseg.propagation.labelled import (
     ranges,
 )
 from contextseg.propagation.pretrained import CompletionModel, open_completion
-from contextseg.propagation.previous import find_previous, open_previous
+from contextseg.propagation.previous import find_previous, open_previous, slices_file
 from contextseg.propagation.select import SELECTION_RULES, select_slices, uniform_slices
 from contextseg.propagation.session import (
     PropagationNetwork,
@@ -78,6 +78,7 @@ __all__ = [
     "propagate_volume",
     "ranges",
     "select_slices",
+    "slices_file",
     "suggest_slice",
     "uniform_slices",
 ]

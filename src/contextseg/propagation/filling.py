@@ -13,7 +13,7 @@ from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.grids import label_type
 from contextseg.propagation.labelled import LabelledSlices, cut_to_ranges
 from contextseg.propagation.pretrained import CompletionModel, fill_by_completion
-from contextseg.propagation.previous import slices_file, write_slices
+from contextseg.propagation.previous import write_slices
 from contextseg.propagation.session import lowest
 from contextseg.propagation.shapes import Between, copy_nearest, fill_between, restore
 from contextseg.propagation.suggestion import describe_slice, find_gaps, suggest_slice
@@ -94,22 +94,6 @@ class Filled:
         write_slices(path, self.label, self.labelled, self.confidence, self.class_confidence)
         write(path, self.label)
         return path
-
-    @staticmethod
-    def slices_file(path: str | Path) -> Path:
-        """Where `save` writes the table of slices.
-
-        Args:
-            path: The label file.
-
-        Returns:
-            A CSV file beside it.
-
-        Example:
-            >>> Filled.slices_file("1.3.6.02.nii.gz").name
-            '1.3.6.02-slices.csv'
-        """
-        return slices_file(path)
 
     def __repr__(self) -> str:
         labelled = f"{len(self.labelled.slices)} of {len(self.confidence)} slices labelled"
