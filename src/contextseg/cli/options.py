@@ -80,7 +80,7 @@ Device = Annotated[
 Model = Annotated[
     Path | None,
     typer.Option(
-        help="A run of `contextseg train --method stcn`; without it shapes are interpolated."
+        help="A run of `contextseg train --method stcn`; default: the packaged network."
     ),
 ]
 

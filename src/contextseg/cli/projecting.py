@@ -108,9 +108,7 @@ def fill_project(
     model: Model = None,
     way: Annotated[
         str,
-        typer.Option(
-            help="combined, propagation, interpolation, nearest; default: combined with --model."
-        ),
+        typer.Option(help="combined, propagation, interpolation, nearest; default: combined."),
     ] = "",
     between: Annotated[
         bool,

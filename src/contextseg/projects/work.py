@@ -236,7 +236,8 @@ class LabelProject:
 
         Args:
             cases: Names of cases. () for all that have a drawing.
-            model: A run of `train(..., method="stcn")`. None interpolates shapes.
+            model: A run of `train(..., method="stcn")`. None is the network that comes with the
+                package.
             way: "combined", "propagation", "interpolation" or "nearest"; "" as for `propagate`.
             between: Each structure's first and last slice are drawn; none lies beyond.
             again: Fill also what is filled from the same drawing already.

@@ -445,7 +445,8 @@ def _draw(
         if not path.exists() or not np.array_equal(read_labels(path).array, drawn):
             write(path, label.with_array(drawn))
     if arm.filled and not arm.whole:
-        project.fill(model=study.model or None, between=True)
+        way = "" if study.model else "interpolation"  # the packaged network may know these cases
+        project.fill(model=study.model or None, way=way, between=True)
 
 
 # --- what is measured -----------------------------------------------------------------------------
