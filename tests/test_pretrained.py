@@ -12,7 +12,14 @@ from scipy import ndimage
 from contextseg.errors import ContextsegError
 from contextseg.nets.completion import CompletionNet
 from contextseg.propagation import LabelledSlices, fill, open_completion, ranges
-from contextseg.propagation.network.completing import DEPTH, windows
+from contextseg.propagation.expected import (
+    BETWEEN,
+    BEYOND,
+    between_features,
+    beyond_features,
+    corrected_dice,
+)
+from contextseg.propagation.network.completing import DEPTH, Readings, windows
 from contextseg.propagation.network.features import (
     CHANNELS,
     REACH,
@@ -142,6 +149,82 @@ def test_a_scan_without_contrast_is_filled_by_shapes() -> None:
     by_network, by_shapes = fill(scan, drawn, open_completion()), fill(scan, drawn)
     assert np.array_equal(by_network.label.array, by_shapes.label.array)
     assert "alike" in by_network.notes[-1]
+
+
+def test_a_correction_reads_only_what_it_changes() -> None:
+    mask = ball((60, 40, 40), 9) | np.roll(ball((60, 40, 40), 9), 8, 0)
+    noise = np.random.default_rng(0).normal(0, 20, mask.shape)
+    scan = Volume((100.0 * mask + noise)[None].astype(np.float32), np.diag([1.0, 1.0, 1.0, 1.0]))
+    first = {i: mask[i].astype(np.int16) for i in (26, 34)}
+    model = open_completion()
+    fill(scan, LabelledSlices(0, first), model)
+    read = model.readings.read
+    assert read > 0
+    again = fill(scan, LabelledSlices(0, first), model).label.array
+    assert model.readings.read == read
+    assert np.array_equal(
+        again, fill(scan, LabelledSlices(0, first), open_completion()).label.array
+    )
+    corrected = {**first, 34: np.roll(first[34], 2, 0)}
+    got = fill(scan, LabelledSlices(0, corrected), model).label.array
+    assert np.array_equal(
+        got, fill(scan, LabelledSlices(0, corrected), open_completion()).label.array
+    )
+    assert not np.array_equal(got, again)
+
+
+def test_a_correction_of_one_structure_reads_the_other_no_more() -> None:
+    one = ball((60, 40, 40), 6)
+    label = np.roll(one, -15, 0).astype(np.int16) + 2 * np.roll(one, 15, 0).astype(np.int16)
+    noise = np.random.default_rng(0).normal(0, 0.1, label.shape)
+    scan = Volume((label + noise)[None].astype(np.float32), np.diag([1.0, 1.0, 1.0, 1.0]))
+    drawn = {i: label[i] for i in (15, 45)}
+    model, fresh = open_completion(), open_completion()
+    silent = {15: frozenset({2}), 45: frozenset({1})}
+    fill(scan, LabelledSlices(0, drawn, silent), model)
+    before = model.readings.read
+    corrected = LabelledSlices(0, {**drawn, 45: np.roll(label[45], 1, 0)}, silent)
+    got = fill(scan, corrected, model).label.array
+    assert np.array_equal(got, fill(scan, corrected, fresh).label.array)
+    assert 0 < model.readings.read - before < fresh.readings.read
+
+
+def test_nothing_is_read_where_the_shapes_decide() -> None:
+    mask = ball((60, 40, 40), 12)
+    scan = Volume(mask[None].astype(np.float32), np.diag([1.0, 1.0, 1.0, 1.0]))
+    drawn = LabelledSlices(0, {i: mask[i].astype(np.int16) for i in (20, 30, 40)})
+    model = open_completion()
+    bounded = fill(scan, drawn, model, ranges=ranges(drawn))
+    assert model.readings.read == 0
+    assert np.array_equal(bounded.label.array, fill(scan, drawn).label.array)
+    assert np.allclose(
+        bounded.class_confidence[1], fill(scan, drawn).class_confidence[1], equal_nan=True
+    )
+    fill(scan, drawn, model)
+    assert model.readings.read > 0
+
+
+def test_readings_forget_the_oldest() -> None:
+    readings = Readings(most=1)
+    net = CompletionNet(2, (4, 4, 8)).eval()
+    one, other = torch.zeros(1, 2, 4, 8, 8), torch.ones(1, 2, 4, 8, 8)
+    prior = torch.zeros(1, 4, 8, 8)
+    for features_read in (one, one, other, one):
+        assert torch.equal(readings.of(net, features_read, prior), net(features_read, prior)[0])
+    assert (readings.read, readings.found) == (3, 1)
+
+
+def test_a_promise_is_corrected_and_stays_in_bounds() -> None:
+    log_odds = np.full((8, 8), -5.0)
+    assert beyond_features(log_odds) is None
+    log_odds[2:6, 2:6] = 0.5
+    unsure = corrected_dice(beyond_features(log_odds), BEYOND)
+    log_odds[2:6, 2:6] = 8
+    sure = corrected_dice(beyond_features(log_odds), BEYOND)
+    assert 0 < unsure < sure < 1
+    apart = np.roll(log_odds, 3, 0)
+    alike = corrected_dice(between_features(log_odds, log_odds), BETWEEN)
+    assert corrected_dice(between_features(log_odds, apart), BETWEEN) < alike < 1
 
 
 def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:

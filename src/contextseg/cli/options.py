@@ -79,9 +79,7 @@ Device = Annotated[
 ]
 Model = Annotated[
     Path | None,
-    typer.Option(
-        help="A run of `contextseg train --method stcn`; default: the packaged network."
-    ),
+    typer.Option(help="A run of `contextseg train --method stcn`; default: the packaged network."),
 ]
 
 

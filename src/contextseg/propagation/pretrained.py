@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,15 @@ from contextseg.batch import IGNORE
 from contextseg.errors import ContextsegError
 from contextseg.grids import label_type
 from contextseg.nets.completion import CompletionNet
+from contextseg.propagation.expected import (
+    BETWEEN,
+    BEYOND,
+    between_features,
+    beyond_features,
+    corrected_dice,
+)
 from contextseg.propagation.labelled import LabelledSlices
-from contextseg.propagation.network.completing import FAR_LOG_ODDS, complete_stack
+from contextseg.propagation.network.completing import FAR_LOG_ODDS, Readings, complete_stack
 from contextseg.propagation.shapes import ShapePrior, common_foreground
 from contextseg.volume import Volume
 
@@ -36,10 +43,12 @@ class CompletionModel:
     Attributes:
         net: In evaluation mode, on the device that fills.
         facts: How it was made.
+        readings: What it has read of the scans that it filled last.
     """
 
     net: CompletionNet
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
+    readings: Readings = field(default_factory=Readings, repr=False, compare=False)
 
 
 def open_completion(path: str | Path = "", device: str | torch.device = "cpu") -> CompletionModel:
@@ -106,29 +115,10 @@ def fill_by_completion(
     prior = None
     if combined:
         prior = ShapePrior(labelled.slices, classes, spacing_mm[1:], spacing_mm[0], labelled.silent)
+    filling = _Filling(model, channels, labelled, prior, spacing_mm, ranges)
     dice: dict[int, np.ndarray] = {}
     for done, value in enumerate(classes, 1):
-        masks = _masks_of(labelled, value)
-        others = _others(labelled, value, masks)
-        image = channels[_telling_channel(channels, masks)]
-        planes = ((i, prior.distance(value, i)) for i in range(shape[0])) if prior else ()
-        distances = {i: plane for i, plane in planes if plane is not None}
-        first, last = ranges.get(value, (0, shape[0] - 1))
-        held = [i for i, mask in masks.items() if mask.any()]
-        ended = value in ranges and bool(held) and min(held) <= first <= last <= max(held)
-        logits = complete_stack(model.net, image, masks, spacing_mm, others, distances, ended)
-        if value in ranges:
-            logits[: max(0, first)] = FAR_LOG_ODDS
-            logits[last + 1 :] = FAR_LOG_ODDS
-        enough = sum(bool(mask.any()) for mask in masks.values()) >= ENOUGH_SLICES
-        dice[value] = np.full(shape[0], np.nan, np.float32)
-        for i, plane in enumerate(logits):
-            if prior and i in distances:
-                shapes = prior.log_odds(i)
-                assert shapes is not None
-                plane *= 0 if enough else 1
-                plane += shapes[done - 1]
-            dice[value][i] = _expected_dice(plane)
+        logits, dice[value] = filling.log_odds(value)
         better = logits > best
         best[better], labels[better] = logits[better], value
         if progress:
@@ -138,6 +128,75 @@ def fill_by_completion(
         foreground[a + 1 : b] |= pixels
     labels[~foreground] = 0
     return labels, dice
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """One scan, slices first, and what is known of it."""
+
+    model: CompletionModel
+    channels: np.ndarray
+    labelled: LabelledSlices
+    prior: ShapePrior | None
+    spacing_mm: Sequence[float]
+    ranges: Mapping[int, tuple[int, int]]
+
+    def log_odds(self, value: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of one class: log-odds (n, H, W), and the expected Dice of each slice (n,)."""
+        masks = _masks_of(self.labelled, value)
+        others = _others(self.labelled, value, masks)
+        image = self.channels[_telling_channel(self.channels, masks)]
+        distances = self.distances(value)
+        held = [i for i, mask in masks.items() if mask.any()]
+        enough = self.prior is not None and len(held) >= ENOUGH_SLICES
+        drawn = {i for i in masks if not (self.labelled.slices[i] == IGNORE).any()}
+        logits = complete_stack(
+            self.model.net,
+            image,
+            masks,
+            self.spacing_mm,
+            others,
+            distances,
+            self.ends(value, held),
+            self.model.readings,
+            {*distances, *drawn} if enough else (),
+        )
+        if value in self.ranges:
+            first, last = self.ranges[value]
+            logits[: max(0, first)] = FAR_LOG_ODDS
+            logits[last + 1 :] = FAR_LOG_ODDS
+        dice = np.full(len(logits), np.nan, np.float32)
+        for i, plane in enumerate(logits):
+            if i in distances:
+                dice[i] = self.with_shapes(value, i, plane, enough)
+            elif i not in drawn:
+                dice[i] = corrected_dice(beyond_features(plane), BEYOND)
+        return logits, dice
+
+    def with_shapes(self, value: int, i: int, plane: np.ndarray, enough: bool) -> float:
+        """Add the shapes' log-odds to a plane, or put them in its place; the expected Dice."""
+        assert self.prior is not None
+        shapes = self.prior.class_log_odds(value, i)
+        assert shapes is not None
+        if enough:
+            plane[...] = shapes
+            return self.prior.expected_dice(value, i)
+        plane += shapes
+        return corrected_dice(between_features(plane, shapes), BETWEEN)
+
+    def distances(self, value: int) -> dict[int, np.ndarray]:
+        """The shapes' signed distances in the slices between labelled ones."""
+        if self.prior is None:
+            return {}
+        planes = ((i, self.prior.distance(value, i)) for i in range(self.channels.shape[1]))
+        return {i: plane for i, plane in planes if plane is not None}
+
+    def ends(self, value: int, held: Sequence[int]) -> bool:
+        """Whether the class is known to end in the outermost slices that hold it."""
+        if value not in self.ranges or not held:
+            return False
+        first, last = self.ranges[value]
+        return min(held) <= first <= last <= max(held)
 
 
 def _masks_of(labelled: LabelledSlices, value: int) -> dict[int, np.ndarray]:
@@ -174,12 +233,3 @@ def _telling_channel(channels: np.ndarray, masks: Mapping[int, np.ndarray]) -> i
         spread = float(np.std(inside) + np.std(outside)) or 1.0
         apart.append(abs(float(np.mean(inside)) - float(np.mean(outside))) / spread)
     return int(np.argmax(apart))
-
-
-def _expected_dice(log_odds: np.ndarray) -> float:
-    """The Dice to be expected of the positive pixels if the log-odds were right; NaN of none."""
-    inside = log_odds > 0
-    if not inside.any():
-        return float("nan")
-    p = 1 / (1 + np.exp(-np.clip(log_odds, -30, 30)))
-    return float(2 * p[inside].sum() / (inside.sum() + p.sum()))

@@ -234,6 +234,19 @@ class ShapePrior:
         out[distance.box] = distance.values
         return out
 
+    def expected_dice(self, value: int, i: int) -> float:
+        """The Dice to be expected of one class in one slice by its shapes alone.
+
+        Args:
+            value: One of the classes.
+            i: Slice number.
+
+        Returns:
+            0 to 1, as `Outlines.expected_dice`; NaN where `distance` is None.
+        """
+        outlines = self._outlines[self.classes.index(value)]
+        return outlines.expected_dice(i, self.slice_spacing)
+
     def log_odds(self, i: int) -> np.ndarray | None:
         """Log-odds of each class in one slice, by the shapes of the labelled slices beside it.
 
@@ -258,16 +271,29 @@ class ShapePrior:
         """
         out = np.zeros((len(self.classes), *self.shape), np.float32)
         between = False
-        for k, outlines in enumerate(self._outlines):
-            distance = outlines.distance(i)
-            if distance is None:
-                continue
-            between = True
-            odds = log_odds_per_distance(outlines, i, self.slice_spacing)
-            out[k] = distance.values.min()
-            out[k][distance.box] = distance.values
-            out[k] *= np.float32(odds)
+        for k, value in enumerate(self.classes):
+            own = self.class_log_odds(value, i)
+            if own is not None:
+                between = True
+                out[k] = own
         return out if between else None
+
+    def class_log_odds(self, value: int, i: int) -> np.ndarray | None:
+        """`log_odds` of one class.
+
+        Args:
+            value: One of the classes.
+            i: Slice number.
+
+        Returns:
+            (H, W) float32; None where `distance` is None.
+        """
+        distance = self.distance(value, i)
+        if distance is None:
+            return None
+        outlines = self._outlines[self.classes.index(value)]
+        distance *= np.float32(log_odds_per_distance(outlines, i, self.slice_spacing))
+        return distance
 
 
 def check_references(

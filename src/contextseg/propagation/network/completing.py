@@ -7,7 +7,10 @@ box's side, the box grows and the network reads again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -57,6 +60,57 @@ class StackBox:
         return self.last - self.first
 
 
+class Readings:
+    """What a network made of the stacks that it read last, so that none is read twice.
+
+    After a correction only the stacks that it changes are read. Stacks are told apart by a digest
+    of all that the network reads; so what is kept is what would be read again, to the last bit.
+
+    Args:
+        most: Stacks that are kept, of 0.2 to 0.9 MB each; the oldest is forgotten first. 0 keeps
+            none.
+
+    Attributes:
+        found: How often one was found.
+        read: How often one was read.
+    """
+
+    def __init__(self, most: int = 64) -> None:
+        self.most, self.found, self.read = most, 0, 0
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, net: CompletionNet, features: Tensor, prior: Tensor) -> Tensor:
+        """The network's log-odds, read now or before.
+
+        Args:
+            net: The network; always the same.
+            features: (1, C, D, H, W).
+            prior: (1, D, H, W).
+
+        Returns:
+            (D, H, W) float32, which is not to be changed.
+        """
+        key = hashlib.blake2b(digest_size=16)
+        for tensor in (features, prior):
+            key.update(str(tuple(tensor.shape)).encode())
+            key.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        with self._lock:
+            logits = self._kept.get(key.digest())
+            if logits is not None:
+                self._kept.move_to_end(key.digest())
+                self.found += 1
+                return logits
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=features.is_cuda):
+            logits = net(features, prior)[0]
+        with self._lock:
+            self.read += 1
+            self._kept[key.digest()] = logits
+            while len(self._kept) > self.most:
+                self._kept.popitem(last=False)
+        return logits
+
+
 @torch.inference_mode()
 def complete_stack(
     net: CompletionNet,
@@ -66,6 +120,8 @@ def complete_stack(
     others: Mapping[int, np.ndarray] | None = None,
     shapes: Mapping[int, np.ndarray] | None = None,
     bounded: bool = False,
+    readings: Readings | None = None,
+    unneeded: Collection[int] = (),
 ) -> np.ndarray:
     """Log-odds of one structure in every slice of a scan.
 
@@ -79,18 +135,24 @@ def complete_stack(
         shapes: Slice number to the signed distance in mm that interpolation predicts, (H, W). Where
             there is none, the network's own interpolation is read.
         bounded: Whether the structure ends in the outermost of these slices.
+        readings: What the same network has read before.
+        unneeded: Slices of which nothing is asked; stretches of them alone are not read.
 
     Returns:
         (n, H, W) float32; `FAR_LOG_ODDS` where the network has not looked.
     """
-    image = clipped(image, masks)
+    reader = _Reader(
+        net, image, intensity_window(image, masks), spacing_mm, readings or Readings(0)
+    )
     out = np.full(image.shape, FAR_LOG_ODDS, np.float32)
     for window, decided in windows(masks, len(image), bounded):
         inside = {i: mask for i, mask in masks.items() if i in window}
         if not any(mask.any() for mask in inside.values()):
             continue
+        if all(i in unneeded for i in decided):
+            continue
         beside = {i: mask for i, mask in (others or {}).items() if i in inside}
-        _decide_window(net, image, (inside, beside, shapes or {}), spacing_mm, window, decided, out)
+        reader.decide((inside, beside, shapes or {}), window, decided, out)
     return out
 
 
@@ -129,30 +191,54 @@ def windows(known: Iterable[int], slices: int, bounded: bool = False) -> list[tu
     return out
 
 
-def _decide_window(
-    net: CompletionNet,
-    image: np.ndarray,
-    known: tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray], Mapping[int, np.ndarray]],
-    spacing_mm: Sequence[float],
-    window: range,
-    decided: range,
-    out: np.ndarray,
-) -> None:
-    """Write the log-odds of the decided slices, in a box that grows to hold the structure."""
-    zoom = ZOOM
-    for attempt in range(1 + GROWTHS):
-        box = box_around(known[0], image.shape, spacing_mm, window, zoom)
-        logits = _read(net, image, known, spacing_mm, box)
-        if attempt == GROWTHS or not _touches(logits, box, image.shape):
-            break
-        zoom *= GROWTH
-    whole = np.full((box.slices, *image.shape[1:]), FAR_LOG_ODDS, np.float32)
-    _lay_back(whole, logits, box)
-    out[decided.start : decided.stop] = whole[decided.start - box.first : decided.stop - box.first]
+_Known = tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray], Mapping[int, np.ndarray]]
+"""Masks of the structure, of others, and distances, by slice number."""
 
 
-def clipped(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> np.ndarray:
-    """Intensities within a window: of a CT the body's, else all but the extremes.
+@dataclass(frozen=True)
+class _Reader:
+    """A network and the scan that it reads, box by box."""
+
+    net: CompletionNet
+    image: np.ndarray
+    intensities: tuple[float, float]
+    spacing_mm: Sequence[float]
+    readings: Readings
+
+    def decide(self, known: _Known, window: range, decided: range, out: np.ndarray) -> None:
+        """Write the log-odds of the decided slices, in a box that grows to hold the structure."""
+        zoom = ZOOM
+        for attempt in range(1 + GROWTHS):
+            box = box_around(known[0], self.image.shape, self.spacing_mm, window, zoom)
+            logits = self.read(known, box)
+            if attempt == GROWTHS or not _touches(logits, box, self.image.shape):
+                break
+            zoom *= GROWTH
+        kept = slice(decided.start - box.first, decided.stop - box.first)
+        _lay_back(out[decided.start : decided.stop], logits[kept], box)
+
+    def read(self, known: _Known, box: StackBox) -> Tensor:
+        """Log-odds (slices, side, side) of the box, from masks, others and shapes."""
+        masks, others, shapes = known
+        device = next(self.net.parameters()).device
+        whole = _cut(np.ones((1, *self.image.shape[1:]), np.float32), box)
+        inside = _resized(whole, box.side, device) > 0.5
+        cut = _cut(self.image[box.first : box.last], box, self.intensities)
+        planes = _resized(cut, box.side, device)
+        stack = normalised(planes[None], inside[None].expand(1, len(planes), -1, -1))
+        numbers = sorted(masks)
+        own = _planes(masks, numbers, box, device)
+        beside = _planes(others, numbers, box, device) if others else None
+        index = torch.tensor([[i - box.first for i in numbers]], device=device)
+        pixel = box.size[0] * self.spacing_mm[1] / box.side
+        thickness = torch.tensor([self.spacing_mm[0] / pixel], device=device)
+        drawn = _shapes(shapes, box, pixel, device)
+        x, prior = features(stack, own, index, thickness, beside, drawn)
+        return self.readings.of(self.net, x, prior)
+
+
+def intensity_window(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> tuple[float, float]:
+    """Between which intensities the network reads: of a CT the body's, else all but the extremes.
 
     The window is widened where the structure's own intensities lie outside.
 
@@ -161,19 +247,18 @@ def clipped(image: np.ndarray, masks: Mapping[int, np.ndarray]) -> np.ndarray:
         masks: The labelled slices.
 
     Returns:
-        (n, H, W) float32.
+        The lowest and the highest intensity.
     """
-    image = image.astype(np.float32)
-    thin = image[:: max(1, len(image) // 16)]
+    thin = image[:: max(1, len(image) // 16)].astype(np.float32)
     if thin.min() < -500:
         low, high = BODY_WINDOW
     else:
         low, high = (float(v) for v in np.percentile(thin, [0.5, 99.5]))
-    own = np.concatenate([image[i][mask] for i, mask in masks.items()])
+    own = np.concatenate([image[i][mask] for i, mask in masks.items()]).astype(np.float32)
     if len(own):
         first, last = np.percentile(own, [5, 95])
         low, high = min(low, float(first)), max(high, float(last))
-    return image.clip(low, high)
+    return low, high
 
 
 def box_around(
@@ -206,11 +291,16 @@ def box_around(
     return StackBox(window.start, window.stop, (low[0], low[1]), (size[0], size[1]), side)
 
 
-def _cut(planes: np.ndarray, box: StackBox) -> np.ndarray:
-    """(m, H, W) to the box's pixels (m, *box.size), 0 beyond the scan."""
+def _cut(
+    planes: np.ndarray, box: StackBox, intensities: tuple[float, float] | None = None
+) -> np.ndarray:
+    """(m, H, W) to the box's pixels (m, *box.size) within the intensities, 0 beyond the scan."""
     out = np.zeros((len(planes), *box.size), np.float32)
     here, there = _overlap(planes.shape[1:], box)
-    out[:, there[0], there[1]] = planes[:, here[0], here[1]]
+    inside = out[:, there[0], there[1]]
+    inside[...] = planes[:, here[0], here[1]]
+    if intensities:
+        inside.clip(*intensities, out=inside)
     return out
 
 
@@ -229,31 +319,6 @@ def _overlap(
 def _resized(planes: np.ndarray, side: int, device: torch.device) -> Tensor:
     x = torch.from_numpy(planes).to(device)[None]
     return F.interpolate(x, (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def _read(
-    net: CompletionNet,
-    image: np.ndarray,
-    known: tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray], Mapping[int, np.ndarray]],
-    spacing_mm: Sequence[float],
-    box: StackBox,
-) -> Tensor:
-    """Log-odds (slices, side, side) of the box, from masks, others and shapes."""
-    masks, others, shapes = known
-    device = next(net.parameters()).device
-    whole = _cut(np.ones((1, *image.shape[1:]), np.float32), box)
-    inside = _resized(whole, box.side, device) > 0.5
-    planes = _resized(_cut(image[box.first : box.last], box), box.side, device)
-    stack = normalised(planes[None], inside[None].expand(1, len(planes), -1, -1))
-    numbers = sorted(masks)
-    own = _planes(masks, numbers, box, device)
-    beside = _planes(others, numbers, box, device) if others else None
-    index = torch.tensor([[i - box.first for i in numbers]], device=device)
-    pixel = box.size[0] * spacing_mm[1] / box.side
-    thickness = torch.tensor([spacing_mm[0] / pixel], device=device)
-    x, prior = features(stack, own, index, thickness, beside, _shapes(shapes, box, pixel, device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return net(x, prior)[0]
 
 
 def _planes(
