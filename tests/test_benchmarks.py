@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-OTHERS = {"run", "accuracy", "pretrained"}  # these take hours, and write pages of their own
+OTHERS = {"run", "accuracy", "pretrained", "confidence"}  # hours long; they write their own pages
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in OTHERS)
 PEERS = {
     "nnunetv2",
@@ -52,6 +53,23 @@ def test_scripts_import_no_peer_and_offer_rows(run: ModuleType) -> None:
         check=True,
     )
     assert not PEERS & set(done.stdout.split())
+
+
+def test_confidence_is_fitted_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    confidence = import_module("confidence")
+    random = np.random.default_rng(0)
+    slices = []
+    for place, coefficients in (("between", (-1.0, 0.8, 0.3)), ("beyond", (-0.5, 1.2))):
+        for _ in range(2000):
+            features = (1.0, *random.normal(0, 1, len(coefficients) - 1))
+            got = 1 / (1 + np.exp(-np.dot(features, coefficients)))
+            slices.append({"place": place, "features": features, "promised": 0.9, "dice": got})
+        table = [{"case": "a", "group": "organ", "slices": 2, "where": "ends", "rows": slices}]
+        assert np.allclose(confidence.fit(table, place), coefficients, atol=0.05)
+    confidence.write(table, tmp_path / "page")
+    assert "| between labelled slices | 2000 |" in (tmp_path / "page.md").read_text()
+    assert (tmp_path / "page.svg").exists()
 
 
 def test_page_has_a_line_for_each_row(run: ModuleType) -> None:

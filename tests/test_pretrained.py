@@ -13,8 +13,8 @@ from contextseg.errors import ContextsegError
 from contextseg.nets.completion import CompletionNet
 from contextseg.propagation import LabelledSlices, fill, open_completion, ranges
 from contextseg.propagation.expected import (
-    BETWEEN,
-    BEYOND,
+    BETWEEN_LABELLED,
+    BEYOND_LABELLED,
     between_features,
     beyond_features,
     corrected_dice,
@@ -218,13 +218,13 @@ def test_a_promise_is_corrected_and_stays_in_bounds() -> None:
     log_odds = np.full((8, 8), -5.0)
     assert beyond_features(log_odds) is None
     log_odds[2:6, 2:6] = 0.5
-    unsure = corrected_dice(beyond_features(log_odds), BEYOND)
+    unsure = corrected_dice(beyond_features(log_odds), BEYOND_LABELLED)
     log_odds[2:6, 2:6] = 8
-    sure = corrected_dice(beyond_features(log_odds), BEYOND)
+    sure = corrected_dice(beyond_features(log_odds), BEYOND_LABELLED)
     assert 0 < unsure < sure < 1
     apart = np.roll(log_odds, 3, 0)
-    alike = corrected_dice(between_features(log_odds, log_odds), BETWEEN)
-    assert corrected_dice(between_features(log_odds, apart), BETWEEN) < alike < 1
+    alike = corrected_dice(between_features(log_odds, log_odds), BETWEEN_LABELLED)
+    assert corrected_dice(between_features(log_odds, apart), BETWEEN_LABELLED) < alike < 1
 
 
 def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The Dice to be expected of what the packaged network fills.
 
 A network's probabilities promise more than comes true. So the Dice that they promise is corrected
-by a logistic regression, made by `benchmarks/pretrained.py --fit` on cases that the network was
-not trained on, and checked on others (docs/pretrained-confidence.md).
+by a logistic regression, made by `benchmarks/confidence.py` on cases that the network was not
+trained on, and checked on others (docs/pretrained-confidence.md).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BETWEEN = (-0.341, 0.924, 0.204)
+BETWEEN_LABELLED = (-0.331, 0.870, 0.240)
 """Coefficients of `between_features`."""
 
-BEYOND = (-1.179, 1.282)
+BEYOND_LABELLED = (-1.118, 1.254)
 """Coefficients of `beyond_features`."""
 
 _LEAST = 0.01  # promises and agreements count as no less, and as no more than 1 less this
@@ -56,7 +56,7 @@ def corrected_dice(features: Sequence[float] | None, coefficients: Sequence[floa
     """The Dice to be expected, in [0, 1]; NaN without features.
 
     Example:
-        >>> corrected_dice((1.0, 0.0), (0.0, 1.0)), corrected_dice(None, BEYOND)
+        >>> corrected_dice((1.0, 0.0), (0.0, 1.0)), corrected_dice(None, BEYOND_LABELLED)
         (0.5, nan)
     """
     if features is None:

@@ -16,8 +16,8 @@ from contextseg.errors import ContextsegError
 from contextseg.grids import label_type
 from contextseg.nets.completion import CompletionNet
 from contextseg.propagation.expected import (
-    BETWEEN,
-    BEYOND,
+    BETWEEN_LABELLED,
+    BEYOND_LABELLED,
     between_features,
     beyond_features,
     corrected_dice,
@@ -170,7 +170,7 @@ class _Filling:
             if i in distances:
                 dice[i] = self.with_shapes(value, i, plane, enough)
             elif i not in drawn:
-                dice[i] = corrected_dice(beyond_features(plane), BEYOND)
+                dice[i] = corrected_dice(beyond_features(plane), BEYOND_LABELLED)
         return logits, dice
 
     def with_shapes(self, value: int, i: int, plane: np.ndarray, enough: bool) -> float:
@@ -182,7 +182,7 @@ class _Filling:
             plane[...] = shapes
             return self.prior.expected_dice(value, i)
         plane += shapes
-        return corrected_dice(between_features(plane, shapes), BETWEEN)
+        return corrected_dice(between_features(plane, shapes), BETWEEN_LABELLED)
 
     def distances(self, value: int) -> dict[int, np.ndarray]:
         """The shapes' signed distances in the slices between labelled ones."""
