@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ from contextseg.methods.presence import (
     presence_loss,
     with_head,
 )
-from contextseg.nets import CMUNet, Presence
+from contextseg.nets import NETS, CMUNet, Presence, cmunet
 from contextseg.pipeline import train_run
 from contextseg.runs import Run
 from contextseg.settings import Settings
@@ -49,36 +50,37 @@ def count(net: nn.Module) -> int:
 # --- the network ----------------------------------------------------------------------------------
 
 
-def test_the_network_has_the_papers_parameters_counted_by_hand() -> None:
+def test_the_two_readings_of_five_blocks_counted_by_hand() -> None:
+    """The paper has no count: these are ours, without the presence head of 257."""
     widths, k = PAPERS[0], 2
     encoder = 9 * sum(a * b + b * b for a, b in zip([1, *widths], widths))
-    assert encoder == 1_177_488
     skip, low = widths[:-1], widths[1:]
-    as_it_is = 9 * sum(
-        (a + b) * a + a * a for a, b in zip(skip, low)
-    )  # the skip meets all channels from below
-    halved = 9 * sum((a + a) * a + a * a for a in skip)  # after a convolution that halves them
+    up = 9 * sum((a + b) * a + a * a for a, b in zip(skip, low))  # joined as it is
     norms = 2 * (2 * sum(widths) + 2 * sum(skip))
-    heads = (16 * k + k) + (256 * (k - 1) + (k - 1))  # 1x1 convolution, linear layer
-    ours = encoder + as_it_is + norms + heads
-    assert ours == 1_964_083
-    with torch.device("meta"):
-        net = CMUNet(1, k, *PAPERS)
-    assert count(net) + 257 == ours
-    narrow = CMUNet(1, k, [4, 6], [[1, 1], [2, 2]], [[3, 3]] * 2)
-    assert count(Presence(narrow, 1, k, 2)) - count(narrow) == 6 + 1
-
-    def millions(up: int) -> float:
-        return round((encoder + halved + up + norms + heads) / 1e6, 2)
-
-    assert round(ours / 1e6, 2) == 1.96  # as published; no other way up is
-    assert millions(4 * sum(a * b for a, b in zip(skip, low))) == 1.94  # transposed convolution 2x2
-    assert (
-        millions(9 * sum(a * b for a, b in zip(skip, low))) == 2.16
-    )  # interpolation, convolution 3x3
-    assert (
-        millions(1 * sum(a * b for a, b in zip(skip, low))) == 1.81
-    )  # interpolation, convolution 1x1
+    head = 16 * k + k
+    between = encoder + up + norms + head
+    inside = between + 9 * (2 * 256 * 256 + 256 * 256) + 2 * 2 * 256  # a fifth block up
+    project = sum(a * b + 2 * b for a, b in zip([1, *widths], widths))
+    want = {
+        "cmunet": between,
+        "cmunet-five-poolings": inside,
+        "cmunet-residual": between + project,
+    }
+    assert want == {
+        "cmunet": 1_963_826,
+        "cmunet-five-poolings": 3_734_322,
+        "cmunet-residual": 2_008_354,
+    }
+    for name, number in want.items():
+        net = NETS[name](1, k, *PAPERS)
+        assert count(net) == number
+        assert f"{number:,} parameters" in " ".join(cmunet.__doc__.split())
+        head_of_net = Presence(net, 1, k, 2)
+        pools = [m for m in net.modules() if isinstance(m, nn.MaxPool2d)]
+        assert len(pools) == (5 if name == "cmunet-five-poolings" else 4)
+        assert head_of_net.eval().both(torch.zeros(1, 1, 64, 64))[0].shape == (1, k, 64, 64)
+        assert isinstance(net.stages[-1], nn.MaxPool2d) == (len(pools) == 5)
+        assert count(head_of_net) - number == 257
 
 
 def test_two_levels_written_out() -> None:
@@ -146,9 +148,31 @@ def test_the_joint_loss_shares_out_its_weight() -> None:
     assert method.decay(0.05) == warm_restarts(0.05, 10)
 
 
+def test_only_a_smooth_dice_of_each_slice_has_a_slope_where_the_organ_is_not() -> None:
+    """Of 1 - e / (sum p + e): e / (sum p + e)^2, here with sum p = 50."""
+    plan = replace(laws.plan(2, classes=2), batch_dice=False)
+    slopes = {}
+    for smooth in (1.0, 1e-5):
+        z = torch.zeros(1, 2, 10, 10, dtype=torch.float64, requires_grad=True)
+        loss = CMU(plan, loss="soft_dice", presence_weight=0, smooth=smooth).loss
+        loss(z, torch.zeros(1, 10, 10, dtype=torch.long)).backward()
+        # dp/dz of a softmax at a half is a quarter
+        slopes[smooth] = float(z.grad[0, 1, 0, 0]) * 4
+    assert slopes[1.0] == pytest.approx(1 / 51**2)
+    assert slopes[1e-5] == pytest.approx(4e-9, rel=0.01)
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"loss": "dize"}, {"presence_weight": 1.0}, {"alpha": 1.0}, {"gamma": -1.0}, {"cycles": 0}],
+    [
+        {"smooth": 0.0},
+        {"smooth": 2.0, "loss": "focal"},
+        {"loss": "dize"},
+        {"presence_weight": 1.0},
+        {"alpha": 1.0},
+        {"gamma": -1.0},
+        {"cycles": 0},
+    ],
 )
 def test_arguments_that_make_no_sense_are_named(wrong: dict[str, Any]) -> None:
     name, value = next(iter(wrong.items()))
@@ -181,6 +205,39 @@ def test_pretraining_hands_over_the_encoder_and_leaves_the_decoder(tmp_path: Pat
         assert torch.equal(p, before[name]) == (id(p) not in encoder), name
     theirs = first.net.net.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in second.net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("asked", "moves"),
+    [({}, {"encoder", "decoder"}), ({"freeze": True}, {"decoder"})],
+    ids=["pretrained", "frozen"],
+)
+def test_a_frozen_encoder_stays_and_the_rest_moves(
+    asked: dict[str, Any], moves: set[str], tmp_path: Path
+) -> None:
+    def train(method: Any, **_: Any) -> Any:
+        return method
+
+    torch.manual_seed(0)
+    run: Any = SimpleNamespace(plan=laws.plan(2), train=train)
+    method: Any = METHODS["cmu-pretrain"](run, net="cmunet", **asked)
+    before = {name: p.clone() for name, p in method.net.named_parameters()}
+    laws.train_briefly(method, tmp_path, 2, 2, lr=0.1)
+    moved = {name for name, p in method.net.named_parameters() if not torch.equal(p, before[name])}
+    parts = {"encoder" if name.startswith("stages") else "decoder" for name in moved}
+    assert parts == moves
+    assert len(moved) == sum(n.startswith("stages") <= ("encoder" in moves) for n in before)
+
+
+def test_pretraining_then_joint_keeps_the_head() -> None:
+    trained: list[Any] = []
+    run: Any = SimpleNamespace(plan=laws.plan(2), train=lambda m, **_: trained.append(m) or m)
+    last: Any = METHODS["cmu-pretrain"](run, net="cmunet", presence_weight=0.5, joint_alpha=0.7)
+    first = trained[0]
+    assert isinstance(last.net, Presence)
+    assert (first.net.alpha, last.net.alpha, last.weight) == (0.5, 0.7, 0.5)
+    theirs = first.net.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in last.net.state_dict().items())
 
 
 ASKED = [
@@ -253,3 +310,30 @@ def test_pretraining_is_two_stages(data: Path, tmp_path: Path) -> None:
         for path in sorted(run.folder.glob("train-*/log.jsonl"))
     ]
     assert [{"seg", "presence"} & set(log) for log in logs] == [{"presence"}, {"seg"}]
+
+
+def test_the_best_validation_epoch_of_whole_slices_is_deployed(data: Path, tmp_path: Path) -> None:
+    asked = settings(data, "cmu-pretrain").set(
+        ["every_slice=true", "keep=best", "check_every=1", "check_batches=9", "lr=0.3"]
+    )
+    run = Run(tmp_path / "run", asked)
+    method = train_run(run)
+    first, second = sorted(run.folder.glob("train-*"))
+    slices = sum(case.label.shape[0] for case in run.cached(run.split[1]))
+    sampler = method.check_sampler(run.cached(run.split[1]), run.plan)
+    assert len(sampler) == slices
+    weights = torch.load(second / "model.pt", weights_only=True)
+    best = torch.load(second / "best.pt", weights_only=True)
+    assert all(torch.equal(weights[name], best[name]) for name in weights)
+    assert all(torch.equal(weights[name], value) for name, value in method.state_dict().items())
+
+    def rows(folder: Path) -> list[dict[str, float]]:
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        return [row for row in map(json.loads, lines) if row["part"] == "check"]
+
+    assert [row["step"] for row in rows(second)] == [1, 2, 3]
+    state = torch.load(second / "checkpoint.pt", weights_only=True)
+    assert state["best"] == pytest.approx(max(row["dice"] for row in rows(second)))
+    # the decoder is not trained in the first stage: its loss chooses, not the Dice
+    state = torch.load(first / "checkpoint.pt", weights_only=True)
+    assert state["best"] == pytest.approx(max(-row["presence"] for row in rows(first)))

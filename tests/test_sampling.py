@@ -17,7 +17,7 @@ from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached, load_record
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import prepare
-from contextseg.data.sampling import Sampler
+from contextseg.data.sampling import Sampler, SliceSampler
 from contextseg.errors import ContextsegError
 from contextseg.volume import Volume
 
@@ -447,3 +447,47 @@ def test_pools_that_are_empty_are_problems(tmp_path: Path) -> None:
     assert len(Sampler([labelled, unlabelled], p, unlabelled=1).batch(0)) == 2
     with pytest.raises(ContextsegError, match="seed=-1"):
         Sampler([labelled], p, seed=-1)
+
+
+# --- every slice once an epoch --------------------------------------------------------------------
+
+
+def places(batch: Batch) -> list[tuple[int, int]]:
+    """(case, slice) of each item, of cases of slices of 10 x 12."""
+    return [(int(c), int(index(batch, i).max()) // 120) for i, c in enumerate(batch.case)]
+
+
+def test_every_slice_is_drawn_once_an_epoch_in_another_order(tmp_path: Path) -> None:
+    p = plan((10, 12), orientation="SAR")
+    cases = [case(tmp_path, p, organs((n, 10, 12)), name) for n, name in ((8, "a"), (9, "b"))]
+    sampler = SliceSampler(cases, p, 3, STILL)
+    assert len(sampler) == 17
+    drawn = [place for n in range(9) for place in places(sampler.batch(n))]
+    every = [(0, z) for z in range(8)] + [(1, z) for z in range(9)]
+    assert sorted(drawn[:17]) == sorted(drawn[17:34]) == every
+    assert drawn[:17] not in (drawn[17:34], every)
+    parts = [places(sampler.batch(2, rank, 3)) for rank in range(3)]
+    assert [len(part) for part in parts] == [2, 1, 1]
+    assert sorted(place for part in parts for place in part) == sorted(drawn[8:12])
+
+    checked = SliceSampler(cases, p, 0, STILL, in_order=True)
+    assert [len(checked.batch(n)) for n in range(6)] == [4, 4, 4, 4, 1, 0]
+    assert [place for n in range(5) for place in places(checked.batch(n))] == every
+
+
+def test_a_larger_slice_gives_a_part_and_a_smaller_one_is_padded(tmp_path: Path) -> None:
+    for side, whole in (((4, 5), False), ((16, 20), True)):
+        p = replace(plan(side), batch_size=6)
+        cases = [case(tmp_path / str(side), p, organs((8, 10, 12)))]
+        batch = SliceSampler(cases, p, 0, STILL).batch(0)
+        assert batch.image.shape == (6, 1, *side)
+        assert bool((batch.label == IGNORE).any()) == whole
+        known = (batch.label != IGNORE).sum((1, 2))
+        assert (known == known[0]).all()
+        assert batch.complete.all()
+
+
+def test_a_volume_has_no_single_slices_to_draw(tmp_path: Path) -> None:
+    p = plan()
+    with pytest.raises(ContextsegError, match="dims=2"):
+        SliceSampler([case(tmp_path, p, organs())], p)

@@ -156,6 +156,61 @@ def test_validation_counts_voxels_by_class() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+class Scored(Line):
+    """Its Dice in validation is 1, 0, 1, ... for the numbers of `good`."""
+
+    def __init__(self, good: tuple[int, ...]) -> None:
+        super().__init__()
+        self.good = good
+
+    def predict(self, image: torch.Tensor) -> torch.Tensor:
+        step = round(float(self.w.detach()) / 0.1)  # each step is clipped to 0.1
+        right = torch.tensor([0.0, 0.0, 0.0, 1.0 if step in self.good else -1.0])
+        return right.view(1, 4, 1).expand(1, 4, 2)
+
+
+BEST = {"steps": 5, "lr": 0.1, "clip": 1.0, "keep": "best", "check_every": 1, "check_batches": 1}
+
+
+@pytest.mark.parametrize(
+    ("good", "want"), [((2, 4), 2), ((5,), 5), ((), 1)], ids=["first", "last", "none"]
+)
+def test_the_first_of_the_best_weights_is_kept_also_after_a_stop(
+    good: tuple[int, ...], want: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scored, "decay", lambda self, done: 1.0)
+    training = Training(**BEST, save_every=2)  # type: ignore[arg-type]
+    weights = {}
+    for name in ("whole", "stopped"):
+        folder = tmp_path / name
+        folder.mkdir()
+
+        def batches(n: int, *where: object, stop: bool = name == "stopped") -> Batch:
+            if stop and n == 3:
+                raise KeyboardInterrupt
+            return ones(n)
+
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                train(Scored(good), batches, folder, training, batch_size=1, check_at=ones)
+        train(Scored(good), ones, folder, training, batch_size=1, check_at=ones)
+        files = ("model.pt", "last.pt")
+        loaded = [torch.load(folder / file, weights_only=True)["w"] for file in files]
+        weights[name] = [round(float(w) / 0.1, 3) for w in loaded]
+    assert weights["whole"] == [want, 5]
+    assert weights["stopped"] == weights["whole"]
+
+
+def test_the_best_weights_need_a_validation(tmp_path: Path) -> None:
+    never = Training(keep="best", check_every=0)
+    with pytest.raises(ContextsegError, match="check_every above 0"):
+        train(Line(), ones, tmp_path, never, batch_size=1, check_at=ones)
+    with pytest.raises(ContextsegError, match="--fold 0"):
+        train(Line(), ones, tmp_path, Training(keep="best"), batch_size=1)
+    with pytest.raises(ContextsegError, match="keep=bets"):
+        Training(keep="bets")
+
+
 def test_a_full_disk_is_one_message_and_the_old_checkpoint_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

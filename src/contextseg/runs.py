@@ -472,7 +472,7 @@ class Run(RunFolder):
         annotated: Mapping[str, Sequence[bool]],
         maps: Mapping[str, Path],
         draws: int,
-    ) -> tuple[BatchSource, Sampler | None]:
+    ) -> tuple[BatchSource, BatchSource | None]:
         """What draws the training batches, and the validation batches where there are some."""
         settings = self.settings
         training, validation = self.split
@@ -483,9 +483,11 @@ class Run(RunFolder):
         if method.short:
             strength = SHORT_STRENGTH * augmentation.strength
             augmentation = replace(augmentation, strength=strength)
+        validated = [case for case in validation if case.label]
         own = method.sampler(cached, self.plan, seed, augmentation, steps)
         if own:
-            return own, None
+            checks = method.check_sampler(self.cached(validated), self.plan) if validated else None
+            return own, checks
         sampler = Sampler(
             cached,
             self.plan,
@@ -496,7 +498,6 @@ class Run(RunFolder):
             maps,
             annotated,
         )
-        validated = [case for case in validation if case.label]
         if not validated:
             return sampler, None
         unchanged = Augmentation(strength=0)

@@ -34,6 +34,7 @@ from contextseg.stopping import Stopped
 BatchAt = Callable[[int, int, int, torch.device], Batch]
 """(n, rank, world, device) to the items of batch `n` that belong to that rank."""
 PRECISIONS = ("auto", "float32")
+KEPT = ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Training:
         log_every: Steps between rows of the log, each the mean since the row before.
         check_every: Steps between validations on patches. 0 for none.
         check_batches: Batches of patches in each validation.
+        keep: Which weights are deployed: the "last", or the "best" of all validations on patches
+            (`validation_score`); the last ones then lie in `last.pt`.
         device: Name of a torch device. "auto" is the GPU where there is one, else the CPU.
         precision: "auto" is float16 on a GPU and float32 on a CPU; or "float32".
         tensorboard: Whether the log is also written for TensorBoard.
@@ -63,6 +66,7 @@ class Training:
     log_every: int = 50
     check_every: int = 2500
     check_batches: int = 8
+    keep: str = "last"
     device: str = "auto"
     precision: str = "auto"
     tensorboard: bool = False
@@ -82,6 +86,9 @@ class Training:
             raise ContextsegError(
                 f"check_every={self.check_every}", "a negative number", "give 0, for never, or more"
             )
+        if self.keep not in KEPT:
+            remedy = did_you_mean(self.keep, KEPT)
+            raise ContextsegError(f"keep={self.keep}", "there are no such weights", remedy)
         if self.precision not in PRECISIONS:
             remedy = did_you_mean(self.precision, PRECISIONS)
             raise ContextsegError(f"precision={self.precision}", "no such precision", remedy)
@@ -216,7 +223,8 @@ def train(
     """Train a method, from the checkpoint in `folder` if there is one.
 
     Leaves in `folder`: `checkpoint.pt` (everything to go on), `log.jsonl` and `log.csv`, and at the
-    end `model.pt` (the method's weights).
+    end `model.pt` (the method's weights). With `keep="best"` these are the best of all validations;
+    `last.pt` has the last, and `best.pt` the best so far.
 
     Args:
         method: What to train. It is moved to the device.
@@ -230,9 +238,15 @@ def train(
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; a checkpoint is written.
-        ContextsegError: The loss is no longer finite, the checkpoint cannot be used, or the disk
-            is full.
+        ContextsegError: The loss is no longer finite, the checkpoint cannot be used, the disk is
+            full, or the best weights are asked for without validation cases.
     """
+    if training.keep == "best" and not training.check_every:
+        what = "without a validation no weights are the best"
+        raise ContextsegError("keep=best", what, "give check_every above 0")
+    if training.keep == "best" and check_at is None:
+        what = "there are no validation cases to find the best weights with"
+        raise ContextsegError("keep=best", what, "keep a fold for validation: --fold 0")
     rank, world = ranks()
     device = pick_device(training.device)
     if device.type == "cuda":
@@ -265,7 +279,9 @@ def train(
             if log:
                 log.add(terms, lr, last)
             if log and check_at and _is_due(state.step, training.check_every, last):
-                log.write("check", validate(method, validation_batch, training.check_batches))
+                means = validate(method, validation_batch, training.check_batches)
+                log.write("check", means)
+                _keep_best(state, means, folder, training.keep)
 
             stop = on_any_rank(bool(signals), device)
             if rank == 0 and (stop or _is_due(state.step, training.save_every, last)):
@@ -280,6 +296,24 @@ def train(
 
     if log:
         log.close()
+        _save_weights(method, folder, training.keep)
+
+
+def _keep_best(state: TrainingState, means: dict[str, float], folder: Path, keep: str) -> None:
+    """Write `best.pt` where the weights are better than those of every validation before."""
+    score = validation_score(state.method, means)
+    if keep == "best" and (score > state.best or state.best == -math.inf):
+        state.best = score
+        _save(folder / "best.pt", state.method.state_dict())
+
+
+def _save_weights(method: Trainable, folder: Path, keep: str) -> None:
+    """Write `model.pt`: the last weights, or the best, and then the last as `last.pt`."""
+    if keep == "best":
+        _save(folder / "last.pt", method.state_dict())
+        weights = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
+        _save(folder / "model.pt", weights)
+    else:
         _save(folder / "model.pt", method.state_dict())
 
 
@@ -375,7 +409,7 @@ def validate(method: Trainable, batch_at: Callable[[int], Batch], batches: int) 
 
     Args:
         method: The method; in training mode again afterwards.
-        batch_at: n to batch n.
+        batch_at: n to batch n; empty ones are passed over.
         batches: Number of batches.
 
     Returns:
@@ -389,6 +423,8 @@ def validate(method: Trainable, batch_at: Callable[[int], Batch], batches: int) 
     with torch.no_grad():
         for n in range(batches):
             batch = batch_at(n)
+            if not len(batch):
+                continue
             for name, term in method(batch).items():
                 terms.setdefault(name, []).append(float(term))
             z = method.predict(batch.image)
@@ -404,6 +440,24 @@ def validate(method: Trainable, batch_at: Callable[[int], Batch], batches: int) 
     if occurs.any():
         means["dice"] = float((2 * overlaps[occurs] / sizes[occurs]).mean())
     return means
+
+
+def validation_score(method: Trainable, means: dict[str, float]) -> float:
+    """What the best of several validations is the highest of.
+
+    Args:
+        method: The method; where its `chosen_by` is "loss", the score is minus the sum of its loss
+            terms.
+        means: What `validate` gave.
+
+    Returns:
+        The Dice; minus the loss where the method asks for it, or no class occurs. A loss that is
+        not finite scores lowest.
+    """
+    if getattr(method, "chosen_by", "dice") == "dice" and "dice" in means:
+        return means["dice"]
+    loss = sum(value for name, value in means.items() if name != "dice")
+    return -loss if math.isfinite(loss) else -math.inf
 
 
 # --- state ----------------------------------------------------------------------------------------
@@ -425,6 +479,7 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half)
         self.step = 0
         self.seconds = 0.0
+        self.best = -math.inf  # the highest `validation_score` so far
         # Sums of the loss terms over the `count` steps since the log's last row.
         self.sums: dict[str, Tensor] = {}
         self.count = 0
@@ -465,6 +520,7 @@ class TrainingState:
         content = {
             "step": self.step,
             "seconds": self.seconds,
+            "best": self.best,
             "sums": self.sums,
             "count": self.count,
             "method": self.method.state_dict(),
@@ -501,6 +557,7 @@ class TrainingState:
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
         self.seconds = content["seconds"]
+        self.best = content.get("best", -math.inf)
         self.count = content["count"]
         self.sums = {name: total.to(device) for name, total in content["sums"].items()}
         torch.set_rng_state(content["rng"])

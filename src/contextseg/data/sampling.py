@@ -86,7 +86,7 @@ class Sampler:
             The batch. It is empty where the batch has fewer items than there are processes.
         """
         plan = self.plan
-        items = [self._item(n, i) for i in range(rank, plan.batch_size, world)]
+        items = [self._item(n, i) for i in self._numbers(n)[rank::world]]
         on_gpu = torch.device(device).type == "cuda"
 
         def tensor(array: np.ndarray) -> torch.Tensor:
@@ -118,6 +118,10 @@ class Sampler:
             maps if self.maps else None,
             complete,
         )
+
+    def _numbers(self, n: int) -> range:
+        """The numbers of the items of batch n."""
+        return range(self.plan.batch_size)
 
     @cached_property
     def _allowed(self) -> Augmentation:
@@ -174,8 +178,11 @@ class Sampler:
         change = draw(
             self._allowed, rng, plan.patch_vox, plan.intensities, plan.spacing_mm[-plan.dims :]
         )
-        centre = self._centre(index, rng, on_roi)
+        return self._cut(index, change, self._centre(index, rng, on_roi))
 
+    def _cut(self, index: int, change: Draw, centre: np.ndarray) -> _Item:
+        """The patch of a case around a voxel, at the size that its change needs."""
+        plan = self.plan
         one_slice = (1,) * (3 - plan.dims)
         size = one_slice + source_vox(change, plan.patch_vox)
         patch = one_slice + plan.patch_vox
@@ -257,6 +264,61 @@ class Sampler:
     @cached_property
     def _places(self) -> dict[int, dict[int, np.ndarray]]:
         return {}
+
+
+@dataclass(frozen=True)
+class SliceSampler(Sampler):
+    """Draws every slice of the labelled cases once an epoch, in another order in each.
+
+    A slice is whole where the patch is as large; of a larger one a part is drawn, anywhere in it. A
+    batch may hold the last slices of one epoch and the first of the next. With `in_order` the
+    slices come once, in the order of the cases, and the batches after them are empty: that is
+    validation.
+
+    Attributes:
+        in_order: Whether each slice comes once, in order.
+
+    Raises:
+        ContextsegError: As `Sampler`, or the plan is 3-D.
+    """
+
+    in_order: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.plan.dims != 2:
+            what = "a network that is not 2-D sees no single slices"
+            raise ContextsegError("every_slice=true", what, "plan for slices: --set dims=2")
+
+    def __len__(self) -> int:
+        """The number of slices of the labelled cases."""
+        return len(self._slices)
+
+    @cached_property
+    def _slices(self) -> np.ndarray:
+        """(N, 2): index of the case, and number of the slice."""
+        depth = [(i, self.cases[i].image.shape[1]) for i in self._labelled]
+        return np.array([(i, z) for i, n in depth for z in range(n)]).reshape(-1, 2)
+
+    def _numbers(self, n: int) -> range:
+        size = self.plan.batch_size
+        left = max(len(self) - n * size, 0) if self.in_order else size
+        return range(min(size, left))
+
+    def _item(self, n: int, i: int) -> _Item:
+        plan = self.plan
+        epoch, place = divmod(n * plan.batch_size + i, len(self))
+        if not self.in_order:
+            place = np.random.default_rng((self.seed, epoch)).permutation(len(self))[place]
+        index, z = (int(number) for number in self._slices[place])
+        rng = np.random.default_rng((self.seed, n, i))
+        change = draw(
+            self._allowed, rng, plan.patch_vox, plan.intensities, plan.spacing_mm[-plan.dims :]
+        )
+        grid = self.cases[index].image.shape[2:]
+        starts = [rng.integers(max(a - b, 0) + 1) for a, b in zip(grid, plan.patch_vox)]
+        centre = [start + size // 2 for start, size in zip(starts, plan.patch_vox)]
+        return self._cut(index, change, np.array([z, *centre]))
 
 
 def _remedy(path: Path) -> str:

@@ -87,6 +87,10 @@ class Method(nn.Module, abc.ABC):
     learning_rates: Mapping[str, float] = {"sgd": 1e-2, "adamw": 1e-3}
     """The learning rate of each optimiser where none is asked for."""
 
+    chosen_by = "dice"
+    """What the best of several validations is chosen by: "dice", or "loss", the sum of the loss
+    terms; see `training.validation_score`."""
+
     short = False
     """Whether `settle` chose the settings of a short training."""
 
@@ -271,6 +275,18 @@ class Method(nn.Module, abc.ABC):
 
         Returns:
             The source of batches; None, the default, for labelled patches (`data.sampling`).
+        """
+        return None
+
+    def check_sampler(self, cases: Sequence[Cached], plan: Plan) -> BatchSource | None:
+        """What draws the batches of the validation, of a method that has a sampler of its own.
+
+        Args:
+            cases: The validation cases, preprocessed.
+            plan: The plan of the run.
+
+        Returns:
+            The source of batches; None, the default, for no validation.
         """
         return None
 

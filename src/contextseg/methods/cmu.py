@@ -2,22 +2,35 @@
 
 Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation. No public code. The
 regimes differ in training alone: the plain U-Net (`cmu` with `presence_weight=0`), the encoder
-trained on the question first (`cmu_pretrain`), and both at once (`cmu`). docs/cmu-net.md says how
-to run the paper's table, and what we decided.
+trained on the question first (`cmu_pretrain`), and both at once (`cmu`). So do two that the paper
+names as future work: the encoder frozen after the pretraining, and pretraining, then both at once.
+docs/cmu-net.md says how to run the paper's table, and what we decided.
 """
 
 from __future__ import annotations
 
-from math import cos, pi
+from collections.abc import Collection, Sequence
+from math import cos, inf, pi
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from contextseg.batch import Batch
+from contextseg.data.augment import Augmentation
+from contextseg.data.cache import Cached
 from contextseg.data.plan import Plan
+from contextseg.data.sampling import SliceSampler
 from contextseg.errors import ContextsegError
-from contextseg.losses import deep
-from contextseg.methods.base import Method, RecipeRun, build_net, loss_of, optimizer
+from contextseg.losses import POOLED, deep
+from contextseg.methods.base import (
+    BatchSource,
+    Method,
+    RecipeRun,
+    build_net,
+    loss_of,
+    optimizer,
+)
 from contextseg.methods.presence import gate as choose_gate
 from contextseg.methods.presence import presence_loss, with_head
 from contextseg.nets import Presence
@@ -43,7 +56,27 @@ def warm_restarts(done: float, cycles: int) -> float:
     return (1 + cos(pi * ((done * cycles) % 1))) / 2
 
 
-class CMU(Method):
+SMOOTH = 1e-5
+"""The Dice's number that is not the paper's: the default of all our losses."""
+
+
+class _OfSlices(Method):
+    """A method that may draw every slice once an epoch, as the paper does."""
+
+    every_slice = False
+
+    def sampler(
+        self, cases: Sequence[Cached], plan: Plan, seed: int, augmentation: Augmentation, steps: int
+    ) -> BatchSource | None:
+        """With `every_slice` a `SliceSampler`."""
+        return SliceSampler(cases, plan, seed, augmentation) if self.every_slice else None
+
+    def check_sampler(self, cases: Sequence[Cached], plan: Plan) -> BatchSource | None:
+        """Every slice of the validation cases, once, as it is."""
+        return SliceSampler(cases, plan, 0, Augmentation(strength=0), in_order=True)
+
+
+class CMU(_OfSlices):
     """Segmentation, and the presence of each class, from one encoder: CMU-Net.
 
     The loss is (1 - presence_weight) x the segmentation's + presence_weight x `presence_loss`.
@@ -53,8 +86,10 @@ class CMU(Method):
         net: Network, a name of `NETS`; the paper's is cmunet.
         optimizer: "sgd" or "adamw".
         loss: Loss of the segmentation, a name of `LOSSES`, with deep supervision where the network
-            has it. The paper's is soft_dice; but an item without a class trains next to nothing of
-            it (see docs/cmu-net.md).
+            has it. The paper's is soft_dice.
+        smooth: Added to numerator and denominator of the loss's Dice; 1 is that of the paper's
+            reference 4. An item without a class has a slope of smooth / (sum p + smooth)^2 in it:
+            with 1e-5, our losses' default, it trains next to nothing.
         presence_weight: Share of the loss for the presence term; the paper's 0.5. With 0 there is
             no head.
         gamma: Exponent of the focal loss (`presence_loss`).
@@ -63,6 +98,9 @@ class CMU(Method):
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
         class_weights: A weight in the segmentation's loss for each class, background first; ()
             for equal weights.
+        every_slice: Whether every slice of the training cases is drawn once an epoch, whole, as in
+            the paper; else patches, every second one through the ROI.
+        frozen: Names of the network's parameters that are not trained.
 
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
@@ -80,15 +118,27 @@ class CMU(Method):
         cycles: int = 10,
         weights: str = "",
         class_weights: tuple[float, ...] = (),
+        smooth: float = SMOOTH,
+        every_slice: bool = False,
+        frozen: Collection[str] = (),
     ) -> None:
         super().__init__()
-        _check(presence_weight, gamma, alpha, cycles)
+        _check(presence_weight, gamma, alpha, cycles, smooth)
         self.net = with_head(net, plan, gamma, alpha) if presence_weight else build_net(net, plan)
-        self.loss = loss_of(plan, loss, class_weights)
+        self.loss = loss_of(plan, loss, class_weights, **_smoothed(loss, smooth))
+        self.every_slice = every_slice
+        network = self.net.net if isinstance(self.net, Presence) else self.net
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in frozen)
         self.optimizer = optimizer
         self.cycles = cycles
         self.weight = presence_weight
         self.start_weights = {"net": weights}
+
+    def optimizers(self, lr: float) -> dict[str, Optimizer]:
+        """One group without what is frozen: weight decay would shrink it."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return {"net": optimizer(self.optimizer, trained, lr)}
 
     def decay(self, done: float) -> float:
         """Cosine annealing with warm restarts."""
@@ -110,7 +160,7 @@ class CMU(Method):
         return self.net(image)
 
 
-class Classifier(Method):
+class Classifier(_OfSlices):
     """The encoder and the presence head, trained on the presence of each class: first stage.
 
     Args:
@@ -121,10 +171,13 @@ class Classifier(Method):
         alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
         cycles: Warm restarts of the learning rate.
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
+        every_slice: As of `CMU`.
 
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
     """
+
+    chosen_by = "loss"
 
     def __init__(
         self,
@@ -135,9 +188,11 @@ class Classifier(Method):
         alpha: float = 0.5,
         cycles: int = 10,
         weights: str = "",
+        every_slice: bool = False,
     ) -> None:
         super().__init__()
         _check(0, gamma, alpha, cycles)
+        self.every_slice = every_slice
         self.net = with_head(net, plan, gamma, alpha)
         self.optimizer = optimizer
         self.cycles = cycles
@@ -174,21 +229,24 @@ def cmu(
     gate: bool = True,
     weights: str = "",
     class_weights: tuple[float, ...] = (),
+    smooth: float = SMOOTH,
+    every_slice: bool = False,
 ) -> Method:
     """CMU-Net: segmentation and presence of each class trained together, then a gate if it helps.
 
-    Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation. The gate is
-    ours; the paper drops the head after the training.
+    Moseley, Wang, Imran: Context-aware multitasking for medical image segmentation. The defaults
+    are ours: the gate (the paper drops the head after the training), the loss with cross-entropy,
+    and patches of which half go through the ROI. `contextseg reproduce cmunet` has the paper's.
 
     Args:
         run: The run.
         net: Network, a name of `NETS`; the paper's is cmunet, 2-D.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd" or "adamw"; the paper names none.
         loss: Loss of the segmentation, a name of `LOSSES`; the paper's is soft_dice (see `CMU`).
         presence_weight: Share of the loss for the presence term, the segmentation has the rest. 0
             is the paper's plain U-Net.
-        gamma: Exponent of the focal loss (`presence_loss`).
-        alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
+        gamma: Exponent of the focal loss (`presence_loss`); 2 is Lin et al.'s, the paper has none.
+        alpha: Weight in the focal loss of a class that is there.
         cycles: Warm restarts of the learning rate over the training.
         gate: Whether to choose thresholds on the validation cases below which a class is shut out
             of a patch or slice (see `methods.presence.gate`); a class has none where that does not
@@ -196,6 +254,8 @@ def cmu(
         weights: File of weights to start from; "" for new weights. See `nets.weights`.
         class_weights: A weight in the segmentation's loss for each class, background first; ()
             for equal weights.
+        smooth: Added to numerator and denominator of the loss's Dice (see `CMU`); the paper's 1.
+        every_slice: Whether every slice is drawn once an epoch, whole (see `CMU`), as in the paper.
 
     Returns:
         The trained method, with its gate.
@@ -215,6 +275,8 @@ def cmu(
             cycles,
             weights,
             class_weights,
+            smooth,
+            every_slice,
         )
     )
     return choose_gate(run, method) if gate else method
@@ -230,24 +292,35 @@ def cmu_pretrain(
     cycles: int = 10,
     weights: str = "",
     class_weights: tuple[float, ...] = (),
+    smooth: float = SMOOTH,
+    every_slice: bool = False,
+    freeze: bool = False,
+    presence_weight: float = 0.0,
+    joint_alpha: float = 0.8,
 ) -> Method:
     """The encoder trained on the presence of each class, then the whole network on segmentation.
 
     CMU-Net's pretraining regime (Moseley, Wang, Imran). Each of the two stages lasts `steps`; the
-    head is dropped after the first.
+    head is dropped after the first. The paper's future work is `freeze`, and `presence_weight=0.5`.
 
     Args:
         run: The run.
         net: Network, a name of `NETS`; the paper's is cmunet, 2-D.
-        optimizer: "sgd" or "adamw".
-        loss: Loss of the segmentation, a name of `LOSSES`.
-        gamma: Exponent of the focal loss (`presence_loss`).
-        alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
+        optimizer: "sgd" or "adamw"; the paper names none.
+        loss: Loss of the segmentation, a name of `LOSSES`; the paper's is soft_dice.
+        gamma: Exponent of the focal loss (`presence_loss`); 2 is Lin et al.'s, the paper has none.
+        alpha: Weight in the focal loss of the first stage of a class that is there.
         cycles: Warm restarts of the learning rate over each training.
         weights: File of weights that the first stage starts from; "" for new weights. See
             `nets.weights`.
         class_weights: A weight in the segmentation's loss for each class, background first; ()
             for equal weights.
+        smooth: Added to numerator and denominator of the loss's Dice (see `CMU`); the paper's 1.
+        every_slice: Whether every slice is drawn once an epoch, whole (see `CMU`), as in the paper.
+        freeze: Whether the encoder stays as it was pretrained; the paper trains all of the network.
+        presence_weight: Share of the presence term in the second stage's loss, which then keeps the
+            head; the paper's 0 drops it.
+        joint_alpha: `alpha` in that term.
 
     Returns:
         The trained method of the second stage.
@@ -255,14 +328,49 @@ def cmu_pretrain(
     Raises:
         ContextsegError: A name is unknown, or a number is out of its range.
     """
-    first = Classifier(run.plan, net, optimizer, gamma, alpha, cycles, weights)
+    first = Classifier(run.plan, net, optimizer, gamma, alpha, cycles, weights, every_slice)
     run.train(first)
-    second = CMU(run.plan, net, optimizer, loss, 0.0, cycles=cycles, class_weights=class_weights)
-    second.net.load_state_dict(first.net.net.state_dict())
+    pretrained = first.net
+    frozen: tuple[str, ...] = ()
+    if freeze:
+        encoder = {id(parameter) for parameter in pretrained.encoder()}
+        named = pretrained.net.named_parameters()
+        frozen = tuple(name for name, p in named if id(p) in encoder)
+    second = CMU(
+        run.plan,
+        net,
+        optimizer,
+        loss,
+        presence_weight,
+        gamma,
+        joint_alpha,
+        cycles,
+        class_weights=class_weights,
+        smooth=smooth,
+        every_slice=every_slice,
+        frozen=frozen,
+    )
+    given = pretrained if isinstance(second.net, Presence) else pretrained.net
+    second.net.load_state_dict(given.state_dict())
     return run.train(second)
 
 
-def _check(presence_weight: float, gamma: float, alpha: float, cycles: int) -> None:
+def _smoothed(loss: str, smooth: float) -> dict[str, Any]:
+    """The argument of a loss with a Dice that `smooth` is.
+
+    Raises `ContextsegError` where the loss has none, and somebody set it.
+    """
+    if loss in POOLED:
+        return {"eps": smooth}
+    if smooth != SMOOTH:
+        what = f"loss={loss} has no Dice"
+        raise ContextsegError(f"smooth={smooth}", what, f"leave it out, or {' or '.join(POOLED)}")
+    return {}
+
+
+def _check(
+    presence_weight: float, gamma: float, alpha: float, cycles: int, smooth: float = SMOOTH
+) -> None:
     """Raise `ContextsegError` for the first of them that is out of its range."""
     allowed = {
         f"presence_weight={presence_weight}": (
@@ -272,6 +380,7 @@ def _check(presence_weight: float, gamma: float, alpha: float, cycles: int) -> N
         f"gamma={gamma}": (gamma >= 0, "give 0 or more"),
         f"alpha={alpha}": (0 < alpha < 1, "give a weight between 0 and 1"),
         f"cycles={cycles}": (cycles >= 1, "give 1 or more"),
+        f"smooth={smooth}": (0 < smooth < inf, "give a number above 0; the paper's is 1"),
     }
     for name, (good, remedy) in allowed.items():
         if not good:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from contextseg.nets.cmunet import CMUNet
+from contextseg.nets.cmunet import CMUNet, FivePoolings, ResidualCMUNet
 from contextseg.nets.deeplab import BatchNormDeepLab, DeepLab, SmallDeepLab
 from contextseg.nets.presence import Presence
 from contextseg.nets.transunet import SmallTransUNet, TransUNet
@@ -24,6 +24,8 @@ NETS: dict[str, type[nn.Module]] = {
     "deeplab-batchnorm": BatchNormDeepLab,
     "deeplab-small": SmallDeepLab,
     "cmunet": CMUNet,
+    "cmunet-five-poolings": FivePoolings,
+    "cmunet-residual": ResidualCMUNet,
 }
 """Networks by the name that `--set net=` knows."""
 
@@ -32,7 +34,9 @@ __all__ = [
     "BatchNormDeepLab",
     "CMUNet",
     "DeepLab",
+    "FivePoolings",
     "Presence",
+    "ResidualCMUNet",
     "ResidualUNet",
     "SmallDeepLab",
     "SmallTransUNet",
