@@ -89,13 +89,14 @@ def everything() -> dict[str, object]:
     from contextseg.propagation import Filled
     from contextseg.runs import Run
     from contextseg.studies.api import Methods
+    from contextseg.studies.cmunet import CMUNetTable
     from contextseg.studies.compare import Comparison, Forecast
     from contextseg.studies.curve import Curve
     from contextseg.studies.diagnose import Diagnosis
     from contextseg.studies.reproduce import Reproduced
 
     known = (Finding, Plan, Outcome, Filled, Run, Comparison, Forecast, Curve, Diagnosis)
-    known = (*known, LabelProject, Annotating, Reproduced)
+    known = (*known, LabelProject, Annotating, Reproduced, CMUNetTable)
     names: dict[str, object] = {kind.__name__: kind for kind in known}
     return names | {
         "pd": pd,

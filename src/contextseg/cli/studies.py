@@ -54,11 +54,22 @@ def reproduce(
             "--partial", help="Take the cases that are there and whole; leave the others out."
         ),
     ] = False,
+    epochs: Annotated[
+        int, typer.Option(help="Of cmunet: epochs of every slice; default: the paper's 100.")
+    ] = 0,
+    seeds: Annotated[
+        str, typer.Option(help="Of cmunet: seeds, each a run; default: the paper's ten runs.")
+    ] = "",
+    trial: Annotated[
+        bool,
+        typer.Option("--trial", help="Of cmunet: two epochs and one seed, to see that it works."),
+    ] = False,
     set_: Set = [],  # noqa: B006
 ) -> None:
     """From a download to the tables of the CoLab paper: six data sets, one command each.
 
-    docs/reproduce.md says how each download lies.
+    docs/reproduce.md says how each download lies. cmunet is the table of the CMU-Net paper, of any
+    labelled data set (docs/cmu-net.md).
     """
     result = studies.reproduce(
         name,
@@ -69,6 +80,9 @@ def reproduce(
         masks=named("--masks", masks),
         scale=scale,
         partial=partial,
+        epochs=epochs,
+        seeds=seeds,
+        trial=trial,
         **settings(set_, studies.reproduce),
     )
     typer.echo(str(result))

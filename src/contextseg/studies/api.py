@@ -12,6 +12,7 @@ from contextseg.errors import ContextsegError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from contextseg.studies.cmunet import CMUNetTable
     from contextseg.studies.compare import Comparison, Forecast, Grid
     from contextseg.studies.curve import Curve
     from contextseg.studies.diagnose import Diagnosis
@@ -306,7 +307,7 @@ _CHAIN = {
 
 
 def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) -> None:
-    """Refuse arguments of the other kind of simulation, so that none is left out in silence."""
+    """Refuse arguments of another kind of study, so that none is left out in silence."""
     for name, value in given.items():
         if name not in defaults or value != defaults[name]:
             option = f"--{name.replace('_', '-')} {value}"
@@ -342,26 +343,57 @@ def reproduce(
     masks: Mapping[str, StrPath] | None = None,
     scale: float = 1.0,
     partial: bool = False,
+    epochs: int = 0,
+    seeds: Sequence[int] | str = (),
+    trial: bool = False,
     verbose: bool = True,
     **settings: Any,
-) -> Reproduced:
-    """From a download to the tables of the CoLab paper: six data sets.
+) -> Reproduced | CMUNetTable:
+    """From a download to the tables of the CoLab paper (six data sets), and of CMU-Net's.
 
     Args:
-        name: Which data set. "" lists them.
-        download: Folder of the download. None describes how to get it.
+        name: Which data set of CoLab, or "cmunet". "" lists them.
+        download: Folder of the download; for "cmunet" any labelled data set. None describes how to
+            get it.
         output: Folder for everything that is made.
         run: Run the comparison; else its command is given.
         rows: Rows of the paper's table, such as ("none", "CoLab-2"). () for all.
         masks: Folders of masks that serve as context labels, a row for each name.
         scale: Share of the paper's training steps, for a trial.
         partial: Take the cases that are there and whole, and leave the others out.
+        epochs: Of "cmunet": epochs of every slice. 0 for the paper's 100, of a trial 2.
+        seeds: Of "cmunet": seeds, each a run. () for the paper's ten, of a trial one.
+        trial: Of "cmunet": a short run, to see that all works.
         verbose: Show the progress on stderr.
         **settings: Settings of every run, by name.
 
     Returns:
         What was arranged, and the results beside the published ones where there are some.
+
+    Raises:
+        ContextsegError: The data set or a row does not exist, runs failed, or an option is of the
+            other paper.
     """
+    numbers = ",".join(words(seeds))
+    if name == "cmunet":
+        _refuse(
+            {"masks": masks or None, "scale": scale, "partial": partial}, _OF_COLAB, _COLAB_ONLY
+        )
+        from contextseg.studies.cmunet import reproduce_cmunet
+
+        return reproduce_cmunet(
+            download,
+            output,
+            run=run,
+            rows=",".join(words(rows)),
+            epochs=epochs,
+            seeds=numbers,
+            trial=trial,
+            settings=assignments(settings),
+            progress_bar=progress_of(verbose),
+        )
+    given = {"epochs": epochs, "seeds": numbers, "trial": trial}
+    _refuse(given, _OF_CMUNET, "it has a use with cmunet alone")
     from contextseg.studies.reproduce import reproduce as reproduce_paper
 
     return reproduce_paper(
@@ -376,6 +408,13 @@ def reproduce(
         settings=assignments(settings),
         progress_bar=progress_of(verbose),
     )
+
+
+_OF_COLAB = {"masks": None, "scale": 1.0, "partial": False}
+"""Defaults of `reproduce` that only CoLab's data sets read."""
+_COLAB_ONLY = "it has a use with CoLab's data sets alone"
+_OF_CMUNET = {"epochs": 0, "seeds": "", "trial": False}
+"""Defaults of `reproduce` that only CMU-Net's table reads."""
 
 
 def _grid(

@@ -70,22 +70,31 @@ def arrange(dataset: str | Path, folder: str | Path) -> Arranged:
     data = open_dataset(dataset)
     tested = [case for case in data.test if case.label]
     if data.splits and tested:
-        train, validation = folds(data, 0)
-        names = (tuple(case.name for case in part if case.label) for part in (train, validation))
-        origin = "as the data set says: fold 0, and its test split"
+        training, validating = folds(data, 0)
         return Arranged(
-            Path(dataset).absolute(), *names, tuple(case.name for case in tested), origin
+            Path(dataset).absolute(),
+            _names([case for case in training if case.label]),
+            _names([case for case in validating if case.label]),
+            _names(tested),
+            "as the data set says: fold 0, and its test split",
         )
-    parts = draw_cases(data)
-    train, validation, test = ([case.name for case in part] for part in parts)
-    origin = f"drawn with seed {DRAW}, one scan of each patient"
+    train, validation, test = draw_cases(data)
     arranged = Arranged(
-        Path(folder).absolute(), tuple(train), tuple(validation), tuple(test), origin
+        Path(folder).absolute(),
+        _names(train),
+        _names(validation),
+        _names(test),
+        f"drawn with seed {DRAW}, one scan of each patient",
     )
     _keep(arranged, data)
-    _lay_out(arranged.folder, data, [*parts[0], *parts[1]], parts[2])
-    write_json(arranged.folder / "splits_final.json", [{"train": train, "val": validation}])
+    _lay_out(arranged.folder, data, [*train, *validation], test)
+    fold = {"train": list(arranged.train), "val": list(arranged.validation)}
+    write_json(arranged.folder / "splits_final.json", [fold])
     return arranged
+
+
+def _names(cases: Sequence[Case]) -> tuple[str, ...]:
+    return tuple(case.name for case in cases)
 
 
 def draw_cases(data: Dataset) -> tuple[list[Case], list[Case], list[Case]]:
@@ -160,7 +169,7 @@ def _lay_out(folder: Path, data: Dataset, train: Sequence[Case], test: Sequence[
         raise ContextsegError(data.folder, what, "convert all to .nii.gz")
     whole = LIVER in data.classes and set(data.classes[1:]) - {LIVER} <= INSIDE
     whole = whole and len(data.classes) > 2
-    labels = {name: value for name, value in zip(data.classes, data.values)}
+    labels = dict(zip(data.classes, data.values))
     if whole:
         labels = {data.classes[0]: 0, LIVER: 1}
     if data.ignore is not None:

@@ -39,7 +39,7 @@ from contextseg.studies.cmunet.rows import (
     parse_asked,
     planning_of,
 )
-from contextseg.studies.cmunet.table import described, markdown, tests
+from contextseg.studies.cmunet.table import described, markdown, significance
 from contextseg.studies.compare import compare, parse_grid
 from contextseg.studies.compare.cell import TEST, log_test_evaluation
 from contextseg.studies.compare.comparison import TEST_LOG
@@ -146,9 +146,7 @@ def reproduce_cmunet(
         return _write(out, arranged, asked, slices, frames)
 
 
-def _count_slices(
-    arranged: Arranged, out: Path, asked: Asked, progress_bar: ProgressBar
-) -> Slices:
+def _count_slices(arranged: Arranged, out: Path, asked: Asked, progress_bar: ProgressBar) -> Slices:
     """Preprocess the cases once, and count their slices on the network's grid."""
     planning = planning_of(asked.rows[0], asked)
     run = Run(
@@ -244,7 +242,7 @@ def _write(
     table = pd.concat(frames, ignore_index=True)
     with replacing(out / "slices.csv") as temporary:
         table.to_csv(temporary, index=False)
-    compared = tests(table)
+    compared = significance(table)
     with replacing(out / "tests.csv") as temporary:
         compared.to_csv(temporary, index=False)
     plan = read_json(out / "prepared" / "plan.json")

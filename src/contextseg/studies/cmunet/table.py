@@ -26,6 +26,8 @@ MEASURES = {
 """Columns of the table: heading and digits. The paper's two are the first."""
 TESTED = ("dsc", "hd_mm")
 """The paper's two measures."""
+AGAINST = ("U-Net", "CMU-Net")
+"""The rows that each other row is tested against."""
 PUBLISHED_SLICES = (1664, 298, 787)
 """The paper's slices to train, to validate, and to test."""
 
@@ -46,8 +48,8 @@ def over_runs(table: DataFrame) -> DataFrame:
     return cases.groupby(keys, sort=False).mean().reset_index()
 
 
-def tests(table: DataFrame) -> DataFrame:
-    """Every two rows compared, over the runs and over the patients.
+def significance(table: DataFrame) -> DataFrame:
+    """Each row compared with the plain U-Net and with CMU-Net, over the runs and the patients.
 
     Rows are compared by the weights that they deploy: the best validation epoch, or the last step
     of a row that has no other.
@@ -59,7 +61,8 @@ def tests(table: DataFrame) -> DataFrame:
         Columns measure, a, b, difference (a - b), p_runs and p_runs_holm (Welch's t-test of the
         runs' means, which tells trainings apart: the paper names no test), p_patients and
         p_patients_holm (Wilcoxon's test over patients, of all classes together where there are
-        several). NaN for fewer than two runs or patients.
+        several). NaN for fewer than two runs or patients; no lines where neither of `AGAINST` is
+        there.
     """
     import pandas as pd
     from scipy.stats import ttest_ind
@@ -69,10 +72,13 @@ def tests(table: DataFrame) -> DataFrame:
     names = list(dict.fromkeys(deployed["method"]))
     paired = contrasts(deployed, metrics=TESTED)
     if len(paired):
-        paired = paired[paired["class"] == _widest(paired["class"])]
+        classes = [str(name) for name in paired["class"]]
+        widest = "overall" if "overall" in classes else classes[0]
+        paired = paired[paired["class"] == widest]
+    pairs = [pair for pair in combinations(names, 2) if set(pair) & set(AGAINST)]
     lines: list[dict[str, Any]] = []
     for measure in TESTED:
-        for a, b in combinations(names, 2):
+        for a, b in pairs:
             one, other = (
                 runs.loc[runs["method"] == name, measure].dropna().to_numpy() for name in (a, b)
             )
@@ -93,11 +99,6 @@ def _deployed(table: DataFrame) -> DataFrame:
     best = {name for name, part in table.groupby("method") if (part["weights"] == "best").any()}
     has_best = table["method"].isin(best)
     return table[(table["weights"] == "best") | ~has_best]
-
-
-def _widest(classes: DataFrame) -> str:
-    names = list(dict.fromkeys(classes))
-    return "overall" if "overall" in names else str(names[0])
 
 
 def _of_patients(paired: DataFrame, measure: str, a: str, b: str) -> dict[str, float]:
@@ -162,7 +163,7 @@ def markdown(
 
     Args:
         table: A row for each run, weights, case and class.
-        compared: What `tests` gave.
+        compared: What `significance` gave.
         asked: What was asked for.
         slices: How many slices there are.
         arranged: The data set.

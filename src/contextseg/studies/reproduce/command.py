@@ -171,11 +171,12 @@ def command_line(
 
 
 def listing() -> str:
-    """One line for each data set."""
-    return "\n".join(
+    """One line for each data set, and one for the table of the CMU-Net paper."""
+    lines = [
         f"{r.name:9} {r.title}: {r.count} cases, {r.train} to train, {r.test} to test"
         for r in REPRODUCTIONS.values()
-    )
+    ]
+    return "\n".join([*lines, "cmunet    The table of CMU-Net: 17 scans of any labelled data set"])
 
 
 def arranged_text(arranged: Arranged, reproduction: Reproduction) -> str:
