@@ -15,7 +15,9 @@ import contextseg as cs
 import laws
 from contextseg.data import phantom
 from contextseg.data.layouts import folds, open_dataset
-from contextseg.methods.base import SHORT_LR, SHORT_STEPS
+from contextseg.methods import METHODS
+from contextseg.methods.base import OPTIMIZERS, SHORT_LR, SHORT_STEPS
+from contextseg.settings import defaults
 
 TINY = (
     "steps=2",
@@ -55,11 +57,29 @@ def test_the_length_chooses_what_nobody_gave(
     assert method.settle(steps, rate) == rate  # the loop asks again
 
 
-@pytest.mark.parametrize(("name", "most"), [("cps", 0.001), ("stcn", 0.0001)])
-def test_adamw_has_a_rate_of_its_own(name: str, most: float) -> None:
-    method = laws.make(name, dims=2 if name == "stcn" else 3)
-    assert method.optimizer == "adamw"
-    assert method.settle(100, 0) == most
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_and_optimiser_has_a_rate_of_its_own(name: str, optimizer: str) -> None:
+    """AdamW at the 0.01 that is SGD's learns nothing in cps, pseudo and stcn."""
+    more = {"base": "cps"} if name == "pseudo" else {}
+    method = laws.make(name, dims=2 if name == "stcn" else 3, optimizer=optimizer, **more)
+    adamw = 0.0001 if name == "stcn" else 0.001  # the paper's
+    for steps in (100, SHORT_STEPS, 250_000):
+        assert method.settle(steps, 0) == (0.01 if optimizer == "sgd" else adamw)
+    assert not method.short
+    rates = {
+        group["lr"]
+        for key, each in method.optimizers(method.settle(100, 0)).items()
+        for group in each.param_groups
+        if key != "generator"  # CoLab's g has Adam, and a rate of its own
+    }
+    assert rates == {method.settle(100, 0)}
+
+
+@pytest.mark.parametrize("name", ["cps", "stcn", "pseudo"])
+def test_methods_with_adamw_as_their_own_take_its_rate(name: str) -> None:
+    assert defaults(name)["arguments.optimizer"] == "adamw"
+    assert defaults(name)["training.lr"] == 0
 
 
 def test_a_class_that_is_only_validated_is_named(tmp_path: Path) -> None:
@@ -103,4 +123,13 @@ def test_the_hint_after_training_stcn_is_propagate(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     hint = done.stderr.split("Next: ")[1]
     assert hint.startswith("contextseg propagate")
-    assert f"--model {out}" in hint
+    files = {
+        "IMAGE": next((data / "imagesTr").glob("*.nii.gz")),
+        "DRAWN": next((data / "labelsTr").glob("*.nii.gz")),
+        "FILLED": tmp_path / "filled.nii.gz",
+    }
+    given = [str(files.get(word, word)) for word in hint.split()[1:]]
+    line = [sys.executable, "-m", "contextseg", *given]
+    followed = subprocess.run(line, capture_output=True, encoding="utf-8")
+    assert followed.returncode == 0, followed.stderr
+    assert files["FILLED"].exists()
