@@ -10,7 +10,14 @@ were never used to choose a default; `choose` is how the defaults were chosen, o
     python benchmarks/accuracy.py compare DATA   Dice at each budget; DATA holds the data sets
     python benchmarks/accuracy.py choose DATA    trials of optimiser, rate and augmentation
 
-Rows that `accuracy.csv` has are not measured again. The page is `ACCURACY.md`.
+A cell is one training of one side: it becomes a row of `accuracy.csv` when it is done, and is not
+measured again. What was stopped loses the cell that it was in; the same command goes on. Cells are
+chosen by `--minutes`, `--seeds` and `--data-sets`, `--dry-run` lists what is left, and for how
+long. The page is `ACCURACY.md`. In the background, one thread, with nnU-Net v2 installed
+(`benchmarks/requirements.txt`):
+
+    OMP_NUM_THREADS=1 nohup nice python benchmarks/accuracy.py compare DATA \\
+        --minutes 5 30 120 --seeds 0 1 2 > accuracy.log &
 """
 
 from __future__ import annotations
@@ -24,16 +31,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from contextseg.data.augment import Augmentation
 from contextseg.data.layouts import Case, Dataset, open_dataset
 from contextseg.data.sampling import Sampler
+from contextseg.disk import csv_text, write_text
 from contextseg.evaluation import evaluate
 from contextseg.methods import Method, Supervised
 from contextseg.methods.base import SHORT_STRENGTH
@@ -51,6 +60,7 @@ COLUMNS = ("part", "data", "side", "seed", "minutes", "steps", "cpu_s", "dsc", "
 OURS, PEER = "contextseg", "nnU-Net v2 nnUNetTrainer"
 MINUTES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 TRIAL_STEPS = (400, 1600)
+SETS = ("hippocampus", "sarcoma")
 
 
 @dataclass(frozen=True)
@@ -195,25 +205,66 @@ def score(run: Run, method: Method, cases: Sequence[Case], folder: Path) -> tupl
     return float(table["dsc"].mean()), float(table["hd95_mm"].mean())
 
 
-def measure(part: str, folder: Path, minutes: Sequence[float], seeds: Sequence[int]) -> None:
-    """Measure what `ROWS` lacks, short budgets first; each row is written as it comes."""
-    torch.set_num_threads(1)
+class Cell(NamedTuple):
+    """One training to measure: the first five columns of its row, as text, and what they mean."""
+
+    key: tuple[str, ...]
+    data: str
+    side: Any
+    seed: int
+    amount: float
+
+
+def cells(
+    part: str,
+    minutes: Sequence[float] = MINUTES,
+    seeds: Sequence[int] = (0, 1, 2),
+    data_sets: Sequence[str] = SETS,
+) -> list[Cell]:
+    """Every cell, short budgets first; nnU-Net's before ours, which takes as many steps."""
+    sides: tuple[Any, ...] = (PEER, OURS) if part == "compare" else TRIALS
+    return [
+        Cell((part, name, str(side), str(seed), str(amount)), name, side, seed, amount)
+        for amount in (map(float, minutes) if part == "compare" else TRIAL_STEPS)
+        for seed in seeds
+        for name in data_sets
+        for side in sides
+    ]
+
+
+def left(every: Sequence[Cell]) -> list[Cell]:
+    """The cells that have no row."""
     known = {tuple(row[name] for name in COLUMNS[:5]) for row in read_rows()}
+    return [cell for cell in every if cell.key not in known]
+
+
+def measure(part: str, folder: Path, every: Sequence[Cell]) -> None:
+    """Measure the cells that have no row; each row is written as it comes."""
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        sets = {name: prepared(name, folder, part, work) for name in ("hippocampus", "sarcoma")}
-        numbers = count()
-        for amount in minutes if part == "compare" else TRIAL_STEPS:
-            for seed in seeds:
-                for name, (run, scored) in sets.items():
-                    for side in (PEER, OURS) if part == "compare" else TRIALS:
-                        key = (part, name, str(side), str(seed), str(amount))
-                        if key in known:
-                            continue
-                        place = work / f"cell{next(numbers)}"
-                        place.mkdir()
-                        row = one(part, run, scored, side, seed, amount, place)
-                        write_row(dict(zip(COLUMNS, (*key, *row))))
+
+        @cache
+        def data(name: str) -> tuple[Run, list[Case]]:
+            return prepared(name, folder, part, work)
+
+        for number, cell in zip(count(), left(every)):
+            run, scored = data(cell.data)
+            place = work / f"cell{number}"
+            place.mkdir()
+            row = one(part, run, scored, cell.side, cell.seed, cell.amount, place)
+            write_row(dict(zip(COLUMNS, (*cell.key, *row))))
+
+
+def listing(every: Sequence[Cell]) -> str:
+    """The cells that are left, and the CPU time of their trainings where the budget says it."""
+    todo = left(every)
+    lines = [f"{' '.join(cell.key)}" for cell in todo]
+    lines.append(f"{len(todo)} of {len(every)} cells left")
+    budgets = [60 * cell.amount for cell in todo if cell.key[0] == "compare"]
+    if budgets:
+        lines[-1] += f", about {sum(budgets) / 3600:.1f} h of training on one core"
+    return "\n".join(lines)
 
 
 def peer_steps(run: Run, seed: int, amount: float) -> int:
@@ -248,22 +299,18 @@ def one(
 
 
 def read_rows() -> list[dict[str, str]]:
-    """All rows measured so far."""
+    """All rows measured so far; one that was cut off while it was written is none."""
     if not ROWS.exists():
         return []
     with open(ROWS, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def write_row(row: dict[str, Any]) -> None:
-    """Append a row, and write the page anew."""
-    new = not ROWS.exists()
-    with open(ROWS, "a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-    PAGE.write_text(page(read_rows()), encoding="utf-8")
+    """Add a row, and write the page anew; both files are replaced whole."""
+    rows = [*read_rows(), {name: str(row[name]) for name in COLUMNS}]
+    write_text(ROWS, csv_text(list(COLUMNS), rows))
+    write_text(PAGE, page(rows))
     print(*row.values(), flush=True)
 
 
@@ -308,15 +355,38 @@ def _order(group: Any) -> tuple[Any, ...]:
     return data, float(minutes), side
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Dice against CPU time, ours and nnU-Net's.")
-    parser.add_argument("part", choices=("compare", "choose"))
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind)
+    parser.add_argument(
+        "part",
+        choices=("compare", "choose"),
+        help="compare: ours and nnU-Net on held-out cases; choose: trials of our settings",
+    )
     parser.add_argument("data", type=Path, help="folder of Task04_Hippocampus and sarcoma")
-    parser.add_argument("--minutes", type=float, nargs="+", default=MINUTES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
-    asked = parser.parse_args()
-    measure(asked.part, asked.data, asked.minutes, asked.seeds)
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        nargs="+",
+        default=MINUTES,
+        help="budgets of compare, in minutes of one core's time; default: %(default)s",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--data-sets", nargs="+", choices=SETS, default=SETS, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the cells that are left, and measure none"
+    )
+    asked = parser.parse_args(words)
+    every = cells(asked.part, asked.minutes, asked.seeds, asked.data_sets)
+    if asked.dry_run:
+        print(listing(every))
+    else:
+        measure(asked.part, asked.data, every)
 
 
 if __name__ == "__main__":

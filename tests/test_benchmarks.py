@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,3 +144,84 @@ def test_facts_come_from_the_machine(run: ModuleType) -> None:
     facts = run.facts()
     assert f"torch {version('torch')}" in facts["Versions"]
     assert f"{os.cpu_count()} cores" in facts["Machine"]
+
+
+# --- accuracy: Dice against time ------------------------------------------------------------------
+
+
+@pytest.fixture
+def accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The script with files of its own, and trainings that only note that they were asked for."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = import_module("accuracy")
+    monkeypatch.setattr(module, "ROWS", tmp_path / "accuracy.csv")
+    monkeypatch.setattr(module, "PAGE", tmp_path / "ACCURACY.md")
+    trained: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(module, "trained", trained, raising=False)
+
+    def prepared(name: str, *_: Any) -> tuple[Any, list[Any]]:
+        trained.append(("prepared", name))
+        return SimpleNamespace(folder=Path(f"compare-{name}")), []
+
+    def one(part: str, run: Any, scored: Any, side: Any, seed: int, amount: float, _: Path) -> Any:
+        if amount == 99:
+            raise KeyboardInterrupt
+        steps = 100 if side != module.OURS else module.peer_steps(run, seed, amount)
+        trained.append((run.folder.name.split("-")[1], str(side), seed, amount))
+        return steps, "1.0", "0.5000", "2.00"
+
+    monkeypatch.setattr(module, "prepared", prepared)
+    monkeypatch.setattr(module, "one", one)
+    return module
+
+
+def test_dice_against_time_resumes_cell_by_cell(
+    accuracy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["compare", str(tmp_path), "--seeds", "0", "1", "--data-sets", "sarcoma"]
+    with pytest.raises(KeyboardInterrupt):
+        accuracy.main([*chosen, "--minutes", "5", "99"])
+    want = [
+        ("sarcoma", side, seed, 5.0) for seed in (0, 1) for side in (accuracy.PEER, "contextseg")
+    ]
+    assert accuracy.trained == [("prepared", "sarcoma"), *want]
+    with open(accuracy.ROWS, "a", encoding="utf-8") as file:
+        file.write("compare,sarcoma,cont")  # killed while it wrote
+
+    capsys.readouterr()
+    accuracy.main([*chosen, "--minutes", "5", "30", "--dry-run"])
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 5
+    assert listed[-1] == "4 of 8 cells left, about 2.0 h of training on one core"
+
+    accuracy.trained.clear()
+    accuracy.main([*chosen, "--minutes", "30", "5"])
+    assert {row[-1] for row in accuracy.trained[1:]} == {30.0}
+    assert len(accuracy.read_rows()) == 8
+    accuracy.trained.clear()
+    accuracy.main([*chosen, "--minutes", "5", "30"])
+    assert accuracy.trained == []
+    page = accuracy.PAGE.read_text(encoding="utf-8")
+    assert f"| sarcoma | 30.0 | {accuracy.PEER} | 0.500 | 0.500, 0.500 | 100 | 1 |" in page
+
+
+def test_the_rows_in_the_repository_are_whole_and_are_the_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = import_module("accuracy")
+    lines = module.ROWS.read_text(encoding="utf-8").splitlines()
+    assert len(module.read_rows()) == len(lines) - 1
+    page = module.PAGE.read_text(encoding="utf-8").splitlines()
+    want = module.page(module.read_rows()).splitlines()
+    assert [line for line in page if "|" in line] == [line for line in want if "|" in line]
+
+
+def test_the_help_of_accuracy_says_how_to_run_it(
+    accuracy: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        accuracy.main(["--help"])
+    text = capsys.readouterr().out
+    for word in ("--minutes", "--seeds", "--data-sets", "--dry-run", "nohup nice"):
+        assert word in text
