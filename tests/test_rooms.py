@@ -33,7 +33,7 @@ FLOORS = (
         "stopping",
     },
     {"data", "nets", "losses", "metrics"},
-    {"propagation", "evaluation"},
+    {"propagation", "evaluation", "validation"},
     {"training", "predict", "methods", "reports"},
     {"settings", "notices"},
     {"predictor", "run_folder"},

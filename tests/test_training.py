@@ -203,7 +203,7 @@ def test_the_first_of_the_best_weights_is_kept_also_after_a_stop(
 
 def test_the_best_weights_need_a_validation(tmp_path: Path) -> None:
     never = Training(keep="best", check_every=0)
-    with pytest.raises(ContextsegError, match="check_every above 0"):
+    with pytest.raises(ContextsegError, match="--fold 0"):
         train(Line(), ones, tmp_path, never, batch_size=1, check_at=ones)
     with pytest.raises(ContextsegError, match="--fold 0"):
         train(Line(), ones, tmp_path, Training(keep="best"), batch_size=1)

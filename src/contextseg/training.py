@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -30,6 +31,7 @@ from contextseg.disk import csv_text, replacing, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.ranks import Mean, mean_over_ranks, names_on_any_rank, on_any_rank, ranks
 from contextseg.stopping import Stopped
+from contextseg.validation import validate, validation_score
 
 BatchAt = Callable[[int, int, int, torch.device], Batch]
 """(n, rank, world, device) to the items of batch `n` that belong to that rank."""
@@ -241,12 +243,10 @@ def train(
         ContextsegError: The loss is no longer finite, the checkpoint cannot be used, the disk is
             full, or the best weights are asked for without validation cases.
     """
-    if training.keep == "best" and not training.check_every:
-        what = "without a validation no weights are the best"
-        raise ContextsegError("keep=best", what, "give check_every above 0")
-    if training.keep == "best" and check_at is None:
-        what = "there are no validation cases to find the best weights with"
-        raise ContextsegError("keep=best", what, "keep a fold for validation: --fold 0")
+    if training.keep == "best" and not (check_at and training.check_every):
+        what = "no weights are the best without a validation"
+        remedy = "keep a fold for it (--fold 0), and give check_every above 0"
+        raise ContextsegError("keep=best", what, remedy)
     rank, world = ranks()
     device = pick_device(training.device)
     if device.type == "cuda":
@@ -281,7 +281,8 @@ def train(
             if log and check_at and _is_due(state.step, training.check_every, last):
                 means = validate(method, validation_batch, training.check_batches)
                 log.write("check", means)
-                _keep_best(state, means, folder, training.keep)
+                if training.keep == "best":
+                    state.keep_best(means, folder / "best.pt")
 
             stop = on_any_rank(bool(signals), device)
             if rank == 0 and (stop or _is_due(state.step, training.save_every, last)):
@@ -296,25 +297,11 @@ def train(
 
     if log:
         log.close()
-        _save_weights(method, folder, training.keep)
-
-
-def _keep_best(state: TrainingState, means: dict[str, float], folder: Path, keep: str) -> None:
-    """Write `best.pt` where the weights are better than those of every validation before."""
-    score = validation_score(state.method, means)
-    if keep == "best" and (score > state.best or state.best == -math.inf):
-        state.best = score
-        _save(folder / "best.pt", state.method.state_dict())
-
-
-def _save_weights(method: Trainable, folder: Path, keep: str) -> None:
-    """Write `model.pt`: the last weights, or the best, and then the last as `last.pt`."""
-    if keep == "best":
-        _save(folder / "last.pt", method.state_dict())
-        weights = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
-        _save(folder / "model.pt", weights)
-    else:
-        _save(folder / "model.pt", method.state_dict())
+        best = training.keep == "best"
+        _save(folder / ("last.pt" if best else "model.pt"), method.state_dict())
+        if best:
+            with replacing(folder / "model.pt") as temporary:
+                shutil.copyfile(folder / "best.pt", temporary)
 
 
 def _is_due(step: int, every: int, last: bool) -> bool:
@@ -404,62 +391,6 @@ def _step_ahead(
         state.optimizers[name].step()
 
 
-def validate(method: Trainable, batch_at: Callable[[int], Batch], batches: int) -> dict[str, float]:
-    """Evaluate a method on fixed batches of patches.
-
-    Args:
-        method: The method; in training mode again afterwards.
-        batch_at: n to batch n; empty ones are passed over.
-        batches: Number of batches.
-
-    Returns:
-        The mean of each loss term, and "dice": over all annotated voxels of all batches, the mean
-        of the classes that occur there. Where none occurs there is no "dice".
-    """
-    method.train(False)
-    terms: dict[str, list[float]] = {}
-    overlaps: Any = 0
-    sizes: Any = 0
-    with torch.no_grad():
-        for n in range(batches):
-            batch = batch_at(n)
-            if not len(batch):
-                continue
-            for name, term in method(batch).items():
-                terms.setdefault(name, []).append(float(term))
-            z = method.predict(batch.image)
-            predicted = z.argmax(1)
-            annotated = batch.label >= 0
-            masks = [(predicted == k, batch.label == k) for k in range(1, z.shape[1])]
-            overlaps = overlaps + torch.stack([(p & y).sum() for p, y in masks])
-            sizes = sizes + torch.stack([(p & annotated).sum() + y.sum() for p, y in masks])
-    method.train()
-
-    means = {name: sum(values) / len(values) for name, values in terms.items()}
-    occurs = sizes > 0
-    if occurs.any():
-        means["dice"] = float((2 * overlaps[occurs] / sizes[occurs]).mean())
-    return means
-
-
-def validation_score(method: Trainable, means: dict[str, float]) -> float:
-    """What the best of several validations is the highest of.
-
-    Args:
-        method: The method; where its `chosen_by` is "loss", the score is minus the sum of its loss
-            terms.
-        means: What `validate` gave.
-
-    Returns:
-        The Dice; minus the loss where the method asks for it, or no class occurs. A loss that is
-        not finite scores lowest.
-    """
-    if getattr(method, "chosen_by", "dice") == "dice" and "dice" in means:
-        return means["dice"]
-    loss = sum(value for name, value in means.items() if name != "dice")
-    return -loss if math.isfinite(loss) else -math.inf
-
-
 # --- state ----------------------------------------------------------------------------------------
 
 
@@ -506,6 +437,18 @@ class TrainingState:
         for name, optimizer in self.optimizers.items():
             for group, lr in zip(optimizer.param_groups, self._first_lr[name]):
                 group["lr"] = lr * decay
+
+    def keep_best(self, means: dict[str, float], path: Path) -> None:
+        """Write the weights where they are better than at every validation before.
+
+        Args:
+            means: What `validate` gave.
+            path: File to write.
+        """
+        score = validation_score(self.method, means)
+        if score > self.best or self.best == -math.inf:
+            self.best = score
+            _save(path, self.method.state_dict())
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, atomically.

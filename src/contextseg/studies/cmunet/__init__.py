@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from contextseg.studies.cmunet.rows import ROWS, Row
+from contextseg.studies.cmunet.rows import ROWS, TableRow
 from contextseg.studies.cmunet.study import CMUNetTable, reproduce_cmunet
 
-__all__ = ["ROWS", "CMUNetTable", "Row", "reproduce_cmunet"]
+__all__ = ["ROWS", "CMUNetTable", "TableRow", "reproduce_cmunet"]

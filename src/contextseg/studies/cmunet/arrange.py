@@ -19,9 +19,9 @@ from contextseg.disk import read_json, replacing, write_json
 from contextseg.errors import ContextsegError
 from contextseg.volume import ending, read_labels, write
 
-COUNTS = (10, 2, 5)
+SCANS = (10, 2, 5)
 """The paper's scans to train, to validate, and to test."""
-DRAW = 0
+DRAW_SEED = 0
 """The seed of the draw."""
 LIVER = "liver"
 INSIDE = {"cancer", "tumour", "tumor", "lesion", "liver tumour", "liver tumor"}
@@ -29,7 +29,7 @@ INSIDE = {"cancer", "tumour", "tumor", "lesion", "liver tumour", "liver tumor"}
 
 
 @dataclass(frozen=True)
-class Arranged:
+class TableScans:
     """A data set that is ready.
 
     Attributes:
@@ -52,7 +52,7 @@ class Arranged:
         return len(self.train), len(self.validation), len(self.test)
 
 
-def arrange(dataset: str | Path, folder: str | Path) -> Arranged:
+def arrange_scans(dataset: str | Path, folder: str | Path) -> TableScans:
     """A data set with one fold and a labelled test split.
 
     Args:
@@ -71,7 +71,7 @@ def arrange(dataset: str | Path, folder: str | Path) -> Arranged:
     tested = [case for case in data.test if case.label]
     if data.splits and tested:
         training, validating = folds(data, 0)
-        return Arranged(
+        return TableScans(
             Path(dataset).absolute(),
             _names([case for case in training if case.label]),
             _names([case for case in validating if case.label]),
@@ -79,12 +79,12 @@ def arrange(dataset: str | Path, folder: str | Path) -> Arranged:
             "as the data set says: fold 0, and its test split",
         )
     train, validation, test = draw_cases(data)
-    arranged = Arranged(
+    arranged = TableScans(
         Path(folder).absolute(),
         _names(train),
         _names(validation),
         _names(test),
-        f"drawn with seed {DRAW}, one scan of each patient",
+        f"drawn with seed {DRAW_SEED}, one scan of each patient",
     )
     _keep(arranged, data)
     _lay_out(arranged.folder, data, [*train, *validation], test)
@@ -104,12 +104,12 @@ def draw_cases(data: Dataset) -> tuple[list[Case], list[Case], list[Case]]:
         data: The data set. Where its test split has labels, the test cases are of that.
 
     Returns:
-        `COUNTS` cases.
+        `SCANS` cases.
 
     Raises:
         ContextsegError: There are too few patients with labels.
     """
-    many, some, tested = COUNTS
+    many, some, tested = SCANS
     first = _one_of_each(data.train)
     held_out = _one_of_each(data.test)
     known = {case.patient for case in held_out}
@@ -123,7 +123,7 @@ def draw_cases(data: Dataset) -> tuple[list[Case], list[Case], list[Case]]:
     if len(test) < tested or len(rest) < many + some:
         what = f"{len(rest)} patients with labels to train and validate on, {len(test)} to test on"
         remedy = (
-            f"give a data set of {sum(COUNTS)} labelled patients, or one with splits_final.json "
+            f"give a data set of {sum(SCANS)} labelled patients, or one with splits_final.json "
             "and a labelled test split"
         )
         raise ContextsegError(data.folder, what, remedy)
@@ -141,11 +141,11 @@ def _one_of_each(cases: Sequence[Case]) -> list[Case]:
 
 def _drawn(cases: Sequence[Case]) -> list[Case]:
     order = list(range(len(cases)))
-    np.random.RandomState(DRAW).shuffle(order)  # a stream that numpy has frozen
+    np.random.RandomState(DRAW_SEED).shuffle(order)  # a stream that numpy has frozen
     return [cases[i] for i in order]
 
 
-def _keep(arranged: Arranged, data: Dataset) -> None:
+def _keep(arranged: TableScans, data: Dataset) -> None:
     """Write `split.json`.
 
     Raises `ContextsegError` where the folder holds another split: runs may have learnt from it.

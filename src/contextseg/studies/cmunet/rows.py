@@ -50,7 +50,7 @@ _JOINT = {"batch_size": "6", "lr": "0.001"}
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of the table.
 
     Attributes:
@@ -74,50 +74,50 @@ class Row:
         return self.settings.get("keep") == "best"
 
 
-ROWS: dict[str, Row] = {
+ROWS: dict[str, TableRow] = {
     row.name: row
     for row in (
-        Row(
+        TableRow(
             "U-Net",
             "cmu",
             {**TRAINING, **_PLAIN, "presence_weight": "0", "gate": "false"},
             "paper",
             (0.8567, 0.0351, 15.77, 2.20),
         ),
-        Row(
+        TableRow(
             "pretrained",
             "cmu-pretrain",
             {**TRAINING, **_PLAIN},
             "paper",
             (0.8583, 0.0328, 15.74, 4.20),
         ),
-        Row(
+        TableRow(
             "CMU-Net",
             "cmu",
             {**TRAINING, **_JOINT, "gate": "false"},
             "paper",
             (0.8984, 0.018, 12.21, 4.25),
         ),
-        Row(
+        TableRow(
             "five-poolings",
             "cmu",
             {**TRAINING, **_JOINT, "gate": "false", "net": "cmunet-five-poolings"},
             "paper, read the other way",
         ),
-        Row("frozen", "cmu-pretrain", {**TRAINING, **_PLAIN, "freeze": "true"}, "future work"),
-        Row(
+        TableRow("frozen", "cmu-pretrain", {**TRAINING, **_PLAIN, "freeze": "true"}, "future work"),
+        TableRow(
             "pretrained+joint",
             "cmu-pretrain",
             {**TRAINING, **_JOINT, "presence_weight": "0.5"},
             "future work",
         ),
-        Row(
+        TableRow(
             "residual",
             "cmu",
             {**TRAINING, **_JOINT, "gate": "false", "net": "cmunet-residual"},
             "future work",
         ),
-        Row("ours", "cmu", {**_PLAIN, "check_every": "0"}, "ours"),
+        TableRow("ours", "cmu", {**_PLAIN, "check_every": "0"}, "ours"),
     )
 }
 """The rows by name: the paper's three first."""
@@ -147,7 +147,7 @@ class Asked:
         settings: `name=value` words for every row, after the paper's.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     epochs: int
     seeds: tuple[int, ...]
     settings: tuple[str, ...] = field(default=())
@@ -209,7 +209,7 @@ _OWN = {
 """Settings that follow from the number of slices, and what to do instead."""
 
 
-def planning_of(row: Row, asked: Asked) -> dict[str, object]:
+def planning_of(row: TableRow, asked: Asked) -> dict[str, object]:
     """The settings of the plan of a row.
 
     Args:
@@ -222,12 +222,12 @@ def planning_of(row: Row, asked: Asked) -> dict[str, object]:
     return _settings(row, asked).planning
 
 
-def _settings(row: Row, asked: Asked) -> Settings:
+def _settings(row: TableRow, asked: Asked) -> Settings:
     words = [f"{name}={value}" for name, value in {**NETWORK, **row.settings}.items()]
     return Settings("", row.method).set([*words, *asked.settings])
 
 
-def method_word(row: Row, asked: Asked, slices: Slices) -> str:
+def method_word(row: TableRow, asked: Asked, slices: Slices) -> str:
     """A row as a method of `compare`, with its length in steps.
 
     Args:

@@ -31,7 +31,7 @@ from contextseg.predict.record import weights_digest
 from contextseg.predictor import Member, Predictor
 from contextseg.runs import Run
 from contextseg.settings import Settings
-from contextseg.studies.cmunet.arrange import Arranged, arrange
+from contextseg.studies.cmunet.arrange import TableScans, arrange_scans
 from contextseg.studies.cmunet.rows import (
     Asked,
     Slices,
@@ -39,7 +39,7 @@ from contextseg.studies.cmunet.rows import (
     parse_asked,
     planning_of,
 )
-from contextseg.studies.cmunet.table import described, markdown, significance
+from contextseg.studies.cmunet.table import significance, table_described, table_markdown
 from contextseg.studies.compare import compare, parse_grid
 from contextseg.studies.compare.cell import TEST, log_test_evaluation
 from contextseg.studies.compare.comparison import TEST_LOG
@@ -48,7 +48,7 @@ from contextseg.studies.compare.grid import Cell, cells
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-COMPARED = "compared"
+RUNS_FOLDER = "compared"
 BEST, LAST = "best", "last"
 CONVENTION = "cmu-net"
 
@@ -120,18 +120,18 @@ def reproduce_cmunet(
     """
     asked = parse_asked(rows, epochs, seeds, trial, settings)
     if dataset is None:
-        return CMUNetTable(described(asked))
+        return CMUNetTable(table_described(asked))
     if output is None:
         raise ContextsegError("--output", "no folder to work in", "say where, as in -o OUT")
     out = Path(output).absolute()
     with lock_folder(out):
-        arranged = arrange(dataset, out / "dataset")
+        arranged = arrange_scans(dataset, out / "dataset")
         if not run:
-            return CMUNetTable(described(asked, arranged))
+            return CMUNetTable(table_described(asked, arranged))
         slices = _count_slices(arranged, out, asked, progress_bar)
         methods = {row.name: method_word(row, asked, slices) for row in asked.rows}
         numbers = ",".join(map(str, asked.seeds))
-        grid = parse_grid(arranged.folder, out / COMPARED, methods, numbers, folds="0")
+        grid = parse_grid(arranged.folder, out / RUNS_FOLDER, methods, numbers, folds="0")
         counted = {"train": slices.train, "validation": slices.validation}
         write_json(out / "slices.json", {"slices": counted, "rows": methods})
         compare(grid, progress_bar=progress_bar)
@@ -141,12 +141,14 @@ def reproduce_cmunet(
         frames = []
         with progress_bar("slices") as progress:
             for done, cell in enumerate(grid_cells, 1):
-                frames += _measured(cell, tested, out / COMPARED / TEST_LOG)
+                frames += _measured(cell, tested, out / RUNS_FOLDER / TEST_LOG)
                 progress(done, len(grid_cells))
         return _write(out, arranged, asked, slices, frames)
 
 
-def _count_slices(arranged: Arranged, out: Path, asked: Asked, progress_bar: ProgressBar) -> Slices:
+def _count_slices(
+    arranged: TableScans, out: Path, asked: Asked, progress_bar: ProgressBar
+) -> Slices:
     """Preprocess the cases once, and count their slices on the network's grid."""
     planning = planning_of(asked.rows[0], asked)
     run = Run(
@@ -157,9 +159,9 @@ def _count_slices(arranged: Arranged, out: Path, asked: Asked, progress_bar: Pro
     run.check()
     run.make_plan()
     run.preprocess()
-    (out / COMPARED).mkdir(parents=True, exist_ok=True)
+    (out / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # it is there, or links cannot be made: then they are made again
-        os.symlink(Path("..", "prepared", "cache"), out / COMPARED / "cache", True)
+        os.symlink(Path("..", "prepared", "cache"), out / RUNS_FOLDER / "cache", True)
     train, validation = (
         sum(case.image.shape[1] for case in run.cached([c for c in part if c.label]))
         for part in run.split
@@ -234,7 +236,7 @@ def _predict_with(
 
 
 def _write(
-    out: Path, arranged: Arranged, asked: Asked, slices: Slices, frames: Sequence[DataFrame]
+    out: Path, arranged: TableScans, asked: Asked, slices: Slices, frames: Sequence[DataFrame]
 ) -> CMUNetTable:
     """Write `slices.csv`, `tests.csv` and `table.md`."""
     import pandas as pd
@@ -246,6 +248,6 @@ def _write(
     with replacing(out / "tests.csv") as temporary:
         compared.to_csv(temporary, index=False)
     plan = read_json(out / "prepared" / "plan.json")
-    text = markdown(table, compared, asked, slices, arranged, plan)
+    text = table_markdown(table, compared, asked, slices, arranged, plan)
     write_text(out / "table.md", text)
     return CMUNetTable(text, out / "table.md", out / "slices.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -11,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contextseg.evaluation.statistics import contrasts, holm
-from contextseg.studies.cmunet.arrange import COUNTS, Arranged
+from contextseg.studies.cmunet.arrange import SCANS, TableScans
 from contextseg.studies.cmunet.rows import EPOCHS, ROWS, RUNS, Asked, Slices
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-MEASURES = {
+TABLE_MEASURES = {
     "dsc": ("Dice, slices", 4),
     "hd_mm": ("HD, slices, mm", 2),
     "dsc_3d": ("Dice, volumes", 4),
     "hd95_mm_3d": ("HD95, volumes, mm", 2),
 }
 """Columns of the table: heading and digits. The paper's two are the first."""
-TESTED = ("dsc", "hd_mm")
+PAPER_MEASURES = ("dsc", "hd_mm")
 """The paper's two measures."""
 AGAINST = ("U-Net", "CMU-Net")
 """The rows that each other row is tested against."""
@@ -39,10 +40,10 @@ def over_runs(table: DataFrame) -> DataFrame:
         table: A row for each run, weights, case and class.
 
     Returns:
-        A row for each method, weights and seed, with the columns of `MEASURES`. A class that is in
-        neither mask has no value, and does not count.
+        A row for each method, weights and seed, with the columns of `TABLE_MEASURES`. A class that
+        is in neither mask has no value, and does not count.
     """
-    columns = list(MEASURES)
+    columns = list(TABLE_MEASURES)
     keys = ["method", "weights", "seed"]
     cases = table.groupby([*keys, "case"], sort=False)[columns].mean()
     return cases.groupby(keys, sort=False).mean().reset_index()
@@ -70,14 +71,14 @@ def significance(table: DataFrame) -> DataFrame:
     deployed = _deployed(table)
     runs = over_runs(deployed)
     names = list(dict.fromkeys(deployed["method"]))
-    paired = contrasts(deployed, metrics=TESTED)
+    paired = contrasts(deployed, metrics=PAPER_MEASURES)
     if len(paired):
         classes = [str(name) for name in paired["class"]]
         widest = "overall" if "overall" in classes else classes[0]
         paired = paired[paired["class"] == widest]
     pairs = [pair for pair in combinations(names, 2) if set(pair) & set(AGAINST)]
     lines: list[dict[str, Any]] = []
-    for measure in TESTED:
+    for measure in PAPER_MEASURES:
         for a, b in pairs:
             one, other = (
                 runs.loc[runs["method"] == name, measure].dropna().to_numpy() for name in (a, b)
@@ -115,7 +116,7 @@ def _of_patients(paired: DataFrame, measure: str, a: str, b: str) -> dict[str, f
 # --- for people -----------------------------------------------------------------------------------
 
 
-def described(asked: Asked, arranged: Arranged | None = None) -> str:
+def table_described(asked: Asked, arranged: TableScans | None = None) -> str:
     """What would run, in words.
 
     Args:
@@ -151,12 +152,12 @@ def described(asked: Asked, arranged: Arranged | None = None) -> str:
     return "\n".join(lines)
 
 
-def markdown(
+def table_markdown(
     table: DataFrame,
     compared: DataFrame,
     asked: Asked,
     slices: Slices,
-    arranged: Arranged,
+    arranged: TableScans,
     plan: Mapping[str, Any],
 ) -> str:
     """The table as Markdown.
@@ -173,6 +174,7 @@ def markdown(
         The text: what ran, the table, its tests.
     """
     parts = [
+        f"```\n{table_command(asked)}\n```",
         _wrapped(_facts(asked, slices, arranged, plan)),
         *(_wrapped(text) for text in _cautions(asked, arranged, plan)),
         _means(table),
@@ -181,11 +183,40 @@ def markdown(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def table_command(asked: Asked) -> str:
+    """The command that makes the table, for a person to copy.
+
+    Args:
+        asked: What was asked for.
+
+    Returns:
+        The command, of `DATA` into `OUT`.
+
+    Example:
+        >>> from contextseg.studies.cmunet.rows import parse_asked
+        >>> print(table_command(parse_asked("U-Net", 5, "0,1", False, ["patch_vox=64,64"])))
+        contextseg reproduce cmunet DATA -o OUT --run --rows U-Net --epochs 5 --seeds 0,1 \\
+            --set patch_vox=64,64
+    """
+    words = ["contextseg", "reproduce", "cmunet", "DATA", "-o", "OUT", "--run"]
+    names = [row.name for row in asked.rows]
+    if names != list(ROWS):
+        words += ["--rows", ",".join(names)]
+    if asked.epochs != EPOCHS:
+        words += ["--epochs", str(asked.epochs)]
+    if asked.seeds != tuple(range(RUNS)):
+        words += ["--seeds", ",".join(map(str, asked.seeds))]
+    lines = [shlex.join(words)]
+    given = [shlex.join(["--set", word]) for word in asked.settings]
+    lines += [" ".join(given[i : i + 4]) for i in range(0, len(given), 4)]
+    return " \\\n    ".join(lines)
+
+
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
-def _facts(asked: Asked, slices: Slices, arranged: Arranged, plan: Mapping[str, Any]) -> str:
+def _facts(asked: Asked, slices: Slices, arranged: TableScans, plan: Mapping[str, Any]) -> str:
     counts = " / ".join(map(str, arranged.counts))
     grid = " x ".join(f"{s:g}" for s in plan["spacing_mm"])
     patch = " x ".join(map(str, plan["patch_vox"]))
@@ -200,7 +231,7 @@ def _facts(asked: Asked, slices: Slices, arranged: Arranged, plan: Mapping[str, 
     )
 
 
-def _cautions(asked: Asked, arranged: Arranged, plan: Mapping[str, Any]) -> list[str]:
+def _cautions(asked: Asked, arranged: TableScans, plan: Mapping[str, Any]) -> list[str]:
     """What keeps the numbers from standing beside the published ones."""
     differs = []
     if asked.epochs != EPOCHS:
@@ -209,7 +240,7 @@ def _cautions(asked: Asked, arranged: Arranged, plan: Mapping[str, Any]) -> list
         differs.append(f"{len(asked.seeds)} runs, not {RUNS}")
     if tuple(plan["patch_vox"]) != (256, 256) or list(plan["widths"])[:1] != [16]:
         differs.append("another size of slices or network")
-    if arranged.counts != COUNTS:
+    if arranged.counts != SCANS:
         differs.append(f"{' / '.join(map(str, arranged.counts))} scans")
     if not any(name.lower() == "liver" for name in plan["classes"]):
         differs.append(f"another data set ({plan['dataset']})")
@@ -223,14 +254,15 @@ def _cautions(asked: Asked, arranged: Arranged, plan: Mapping[str, Any]) -> list
 
 def _means(table: DataFrame) -> str:
     runs = over_runs(table)
-    headings = [heading for heading, _ in MEASURES.values()]
+    headings = [heading for heading, _ in TABLE_MEASURES.values()]
     lines = [
         f"| row | of | weights | {' | '.join(headings)} | published Dice | published HD |",
         "|---|---|---|" + "--:|" * (len(headings) + 2),
     ]
     for (name, weights), part in runs.groupby(["method", "weights"], sort=False):
         cells = [
-            _spread(part[column].to_numpy(), digits) for column, (_, digits) in MEASURES.items()
+            _spread(part[column].to_numpy(), digits)
+            for column, (_, digits) in TABLE_MEASURES.items()
         ]
         row = ROWS[str(name)]
         published = ["", ""]
@@ -268,7 +300,7 @@ def _tested(compared: DataFrame) -> str:
     ]
     names = ("p_runs", "p_runs_holm", "p_patients", "p_patients_holm")
     for line in compared.to_dict("records"):
-        heading, digits = MEASURES[str(line["measure"])]
+        heading, digits = TABLE_MEASURES[str(line["measure"])]
         cells = ["-" if isnan(line[name]) else f"{line[name]:.4f}" for name in names]
         difference = "-" if isnan(line["difference"]) else f"{line['difference']:+.{digits}f}"
         words = [heading, str(line["a"]), str(line["b"]), difference, *cells]
