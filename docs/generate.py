@@ -3,6 +3,7 @@ the README from a finished demo.
 
     python docs/generate.py         the pages, and the README from docs/demo.csv
     python docs/generate.py demo    first take docs/demo.csv and docs/demo.png from that folder
+    python docs/generate.py cmunet OUT    first take the table of `contextseg reproduce cmunet`
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from contextseg.pipeline import demo_settings
 from contextseg.reports import summary_markdown
 from contextseg.runs import Run
 from contextseg.settings import defaults
+from contextseg.studies.cmunet import table_text
 from contextseg.studies.reproduce.command import page
 
 DOCS = Path(__file__).parent
@@ -202,18 +204,46 @@ def take(demo: Path) -> None:
     )
 
 
+CMUNET_TRIAL = "cmunet-trial"
+"""Name of the page of CMU-Net's rows on other data, and of the two files that it is made of."""
+
+
+def cmunet_page() -> str:
+    """docs/cmunet-trial.md: the rows of CMU-Net's table, and of its future work, on other data."""
+    study = read_json(DOCS / f"{CMUNET_TRIAL}.json")
+    made = study["provenance"]
+    head = (
+        "# CMU-Net's rows: a trial\n\n"
+        f"Written by `contextseg reproduce cmunet` and `docs/generate.py` from {CMUNET_TRIAL}.csv; "
+        f"not edited by hand. {made['machine']}, {made['date'][:10]}. What each row is: "
+        "[CMU-Net](cmu-net.md); how the numbers read: [results](results.md#cmu-net).\n\n"
+    )
+    return wrapped(head) + table_text(DOCS / f"{CMUNET_TRIAL}.csv", DOCS / f"{CMUNET_TRIAL}.json")
+
+
+def take_cmunet(folder: Path) -> None:
+    """Copy the cases of a finished study, and what was asked."""
+    shutil.copyfile(folder / "slices.csv", DOCS / f"{CMUNET_TRIAL}.csv")
+    study = read_json(folder / "study.json")
+    made = {name: study["provenance"][name] for name in ("date", "machine", "versions")}
+    write_json(DOCS / f"{CMUNET_TRIAL}.json", study | {"provenance": made})
+
+
 def pages() -> dict[Path, str]:
     """Every generated page and what it should say."""
     return {
         DOCS / "cli.md": cli_page(),
         DOCS / "methods.md": methods_page(),
         DOCS / "reproduce.md": wrapped(page()),
+        DOCS / f"{CMUNET_TRIAL}.md": cmunet_page(),
         ROOT / "README.md": readme(),
     }
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] == ["cmunet"]:
+        take_cmunet(Path(sys.argv[2]))
+    elif len(sys.argv) > 1:
         take(Path(sys.argv[1]))
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")

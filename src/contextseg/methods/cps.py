@@ -183,9 +183,11 @@ def boxes(
 class CPS(Method):
     """Two networks, each trained on the labels and on the other's output where there is none (CPS).
 
-    Chen et al., CVPR 2021, with two different networks and the Dice loss between them as Pham et
-    al. (LNCS 13816). Unlike in the papers, what is not labelled may also be a slice or a class of a
-    labelled case. The mean of both networks' probabilities is deployed.
+    Chen et al., CVPR 2021, with the Dice loss between the networks as Pham et al. (LNCS 13816),
+    whose two networks are `net=transunet` and `second=deeplab` at a rate of 0.0001; by default ours
+    are two of the same kind at 0.001. Unlike in the papers, what is not labelled may also be a
+    slice or a class of a labelled case, and the weight between the networks grows with the
+    fraction of the training (`ramp`). The mean of both networks' probabilities is deployed.
 
     Args:
         plan: The plan.

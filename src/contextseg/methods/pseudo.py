@@ -66,7 +66,8 @@ def pseudo(
 ) -> Method:
     """Train several models, let them label the rest, train on what they agree on, and again.
 
-    Pham, Nguyen-Ho, Tran, LNCS 13816; that single classes and voxels may join is ours. In the run's
+    Pham, Nguyen-Ho, Tran, LNCS 13816; the majority as consensus, and that single classes and voxels
+    may join, are ours. In the run's
     folder there is `qc.csv`, worst first; in each stage "pseudo", for every case that was voted on,
     `label`, `provenance` and `certainty` (`consensus.Known`) on the cache's grid, and in `scans`
     the consensus as a label file.

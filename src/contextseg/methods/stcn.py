@@ -40,7 +40,8 @@ class STCNMethod(Method):
     Cheng, Tai, Tang: Rethinking space-time networks with improved memory coverage for efficient
     video object segmentation, NeurIPS 2021; on slices of a scan: Pham et al., LNCS 13816. The loss
     is the cross-entropy of the hardest voxels (OHEM) and the Lovasz loss, on annotated voxels. The
-    learning rate is the paper's, 0.0001; it is halved at 80 % and at 90 % of the training.
+    learning rate is the paper's, 0.0001; it is halved at 80 % and at 90 % of the training. The
+    paper's network is `size=stcn`; the small one, the default, is ours.
 
     Args:
         plan: The plan.

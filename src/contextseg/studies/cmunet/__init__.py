@@ -9,6 +9,6 @@
 from __future__ import annotations
 
 from contextseg.studies.cmunet.rows import ROWS, TableRow
-from contextseg.studies.cmunet.study import CMUNetTable, reproduce_cmunet
+from contextseg.studies.cmunet.study import CMUNetTable, reproduce_cmunet, table_text
 
-__all__ = ["ROWS", "CMUNetTable", "TableRow", "reproduce_cmunet"]
+__all__ = ["ROWS", "CMUNetTable", "TableRow", "reproduce_cmunet", "table_text"]

@@ -9,6 +9,7 @@ A study's folder holds:
   one; in each run's folder `slices-best.csv` and `slices-last.csv`.
 - `slices.csv`: a row for each run, its best and its last weights, case and class.
 - `table.md`, `tests.csv`: the table, and its tests.
+- `study.json`: what was asked, and with which versions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,12 @@ from contextseg.methods import Method
 from contextseg.pipeline import references
 from contextseg.predict.record import weights_digest
 from contextseg.predictor import Member, Predictor
+from contextseg.provenance import provenance
 from contextseg.runs import Run
 from contextseg.settings import Settings
 from contextseg.studies.cmunet.arrange import TableScans, arrange_scans
 from contextseg.studies.cmunet.rows import (
+    ROWS,
     Asked,
     Slices,
     method_word,
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 RUNS_FOLDER = "compared"
 BEST, LAST = "best", "last"
 CONVENTION = "cmu-net"
+PLANNED = ("dataset", "classes", "spacing_mm", "patch_vox", "widths")
+"""What the table says of the plan."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -248,6 +253,46 @@ def _write(
     with replacing(out / "tests.csv") as temporary:
         compared.to_csv(temporary, index=False)
     plan = read_json(out / "prepared" / "plan.json")
-    text = table_markdown(table, compared, asked, slices, arranged, plan)
+    study = {
+        "rows": [row.name for row in asked.rows],
+        "epochs": asked.epochs,
+        "seeds": list(asked.seeds),
+        "settings": list(asked.settings),
+        "slices": asdict(slices),
+        "scans": {name: value for name, value in asdict(arranged).items() if name != "folder"},
+        "plan": {name: plan[name] for name in PLANNED},
+        "provenance": provenance(),
+    }
+    write_json(out / "study.json", study)
+    text = table_text(out / "slices.csv", out / "study.json")
     write_text(out / "table.md", text)
     return CMUNetTable(text, out / "table.md", out / "slices.csv")
+
+
+def table_text(cases: str | Path, study: str | Path) -> str:
+    """The table of a finished study as Markdown, from its two files alone.
+
+    Args:
+        cases: `slices.csv`.
+        study: `study.json`.
+
+    Returns:
+        The text.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(cases, dtype={"case": str, "class": str, "patient": str})
+    content = read_json(study)
+    rows = tuple(ROWS[name] for name in content["rows"])
+    seeds = tuple(content["seeds"])
+    asked = Asked(rows, content["epochs"], seeds, tuple(content["settings"]))
+    scans = content["scans"]
+    train, validation, test = (tuple(scans[name]) for name in ("train", "validation", "test"))
+    return table_markdown(
+        table,
+        significance(table),
+        asked,
+        Slices(**content["slices"]),
+        TableScans(Path(), train, validation, test, scans["origin"]),
+        content["plan"],
+    )
