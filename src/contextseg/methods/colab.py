@@ -251,6 +251,9 @@ def finite_product(
     return (values[0] - values[1]) / (2 * r)
 
 
+LABELS_FROM = ("updated", "current")
+"""Whose labels train f in a step that looks ahead: g's after its own step, or before it."""
+
 PRODUCTS = {"exact": exact_product, "finite": finite_product}
 """Ways to the meta-gradient, by name."""
 
@@ -408,6 +411,9 @@ class CoLab(Method):
             has one, in turn; 1 for the whole patch. No part is smaller than 16 voxels along an
             axis.
         meta: "exact", or "finite", the authors' difference quotient.
+        labels_from: Whose labels train f in a step that looks ahead: "updated", those of g after
+            its step, as in the paper's Algorithm 1, which takes f's gradient a second time; or
+            "current", those of g before it.
         margin: Distance to the ROI up to which M is 1, in `distance_unit` (see `nearness`).
         tau: Decay length of M beyond the margin, in `distance_unit`.
         distance_unit: "vox", as in the paper, or "mm".
@@ -443,6 +449,7 @@ class CoLab(Method):
         lookahead_items: int = 2,
         lookahead_parts: int = 2,
         meta: str = "exact",
+        labels_from: str = "current",
         margin: float = 30.0,
         tau: float = 20.0,
         distance_unit: str = "vox",
@@ -467,10 +474,17 @@ class CoLab(Method):
                 "there is no such way to the meta-gradient",
                 did_you_mean(meta, PRODUCTS),
             )
+        if labels_from not in LABELS_FROM:
+            raise ContextsegError(
+                f"labels_from={labels_from}",
+                "there is no such order of the two steps",
+                did_you_mean(labels_from, LABELS_FROM),
+            )
         self.classes = len(plan.classes)
         self.context_classes = context_classes
         self.background = background
         self.optimizer = optimizer
+        self.relabels = labels_from == "updated"
         outputs = self.classes + context_classes - 1
         self.loss = loss_of(plan, loss, class_weights, outputs)
         # A look-ahead has a part of the batch alone, and pools no Dice.
