@@ -42,10 +42,11 @@ from contextseg.training import Training
 ROWS = Path(__file__).with_name("lookahead.csv")
 PAGE = Path(__file__).with_name("LOOKAHEAD.md")
 COLUMNS = ("data", "t", "seed", "step", "estimate", "cosine", "norm")
+DATA = ("phantom", "sarcoma")
 SEEDS = (0, 1, 2)
 CONTEXTS = (2, 4)
 STEPS = 250
-AT = (0, 10, 30, 60, 100, 150, 200, 248)
+AT = (0, 20, 60, 120, 180, 248)
 MOMENTUM = 0.9
 
 Estimate = Callable[["Measured", Batch, float], list[Tensor]]
@@ -58,8 +59,8 @@ Estimate = Callable[["Measured", Batch, float], list[Tensor]]
 def of(method: Measured, batch: Batch, lr: float, trained: Sequence[str] = ()) -> list[Tensor]:
     """The meta-gradient of a batch; with `trained`, f looks ahead with those of its parts alone."""
     net = method.net
-    last = f"merges.{len(net.merges) - 1}."
-    parts = tuple(part.replace("merges.LAST", last) for part in trained) or ("",)
+    last = f"merges.{len(net.merges) - 1}"
+    parts = tuple(part.replace("merges.LAST", last) + "." for part in trained) or ("",)
     kept = {name: p.grad for name, p in net.named_parameters()}
 
     def those(v: list[Tensor]) -> None:
@@ -98,7 +99,9 @@ def pieces(n: int, parts: int = 2) -> Estimate:
 def centre(method: Measured, batch: Batch, lr: float) -> list[Tensor]:
     """The middle of the patch, an eighth of it, of one item."""
     one = batch.only(torch.arange(len(batch)) == method.turn % len(batch))
-    return of(method, _cut(one, [slice(n // 4, n // 4 + n // 2) for n in batch.label.shape[1:]]), lr)
+    return of(
+        method, _cut(one, [slice(n // 4, n // 4 + n // 2) for n in batch.label.shape[1:]]), lr
+    )
 
 
 def _cut(batch: Batch, inside: Sequence[slice]) -> Batch:
@@ -142,7 +145,7 @@ ESTIMATES: dict[str, Estimate] = {
     "whole batch, f's last convolution": with_parts("heads.0", "merges.LAST.1"),
     "whole batch, f's last level": with_parts("heads.0", "merges.LAST"),
     "one item, f's last level": one_item_last,
-    "whole batch, f's decoder": with_parts("heads.", "merges.", "ups."),
+    "whole batch, f's decoder": with_parts("heads", "merges", "ups"),
 }
 MEAN = f"one piece of one item, mean over steps (momentum {MOMENTUM})"
 
@@ -225,17 +228,16 @@ def main() -> None:
     rows = list(csv.DictReader(ROWS.open(encoding="utf-8"))) if ROWS.exists() else []
     done = {(row["data"], int(row["t"]), int(row["seed"])) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("phantom", "sarcoma"):
+        for t, name, seed in product(CONTEXTS, DATA, SEEDS):
+            if (name, t, seed) in done:
+                continue
             run = prepared(name, data, Path(folder))
-            for t, seed in product(CONTEXTS, SEEDS):
-                if (name, t, seed) in done:
-                    continue
-                rows += measured(run, Path(folder), t, seed)
-                with ROWS.open("w", encoding="utf-8", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(rows)
-                print(f"{name}, t = {t}, seed {seed}", flush=True)
+            rows += measured(run, Path(folder), t, seed)
+            with ROWS.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            print(f"{name}, t = {t}, seed {seed}", flush=True)
 
 
 if __name__ == "__main__":

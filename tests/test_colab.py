@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -294,6 +295,52 @@ def test_the_generator_moves_only_when_it_looks_ahead(tmp_path: Path) -> None:
     assert moved == [True, False, False, True, False]
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("items", [1, 2])
+def test_the_last_level_alone_is_stepped_ahead(dims: int, items: int) -> None:
+    """As by double backward, where theta* moves the last level and nothing else."""
+    method = laws.make("colab", dims, lookahead_layers="last", lookahead_parts=1)
+    method.turns, method.every = items, 1
+    method, batch = method.double(), laws.batch(0, dims=dims)
+    method.generator.double()
+    batch = replace(batch, image=batch.image.double())
+    method(batch)["seg"].backward()
+    lr, step = 0.05, 1
+    found = flat(method.lookahead(batch, lr, step, lambda values: None)["generator"])
+    mine = torch.arange(4) % items == step % items
+    part = batch.only(mine)
+    near = method.near(distances(part)).double()
+    net, last = method.net, {id(p) for p in method.net.last_level((1,)).parameters()}
+    theta = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
+    given = {name: p.grad for name, p in net.named_parameters()}
+    outputs = functional_call(net, theta, (part.image,))
+    q = method.generator(part.image).softmax(1)
+    seg = context_loss(outputs, q, part.label, near, part.annotated, method.lookahead_loss)
+    slopes = torch.autograd.grad(seg, list(theta.values()), create_graph=True)
+    ends = [name for name, p in net.named_parameters() if id(p) in last]
+    star = {
+        name: (p.detach() - lr * given[name]) if name in ends else p.detach()
+        for name, p in theta.items()
+    }
+    star = {name: p.requires_grad_() for name, p in star.items()}
+    judged = roi_loss(functional_call(net, star, (part.image,))[0], part.label, part.annotated)
+    v = torch.autograd.grad(judged, [star[name] for name in ends])
+    picked = dict(zip(theta, slopes))
+    value = sum((picked[name] * one).sum() for name, one in zip(ends, v))
+    share = len(part) / len(batch)
+    # the look-ahead's v and gradient are shares of the whole batch's means
+    true = -flat(list(torch.autograd.grad(value, list(method.generator.parameters())))) * share**2
+    assert float((found - true).abs().max() / true.abs().max()) < 1e-9
+    assert 0 < len(ends) < len(theta)
+
+
+def test_the_last_level_is_refused_where_it_is_not_known() -> None:
+    with pytest.raises(ContextsegError, match="give lookahead_parts=1"):
+        CoLab(laws.plan(), lookahead_layers="last", lookahead_parts=2)
+    with pytest.raises(ContextsegError, match="does not say which"):
+        CoLab(laws.plan(2), net="deeplab-small", lookahead_layers="last", lookahead_parts=1)
+
+
 def plain_steps(method: CoLab) -> CoLab:
     """Both optimisers as plain steps, so that what they did can be written down."""
     net, generator = list(method.net.parameters()), list(method.generator.parameters())
@@ -331,9 +378,7 @@ def test_one_step_is_that_of_algorithm_1(labels_from: str, tmp_path: Path) -> No
         assert float((found - old).norm() / moved.norm()) > 1e-3
 
 
-def test_updated_labels_resume_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_updated_labels_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(seed: int) -> CoLab:
         return laws.make("colab", seed=seed, labels_from="updated")  # type: ignore[return-value]
 
@@ -397,6 +442,7 @@ def test_a_small_generator_is_small() -> None:
         ({"context_classes": 0}, "context_classes=0"),
         ({"generator": "smal"}, "generator=smal"),
         ({"meta": "exakt"}, "meta=exakt"),
+        ({"lookahead_layers": "lats"}, "lookahead_layers=lats"),
         ({"labels_from": "updatet"}, "labels_from=updatet"),
         ({"background": "mean"}, "background=mean"),
         ({"generator_every": 0}, "generator_every=0"),
