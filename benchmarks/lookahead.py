@@ -18,9 +18,8 @@ import csv
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from itertools import product
-from statistics import mean
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,6 @@ from contextseg.losses import shrunk
 from contextseg.methods import CoLab
 from contextseg.methods.colab import meta_gradient, piece
 from contextseg.methods.context import distances
-from contextseg.provenance import machine
 from contextseg.ranks import Mean
 from contextseg.runs import Run
 from contextseg.settings import Settings
@@ -45,8 +43,8 @@ COLUMNS = ("data", "t", "seed", "step", "estimate", "cosine", "norm")
 DATA = ("phantom", "sarcoma")
 SEEDS = (0, 1, 2)
 CONTEXTS = (2, 4)
-STEPS = 250
-AT = (0, 20, 60, 120, 180, 248)
+STEPS = 150
+AT = (0, 20, 50, 100, 148)
 MOMENTUM = 0.9
 
 Estimate = Callable[["Measured", Batch, float], list[Tensor]]
@@ -228,7 +226,7 @@ def main() -> None:
     rows = list(csv.DictReader(ROWS.open(encoding="utf-8"))) if ROWS.exists() else []
     done = {(row["data"], int(row["t"]), int(row["seed"])) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
-        for t, name, seed in product(CONTEXTS, DATA, SEEDS):
+        for t, seed, name in product(CONTEXTS, SEEDS, DATA):
             if (name, t, seed) in done:
                 continue
             run = prepared(name, data, Path(folder))

@@ -39,7 +39,12 @@ def reproduce(
         bool, typer.Option("--run", help="Start the comparison; else its command is printed.")
     ] = False,
     rows: Annotated[
-        str, typer.Option(help="Rows of the paper's table, such as none,CoLab-2; default: all.")
+        str,
+        typer.Option(
+            help="Rows of the paper's table, such as none,CoLab-2; default: the paper's. "
+            "CoLab-2-fast is our default; 'new=CoLab-2:generator_every=5; none' gives a row "
+            "settings."
+        ),
     ] = "",
     masks: Annotated[
         list[str],
@@ -54,6 +59,9 @@ def reproduce(
             "--partial", help="Take the cases that are there and whole; leave the others out."
         ),
     ] = False,
+    convention: Annotated[
+        str, typer.Option(help="Whose definitions of the metrics; default: the paper's.")
+    ] = "colab",
     set_: Set = [],  # noqa: B006
 ) -> None:
     """From a download to the tables of the CoLab paper: six data sets, one command each.
@@ -69,6 +77,7 @@ def reproduce(
         masks=named("--masks", masks),
         scale=scale,
         partial=partial,
+        convention=convention,
         **settings(set_, studies.reproduce),
     )
     typer.echo(str(result))

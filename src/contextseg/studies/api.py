@@ -33,6 +33,8 @@ def compare(
     other: Mapping[str, StrPath] | None = None,
     test: bool = True,
     metrics: Sequence[str] | str = ("dsc", "nsd", "hd95_mm"),
+    convention: str = "default",
+    largest_component: Sequence[str] = (),
     verbose: bool = True,
     **settings: Any,
 ) -> Comparison:
@@ -54,6 +56,11 @@ def compare(
         other: Predictions of other tools, or their `summary.json`, as rows by name.
         test: Score the test split, once for each run, logged. False while choosing.
         metrics: What is shown and tested.
+        convention: Whose definitions of the metrics, such as "colab"; docs/measuring.md lists them.
+            Results of another than the default go into the folder `by-NAME`. Nothing is trained or
+            predicted again.
+        largest_component: Names of methods whose predictions get a further row, NAME-largest, with
+            the largest connected part alone.
         verbose: Show the progress on stderr.
         **settings: Settings of every run, by name.
 
@@ -74,6 +81,8 @@ def compare(
         others=other,
         test=test,
         metrics=words(metrics),
+        convention=convention,
+        largest_component=tuple(largest_component),
         progress_bar=progress_of(verbose),
     )
 
@@ -342,6 +351,7 @@ def reproduce(
     masks: Mapping[str, StrPath] | None = None,
     scale: float = 1.0,
     partial: bool = False,
+    convention: str = "colab",
     verbose: bool = True,
     **settings: Any,
 ) -> Reproduced:
@@ -352,10 +362,13 @@ def reproduce(
         download: Folder of the download. None describes how to get it.
         output: Folder for everything that is made.
         run: Run the comparison; else its command is given.
-        rows: Rows of the paper's table, such as ("none", "CoLab-2"). () for all.
+        rows: Rows of the paper's table, such as ("none", "CoLab-2"); "CoLab-2-fast" is this
+            library's default, and "new=CoLab-2:generator_every=5" a row with settings of its own.
+            () for the paper's.
         masks: Folders of masks that serve as context labels, a row for each name.
         scale: Share of the paper's training steps, for a trial.
         partial: Take the cases that are there and whole, and leave the others out.
+        convention: Whose definitions of the metrics; the default is the paper's.
         verbose: Show the progress on stderr.
         **settings: Settings of every run, by name.
 
@@ -369,10 +382,11 @@ def reproduce(
         download,
         output,
         run=run,
-        rows=",".join(words(rows)),
+        rows=rows if isinstance(rows, str) else ";".join(rows),
         masks=masks,
         scale=scale,
         partial=partial,
+        convention=convention,
         settings=assignments(settings),
         progress_bar=progress_of(verbose),
     )
