@@ -15,14 +15,29 @@ from contextseg.studies import api as studies
 def diagnose(
     run: Annotated[
         Path,
-        typer.Argument(help="The folder of a finished run that kept validation cases (--fold 0)."),
+        typer.Argument(help="The folder of a finished run; advice takes one with --fold 0."),
     ],
     training_cases: Annotated[
         int, typer.Option(help="How many training cases to compare with.")
     ] = 8,
+    cases: Annotated[
+        str,
+        typer.Option(
+            metavar="train|validation|test|NAMES",
+            help="What to show beside training cases; default: validation, or train where none "
+            "were kept.",
+        ),
+    ] = "",
+    axes: Annotated[
+        str,
+        typer.Option(
+            help="deployed: logits that predict; paper: the ROI's against the largest other."
+        ),
+    ] = "deployed",
 ) -> None:
-    """Would context labels help? False positives and logits on validation and training cases."""
-    typer.echo(str(studies.diagnose(run, training_cases=training_cases)))
+    """Would context labels help? False positives and logits on unseen and training cases."""
+    result = studies.diagnose(run, training_cases=training_cases, cases=cases, axes=axes)
+    typer.echo(str(result))
 
 
 def reproduce(

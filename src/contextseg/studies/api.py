@@ -322,23 +322,37 @@ def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) ->
             raise ContextsegError(option, what, "leave it out")
 
 
-def diagnose(run: StrPath, *, training_cases: int = 8, verbose: bool = True) -> Diagnosis:
+def diagnose(
+    run: StrPath,
+    *,
+    training_cases: int = 8,
+    cases: Sequence[str] | str = "",
+    axes: str = "deployed",
+    verbose: bool = True,
+) -> Diagnosis:
     """Would context labels help? Compare validation cases of a run with its training cases.
 
+    The page has the figures of the CoLab paper: logits, overlap, M, contexts, intensities.
+
     Args:
-        run: Folder of a finished run that kept validation cases (`fold=0`).
+        run: Folder of a finished run.
         training_cases: How many training cases to compare with.
+        cases: "validation", "test", names of labelled cases, or "train" for training cases alone.
+            "" is "validation", and "train" for a run that kept none.
+        axes: "deployed" for the logits that predict, or "paper" for the largest logit of a ROI
+            class against the largest of all other channels.
         verbose: Show the progress on stderr.
 
     Returns:
         The facts, and the page that shows them.
 
     Raises:
-        ContextsegError: The run is not finished, or kept no validation cases.
+        ContextsegError: The run is not finished, or there is no such case with a label.
     """
     from contextseg.studies.diagnose import diagnose as diagnose_run
 
-    return diagnose_run(run, training_cases, progress_of(verbose))
+    chosen = ",".join(words(cases))
+    return diagnose_run(run, training_cases, progress_of(verbose), cases=chosen, axes=axes)
 
 
 def reproduce(
