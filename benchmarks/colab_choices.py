@@ -135,7 +135,9 @@ def page(rows: Sequence[dict[str, str]]) -> str:
     """The page, of the rows."""
     lines = ["# Choices of CoLab, by short trainings", "", _folded_doc(), ""]
     for data in DATA:
-        of_data = [row for row in rows if row["data"] == data]
+        of_data = whole_seeds([row for row in rows if row["data"] == data])
+        if not of_data:
+            continue
         plain = {row["seed"]: row for row in of_data if row["way"] == PLAIN}
         seeds = sorted({row["seed"] for row in of_data})
         lines += [f"## {data}, {STEPS[data]} steps, seeds {', '.join(seeds)}", ""]
@@ -152,6 +154,14 @@ def page(rows: Sequence[dict[str, str]]) -> str:
         lines.append("")
     lines.append(f"Machine: {machine()}.")
     return "\n".join(lines) + "\n"
+
+
+def whole_seeds(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of those seeds that every way has."""
+    ways = {PLAIN, *WAYS}
+    seeds = {row["seed"] for row in rows}
+    done = {s for s in seeds if {row["way"] for row in rows if row["seed"] == s} >= ways}
+    return [row for row in rows if row["seed"] in done]
 
 
 def _folded_doc() -> str:

@@ -397,10 +397,11 @@ WATCHED = {0: 0, **{10**n: n + 1 for n in range(7)}}
 class CoLab(Method):
     """Context classes learnt together with the segmentation (Li et al., IEEE TMI 2023).
 
-    Unlike in the paper, g is small and looks ahead in every second step with a part of the batch,
-    and its gradient needs no second-order graph; `generator="full"`, `generator_every=1`,
-    `lookahead_items=1`, `lookahead_parts=1` and `background="max"` are the paper's. docs/colab.md
-    says what we decided.
+    The defaults are ours, and no numbers of theirs are the paper's: g is small and looks ahead in
+    every second step with a part of the batch, which is cheap, and a biased estimate of the
+    gradient (docs/colab.md says how near it comes). The paper's are `generator="full"`,
+    `generator_lr=3e-4`, `generator_every=1`, `lookahead_items=1`, `lookahead_parts=1`,
+    `labels_from="updated"` and `background="max"`, as `contextseg reproduce` gives them.
 
     Args:
         plan: The plan.
@@ -559,6 +560,10 @@ class CoLab(Method):
         """One term, "seg"."""
         if self.last and self.training:
             net: Any = self.net
+            if not hasattr(net, "with_last_input"):  # another was put in its place
+                what = f"{type(net).__name__} does not say which of its layers are the last level"
+                where = "lookahead_layers=last"
+                raise ContextsegError(where, what, "give lookahead_layers=all")
             outputs, last = net.with_last_input(batch.image)
             self._last_input = last.detach()
         else:

@@ -212,8 +212,9 @@ contextseg reproduce lits DOWNLOAD -o OUT --rows "CoLab-2; every5=CoLab-2:genera
 
 **The rows are the paper's**: CoLab with a generator of the network's size, a look-ahead in every
 step with the whole batch and patch, the updated generator's labels (Algorithm 1), its rate 0.0003,
-and the argmax over all channels. It takes more than three times as long as plain training. What
-this library does by default, at a fraction of the cost, is `CoLab-2-fast` (and 4, 6), by `--rows`.
+and the argmax over all channels. A step takes more than five times the operations of a plain one
+([counted](../benchmarks/LOOKAHEAD.md)). What this library does by default, at a fraction of that,
+is `CoLab-2-fast` (and 4, 6), by `--rows`.
 `none-largest` is the supplement's post-processing, of the predictions of `none`. A row with other
 settings needs a name of its own.
 
