@@ -71,17 +71,14 @@ class Training:
         for name in ("steps", "clip", "save_every", "log_every", "check_batches"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                raise ContextsegError(
-                    f"{name}={value}", "not a positive number", f"give {name} above 0"
-                )
+                what = "not a positive number"
+                raise ContextsegError(f"{name}={value}", what, f"give {name} above 0")
         if not 0 <= self.lr < math.inf:
-            raise ContextsegError(
-                f"lr={self.lr}", "not a rate", "give lr above 0; 0 is the default"
-            )
+            remedy = "give lr above 0; 0 is the default"
+            raise ContextsegError(f"lr={self.lr}", "not a rate", remedy)
         if self.check_every < 0:
-            raise ContextsegError(
-                f"check_every={self.check_every}", "a negative number", "give 0, for never, or more"
-            )
+            where = f"check_every={self.check_every}"
+            raise ContextsegError(where, "a negative number", "give 0, for never, or more")
         if self.precision not in PRECISIONS:
             remedy = did_you_mean(self.precision, PRECISIONS)
             raise ContextsegError(f"precision={self.precision}", "no such precision", remedy)
@@ -90,9 +87,8 @@ class Training:
 class Trainable(Protocol):
     """What the loop needs of a method; every `methods.Method` offers it."""
 
-    @property
-    def relabels(self) -> bool:
-        """Whether the loss depends on what `lookahead` moves, and is taken again after it."""
+    relabels: bool
+    """Whether a step takes the loss again after its `lookahead`, with what that has moved."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The loss terms of a batch by name; the loop descends their sum.
@@ -503,9 +499,8 @@ class TrainingState:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(content["optimizers"][name])
         except (RuntimeError, KeyError, EOFError, ValueError) as error:
-            raise ContextsegError(
-                path, f"this checkpoint cannot be used ({error})", "delete the file to start again"
-            ) from error
+            what = f"this checkpoint cannot be used ({error})"
+            raise ContextsegError(path, what, "delete the file to start again") from error
 
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
@@ -561,11 +556,9 @@ class _Log:
         state.sums = {}
         state.count = 0
         if not all(map(math.isfinite, means.values())):
-            raise ContextsegError(
-                self.folder,
-                f"the loss is not finite at step {state.step} ({means})",
-                "lower lr (--set lr=0.001), or check the data set",
-            )
+            what = f"the loss is not finite at step {state.step} ({means})"
+            remedy = "lower lr (--set lr=0.001), or check the data set"
+            raise ContextsegError(self.folder, what, remedy)
         self.latest = means
         self.write("train", means, lr=lr)
 
@@ -601,9 +594,8 @@ def _tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ContextsegError(
-            "tensorboard=true", "TensorBoard is not installed", "pip install 'contextseg[track]'"
-        ) from error
+        what, remedy = "TensorBoard is not installed", "pip install 'contextseg[track]'"
+        raise ContextsegError("tensorboard=true", what, remedy) from error
     return SummaryWriter(str(folder / "tensorboard"))
 
 

@@ -43,9 +43,9 @@ ALL = {**TISSUE_TITLES, "background": "All background"}
 OVERLAPS = (DSC, SEN, PRC)
 LOGITS = (
     "All ROI classes count as one. Margin: the largest logit of the ROI minus that of the "
-    "background, its context classes folded in; above 0 a voxel is called ROI. Mean ± standard "
-    "deviation over the voxels of all cases together. Shift: the mean on validation cases minus "
-    "that on training cases. The CoLab paper’s finding is that on unseen cases the margins of "
+    "background (its context classes folded in as the run predicts, unless it says otherwise "
+    "below); above 0 a voxel is called ROI. Mean ± standard deviation over the voxels of all cases "
+    "together. Shift: the mean on the other cases minus that on training cases. The CoLab paper’s finding is that on unseen cases the margins of "
     "background spread over the boundary, and those of the ROI less. In the charts each place "
     "where a voxel lies is painted, darker for more voxels (logarithmic); above the dashed line "
     "is called ROI."
