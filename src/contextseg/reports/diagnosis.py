@@ -45,10 +45,10 @@ LOGITS = (
     "All ROI classes count as one. Margin: the largest logit of the ROI minus that of the "
     "background (its context classes folded in as the run predicts, unless it says otherwise "
     "below); above 0 a voxel is called ROI. Mean ± standard deviation over the voxels of all cases "
-    "together. Shift: the mean on the other cases minus that on training cases. The CoLab paper’s finding is that on unseen cases the margins of "
-    "background spread over the boundary, and those of the ROI less. In the charts each place "
-    "where a voxel lies is painted, darker for more voxels (logarithmic); above the dashed line "
-    "is called ROI."
+    "together. Shift: the mean on the other cases minus that on training cases. The CoLab paper’s "
+    "finding is that on unseen cases the margins of background spread over the boundary, and those "
+    "of the ROI less. In the charts each place where a voxel lies is painted, darker for more "
+    "voxels (logarithmic); above the dashed line is called ROI."
 )
 RULE = (
     "The rule of thumb is the CoLab paper’s: context labels are for over-segmentation; two "
