@@ -28,19 +28,20 @@ from contextseg.provenance import PeakMemory
 from contextseg.training import Training, TrainingState, training_step
 
 PLAIN = "plain training of the same network"
-FAITHFUL = {
-    "generator": "full",
-    "generator_lr": 3e-4,
-    "generator_every": 5,
-    "lookahead_items": 1,
-    "lookahead_parts": 1,
-}
+WHOLE: dict[str, Any] = {"generator_lr": 3e-4, "lookahead_items": 1, "lookahead_parts": 1}
+FULL_SIZE = WHOLE | {"generator": "full"}
+PAPER = FULL_SIZE | {"generator_every": 1, "labels_from": "updated"}
+AUTHORS = FULL_SIZE | {"generator_every": 5, "meta": "finite"}
+LAST = WHOLE | {"lookahead_layers": "last", "generator_every": 4, "generator_lr": 3e-3}
 WAYS: dict[str, dict[str, Any]] = {
     "t = 2, default": {},
     "t = 4, default": {"context_classes": 4},
     "t = 6, default": {"context_classes": 6},
-    "t = 2, as the paper: generator of full size, every 5th step, whole batch and patch": FAITHFUL,
-    "t = 2, as the authors: the same by finite differences": FAITHFUL | {"meta": "finite"},
+    "t = 2, f's last level, whole batch and patch, every 4th step": LAST,
+    "t = 2, the paper's: generator of full size, every step, whole batch and patch": PAPER,
+    "t = 2, generator of full size, every 5th step, whole batch and patch": FULL_SIZE
+    | {"generator_every": 5},
+    "t = 2, the authors' code: the same by finite differences": AUTHORS,
 }
 
 

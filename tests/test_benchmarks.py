@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-OTHERS = {"run", "accuracy", "pretrained", "confidence"}  # hours long; they write their own pages
+OTHERS = {"run", "accuracy", "pretrained", "confidence", "lookahead", "colab_choices"}
+"""These take hours, and write pages of their own."""
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in OTHERS)
 PEERS = {
     "nnunetv2",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -28,6 +32,7 @@ from contextseg.methods.colab import (
 from contextseg.methods.context import (
     FAR,
     context_label,
+    distances,
     folded,
     known_classes,
     nearness,
@@ -290,6 +295,130 @@ def test_the_generator_moves_only_when_it_looks_ahead(tmp_path: Path) -> None:
     assert moved == [True, False, False, True, False]
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("items", [1, 2])
+def test_the_last_level_alone_is_stepped_ahead(dims: int, items: int) -> None:
+    """As by double backward, where theta* moves the last level and nothing else."""
+    method = laws.make("colab", dims, lookahead_layers="last", lookahead_parts=1)
+    method.turns, method.every = items, 1
+    method, batch = method.double(), laws.batch(0, dims=dims)
+    method.generator.double()
+    batch = replace(batch, image=batch.image.double())
+    method(batch)["seg"].backward()
+    lr, step = 0.05, 1
+    found = flat(method.lookahead(batch, lr, step, lambda values: None)["generator"])
+    mine = torch.arange(4) % items == step % items
+    part = batch.only(mine)
+    near = method.near(distances(part)).double()
+    net, last = method.net, {id(p) for p in method.net.last_level((1,)).parameters()}
+    theta = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
+    given = {name: p.grad for name, p in net.named_parameters()}
+    outputs = functional_call(net, theta, (part.image,))
+    q = method.generator(part.image).softmax(1)
+    seg = context_loss(outputs, q, part.label, near, part.annotated, method.lookahead_loss)
+    slopes = torch.autograd.grad(seg, list(theta.values()), create_graph=True)
+    ends = [name for name, p in net.named_parameters() if id(p) in last]
+    star = {
+        name: (p.detach() - lr * given[name]) if name in ends else p.detach()
+        for name, p in theta.items()
+    }
+    star = {name: p.requires_grad_() for name, p in star.items()}
+    judged = roi_loss(functional_call(net, star, (part.image,))[0], part.label, part.annotated)
+    v = torch.autograd.grad(judged, [star[name] for name in ends])
+    picked = dict(zip(theta, slopes))
+    value = sum((picked[name] * one).sum() for name, one in zip(ends, v))
+    share = len(part) / len(batch)
+    # the look-ahead's v and gradient are shares of the whole batch's means
+    true = -flat(list(torch.autograd.grad(value, list(method.generator.parameters())))) * share**2
+    assert float((found - true).abs().max() / true.abs().max()) < 1e-9
+    assert 0 < len(ends) < len(theta)
+
+
+def test_the_last_level_is_refused_where_it_is_not_known() -> None:
+    with pytest.raises(ContextsegError, match="give lookahead_parts=1"):
+        CoLab(laws.plan(), lookahead_layers="last", lookahead_parts=2)
+    with pytest.raises(ContextsegError, match="does not say which"):
+        CoLab(laws.plan(2), net="deeplab-small", lookahead_layers="last", lookahead_parts=1)
+
+
+def plain_steps(method: CoLab) -> CoLab:
+    """Both optimisers as plain steps, so that what they did can be written down."""
+    net, generator = list(method.net.parameters()), list(method.generator.parameters())
+    method.optimizers = lambda lr: {  # type: ignore[method-assign]
+        "net": torch.optim.SGD(net, 0.1),
+        "generator": torch.optim.SGD(generator, 0.1),
+    }
+    return method
+
+
+@pytest.mark.parametrize("labels_from", ["updated", "current"])
+def test_one_step_is_that_of_algorithm_1(labels_from: str, tmp_path: Path) -> None:
+    """Lines 5 to 11: g descends L_ROI(theta*), then f descends L_seg on g's labels."""
+    options = {"lookahead_items": 1, "lookahead_parts": 1, "labels_from": labels_from}
+    method = plain_steps(laws.make("colab", **options))
+    method.every, batch = 1, laws.batch(0)
+    near = method.near(distances(batch))
+    net, generator = copy.deepcopy(method.net), copy.deepcopy(method.generator)
+    before = generator(batch.image).softmax(1).detach()
+    meta = by_double_backward(net, generator, batch, near, 0.01)
+    with torch.no_grad():
+        for p, gradient in zip(generator.parameters(), meta):
+            p -= 0.1 * gradient / 0.01  # the factor alpha is left to g's rate
+    q = generator(batch.image).softmax(1).detach() if labels_from == "updated" else before
+    loss = context_loss(net(batch.image), q, batch.label, near, batch.annotated)
+    slopes = torch.autograd.grad(loss, list(net.parameters()))
+    laws.train_briefly(method, tmp_path, 1, clip=1e9)
+    moved = flat([-0.1 * slope for slope in slopes])
+    pairs = zip(method.net.parameters(), net.parameters())
+    found = flat([(after - start).detach() for after, start in pairs])
+    assert float((found - moved).norm() / moved.norm()) < 1e-4
+    if labels_from == "updated":  # the two orders differ by more than that
+        other = context_loss(net(batch.image), before, batch.label, near, batch.annotated)
+        old = flat([-0.1 * x for x in torch.autograd.grad(other, list(net.parameters()))])
+        assert float((found - old).norm() / moved.norm()) > 1e-3
+
+
+def test_updated_labels_resume_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(seed: int) -> CoLab:
+        return laws.make("colab", seed=seed, labels_from="updated")  # type: ignore[return-value]
+
+    whole = laws.train_briefly(made(0), tmp_path / "whole", 5).state_dict()
+    real, seen = laws.batch, []
+
+    def interrupting(n: int, *args: int, **kwargs: int) -> object:
+        seen.append(n)
+        if n == 3 and seen.count(3) == 1:
+            raise KeyboardInterrupt
+        return real(n, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(laws, "batch", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        laws.train_briefly(made(0), tmp_path / "part", 5, save_every=2)
+    resumed = laws.train_briefly(made(99), tmp_path / "part", 5, save_every=2).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def one_rank_of_two(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    method = plain_steps(laws.make("colab", labels_from="updated"))  # type: ignore[arg-type]
+    laws.train_briefly(method, folder, 1, clip=1e9)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_updated_labels_of_two_ranks_are_those_of_one(tmp_path: Path) -> None:
+    start = {n: v.clone() for n, v in laws.make("colab").state_dict().items()}
+    mp.spawn(one_rank_of_two, (tmp_path,), nprocs=2)
+    two = torch.load(tmp_path / "model.pt", weights_only=True)
+    method = plain_steps(laws.make("colab", labels_from="updated"))  # type: ignore[arg-type]
+    one = laws.train_briefly(method, tmp_path / "one", 1, clip=1e9).state_dict()
+    names = [name for name in one if name.startswith(("net.", "generator."))]
+    moved = max(float((one[n] - start[n]).abs().max()) for n in names)
+    assert max(float((one[n] - two[n]).abs().max()) for n in names) < 1e-4 * moved
+
+
 @pytest.mark.parametrize("generator", ["small", "full"])
 def test_a_generator_has_probabilities_of_the_image_size(generator: str) -> None:
     for dims in (2, 3):
@@ -313,6 +442,8 @@ def test_a_small_generator_is_small() -> None:
         ({"context_classes": 0}, "context_classes=0"),
         ({"generator": "smal"}, "generator=smal"),
         ({"meta": "exakt"}, "meta=exakt"),
+        ({"lookahead_layers": "lats"}, "lookahead_layers=lats"),
+        ({"labels_from": "updatet"}, "labels_from=updatet"),
         ({"background": "mean"}, "background=mean"),
         ({"generator_every": 0}, "generator_every=0"),
         ({"lookahead_parts": 0}, "lookahead_parts=0"),

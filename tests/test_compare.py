@@ -24,9 +24,11 @@ import torch
 
 from contextseg.data import phantom
 from contextseg.data.check import check
+from contextseg.data.components import largest_component
 from contextseg.data.layouts import folds, open_dataset
 from contextseg.disk import lock_folder, read_json
 from contextseg.errors import ContextsegError
+from contextseg.evaluation.folders import evaluate_folders
 from contextseg.pipeline import run_pipeline
 from contextseg.provenance import provenance
 from contextseg.runs import Run
@@ -34,6 +36,7 @@ from contextseg.studies.compare import Comparison, compare, forecast
 from contextseg.studies.compare.cell import logged_evaluations, weights_digest
 from contextseg.studies.compare.comparison import _leaks
 from contextseg.studies.compare.pools import run_on_cluster
+from contextseg.volume import read_labels
 from grids import METHODS, TINY, grid
 
 torch.set_num_threads(1)
@@ -620,4 +623,58 @@ def test_a_forecast_of_what_is_done(tested: Comparison, data: Path) -> None:
 def test_an_unknown_metric_is_refused_before_anything_runs(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ContextsegError, match="fp_nearby: no such metric"):
         compare(grid(data, tmp_path / "out"), metrics=("dsc", "fp_nearby"))
+    assert not (tmp_path / "out").exists()
+
+
+# --- rows without training ------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_no_page")
+def test_other_definitions_and_post_processing_train_nothing(
+    tested: Comparison, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tested.folder, folder, symlinks=True)
+    before = files(folder / "runs")
+    asked = grid(data, folder, seeds=(0, 1))
+    first = METHODS[0].partition("=")[0]
+    result = compare(asked, convention="colab", largest_component=(first,))
+    assert files(folder / "runs") == before
+    assert result.folder == folder / "by-colab"
+    assert (folder / "table.csv").read_bytes() == tested.table.read_bytes()
+    assert "Metrics by the convention colab" in result.pages["test"].read_text(encoding="utf-8")
+    table, default = result.cases, tested.cases
+    assert set(table["convention"]) == {"colab"}
+    own = table[table["method"] != f"{first}-largest"]
+    assert list(own["case"]) == list(default["case"])
+    run, case = own["run"].iloc[0], own["case"].iloc[0]
+    expected = evaluate_folders(
+        Path(own["prediction_file"].iloc[0]).parent,
+        data / "labelsTs",
+        convention="colab",
+    )
+    pick = own[(own["run"] == run) & (own["case"] == case)].iloc[0]
+    row = expected[expected["case"] == case].iloc[0]
+    for metric in ("dsc", "nsd", "hd95_mm", "fp_near_ml"):
+        assert pick[metric] == pytest.approx(row[metric], nan_ok=True)
+    kept = table[table["method"] == f"{first}-largest"]
+    assert len(kept) == len(own) / 2
+    for part in kept.itertuples():
+        label = read_labels(part.prediction_file).array
+        source = own[(own["run"] == str(part.run).removesuffix("-largest"))]
+        whole = read_labels(source[source["case"] == part.case]["prediction_file"].iloc[0]).array
+        assert (label == largest_component(whole)[0]).all()
+    scored = files(folder / "scored")
+    compare(asked, convention="colab", largest_component=(first,))
+    assert files(folder / "scored") == scored
+
+
+def test_what_cannot_be_scored_again_is_refused(data: Path, tmp_path: Path) -> None:
+    asked = grid(data, tmp_path / "out")
+    with pytest.raises(ContextsegError, match="no such convention"):
+        compare(asked, convention="colap")
+    with pytest.raises(ContextsegError, match="no method of this comparison"):
+        compare(asked, largest_component=("nobody",))
+    with pytest.raises(ContextsegError, match="not scored again"):
+        compare(asked, convention="colab", others={"tool": tmp_path})
     assert not (tmp_path / "out").exists()

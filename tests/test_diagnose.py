@@ -26,6 +26,8 @@ from contextseg.methods.colab import CoLab
 from contextseg.methods.context import nearness
 from contextseg.metrics import evaluate_case
 from contextseg.pipeline import train_run
+from contextseg.predict import sliding_window
+from contextseg.predictor import sliding_window_arguments
 from contextseg.reports.contexts import CONTEXTS, TINT, _edges, panels
 from contextseg.reports.diagnosis import diagnosis_text
 from contextseg.runs import Run
@@ -38,13 +40,14 @@ from contextseg.studies.diagnose.arrays import (
     sample,
     sections,
 )
+from contextseg.studies.diagnose.choosing import evenly, measurable
 from contextseg.studies.diagnose.contexts import (
     ContextMaps,
     context_classes,
     context_history,
     context_maps,
 )
-from contextseg.studies.diagnose.diagnosis import TRAINING_CASES, _evenly, _measurable, diagnose
+from contextseg.studies.diagnose.diagnosis import TRAINING_CASES, diagnose
 from contextseg.studies.diagnose.measure import (
     BIN,
     FAR,
@@ -322,7 +325,11 @@ def test_what_cannot_be_diagnosed_is_refused(
     monkeypatch.setitem(METHODS, "known", Known)
     finished(tmp_path / "all", data, "known", fold=-1)
     with pytest.raises(ContextsegError, match=r"no validation cases \(fold -1\).*--fold 0"):
-        diagnose(tmp_path / "all")
+        diagnose(tmp_path / "all", cases="validation")
+    with pytest.raises(ContextsegError, match="there is no such case"):
+        diagnose(tmp_path / "all", cases="nobody")
+    with pytest.raises(ContextsegError, match="there are no such axes"):
+        diagnose(tmp_path / "all", axes="papers")
     with pytest.raises(ContextsegError, match="nothing to compare with"):
         diagnose(tmp_path / "all", 0)
     with pytest.raises(ContextsegError, match="there is no run"):
@@ -336,15 +343,15 @@ def test_cases_are_drawn_evenly_and_known_wholly(data: Path, tmp_path: Path) -> 
     run = Run(tmp_path, Settings(str(data), fold=0))
     run.use_plan(laws.plan(classes=2))
     cases = sorted(run.split[0], key=lambda case: case.name)
-    assert _evenly(cases[::-1], 2) == [cases[0], cases[-1]]
-    assert _evenly(cases, TRAINING_CASES) == cases
-    assert _evenly([], 3) == []
+    assert evenly(cases[::-1], 2) == [cases[0], cases[-1]]
+    assert evenly(cases, TRAINING_CASES) == cases
+    assert evenly([], 3) == []
     partly = [
         replace(cases[0], annotated=()),
         replace(cases[1], label=None),
         replace(cases[2], annotated=("bright",)),
     ]
-    assert _measurable(run, partly) == partly[2:]
+    assert measurable(run, partly) == partly[2:]
 
 
 def test_contexts_are_shown(tmp_path: Path, data: Path) -> None:
@@ -368,6 +375,57 @@ def test_contexts_are_shown(tmp_path: Path, data: Path) -> None:
             q = arrays[f"{plane}/q"]
             assert len(q) == 3
             assert np.abs(q.sum(0, dtype=int) - 255).max() <= 2  # each rounded to a whole number
+
+
+@pytest.mark.parametrize("cases", ["", "train", "test", "names"])
+def test_a_run_on_all_cases_shows_its_figures(tmp_path: Path, data: Path, cases: str) -> None:
+    """Without advice, of training cases, and of others that it never preprocessed."""
+    finished(tmp_path / "run", data, "colab", "context_classes=3", fold=-1)
+    run = Run.open(tmp_path / "run")
+    tested = [case.name for case in run.dataset.test]
+    asked = f"{run.split[0][0].name}, {tested[0]}" if cases == "names" else cases
+    diagnosis = diagnose(tmp_path / "run", 2, cases=asked, axes="paper" if cases else "deployed")
+    other = {"test": "test", "names": "chosen"}.get(cases, "training")
+    facts = diagnosis.facts
+    assert facts["advice"] is None
+    assert facts["splits"] == list(dict.fromkeys(["training", other]))
+    measured = [row["case"] for row in facts[other]["cases"]]
+    expected = {"test": tested, "names": asked.split(", ")}
+    assert measured == expected.get(cases, measured)
+    words = {"": "", "train": "-training-paper", "test": "-test-paper", "names": "-chosen-paper"}
+    assert diagnosis.page.name == f"diagnosis{words[cases]}.html"
+    assert "No advice" in str(diagnosis)
+    page = diagnosis.page.read_text(encoding="utf-8")
+    for heading in ("M", "Likeliest context", "Context predicted by the network"):
+        assert f"<figcaption>{heading}</figcaption>" in page
+    assert ("The axes are the paper" in page) == bool(cases)
+    assert "Intensity by context class" in page
+    with np.load(diagnosis.page.with_suffix(".npz")) as arrays:
+        predicted = arrays["axial/predicted"].astype(int)
+    assert len(predicted) == 3
+    assert np.abs(predicted.sum(0) - 255).max() <= 2
+
+
+def test_the_paper_s_axes_are_the_largest_other_logit(tmp_path: Path, data: Path) -> None:
+    """Counts of one case by hand, from the logits of all channels."""
+    finished(tmp_path / "run", data, "colab", "context_classes=3", fold=-1)
+    run = Run.open(tmp_path / "run")
+    method, name = run.finished(), run.split[0][0].name
+    (case,) = run.cached([run.split[0][0]])
+    image = run.image(case)
+    keywords = sliding_window_arguments(method, run.plan, run.settings.prediction)
+    slabs = sliding_window(method.context_logits, image, run.plan.patch_vox, **keywords)
+    z = torch.cat([part for _, _, part in slabs], 1).numpy()
+    classes = len(run.plan.classes)
+    others = np.concatenate([z[:1], z[classes:]]).max(0)
+    called = z[1:classes].max(0) > others
+    label = np.array(case.label)
+    row = diagnose(tmp_path / "run", 1, cases=name, axes="paper").facts["chosen"]["cases"][0]
+    assert row["fp_near"] + row["fp_far"] == int((called & (label == 0)).sum())
+    assert (row["tp"], row["fn"]) == (
+        int((called & (label > 0)).sum()),
+        int((~called & (label > 0)).sum()),
+    )
 
 
 # --- contexts -------------------------------------------------------------------------------------
@@ -419,7 +477,7 @@ def test_contexts_are_kept_as_they_are_learnt() -> None:
 
 def test_contexts_that_were_split_beforehand() -> None:
     run = laws.prepared("context", 3)
-    method = METHODS["context"](run, context="kmeans", context_classes=2)
+    method = METHODS["context"](run, context="kmeans", context_classes=2).eval()
     case = run.cached([c for c in run.split[0] if c.label])[0]
     maps = context_maps(run, method, case, run.image(case))
     assert maps
@@ -427,7 +485,7 @@ def test_contexts_that_were_split_beforehand() -> None:
     kept = np.load(next(run.folder.glob(f"context-1/{case.record.name}.npy")))
     assert (maps.q[1] == (kept == len(run.plan.classes))).all()
     assert (maps.q.sum(0) == 1).all()
-    dilated = METHODS["context"](run, context="dilated", margin=2.0, tau=1.0)
+    dilated = METHODS["context"](run, context="dilated", margin=2.0, tau=1.0).eval()
     near = context_maps(run, dilated, case, run.image(case))
     assert near
     vox = torch.from_numpy(distance_transform_edt(np.array(case.label) <= 0)).float()

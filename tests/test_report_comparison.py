@@ -474,15 +474,15 @@ def test_marked_methods_bear_a_dagger(tmp_path):
 
 
 def test_a_comparison_leaves_its_page(tmp_path):
-    from contextseg.studies.compare.comparison import _write_results
     from contextseg.studies.compare.grid import Grid
+    from contextseg.studies.compare.written import write_comparison_tables
 
     grid = Grid("data", tmp_path, ("plain", "wide"))
     (tmp_path / "comparison.json").write_text(
         json.dumps({"provenance": {"python": "3.11.7"}}), encoding="utf-8"
     )
     data = SimpleNamespace(name="organs", test=(), train=(), ignore=None, region_values=dict)
-    made = _write_results(grid, data, [several(("plain", "wide"))])  # type: ignore[arg-type]
+    made = write_comparison_tables(grid, data, [several(("plain", "wide"))])  # type: ignore[arg-type]
     assert made.report == tmp_path / "report.html"
     text = made.report.read_text(encoding="utf-8")
     assert "<h1>organs: 2 methods compared</h1>" in text

@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import laws
 from contextseg.cli import app
 from contextseg.data import phantom
 from contextseg.data.check import check
@@ -23,21 +24,17 @@ from contextseg.data.masks import read_masks
 from contextseg.data.topology import topology
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
+from contextseg.methods.colab import CoLab, Generator
 from contextseg.settings import Settings
 from contextseg.studies.compare import Grid, parse_grid
+from contextseg.studies.compare.grid import method_settings
 from contextseg.studies.reproduce import REPRODUCTIONS, Reproduction, reproduce
 from contextseg.studies.reproduce import arrange as arranging
 from contextseg.studies.reproduce.arrange import arrange, split_cases
-from contextseg.studies.reproduce.command import (
-    SEEDS,
-    beside_published,
-    command_line,
-    method_rows,
-    paper_settings,
-    roi_words,
-    select_rows,
-)
+from contextseg.studies.reproduce.beside import beside_csv, beside_published, departures
+from contextseg.studies.reproduce.command import SEEDS, command_line, paper_settings, roi_words
 from contextseg.studies.reproduce.find import DownloadedCase, find_cases
+from contextseg.studies.reproduce.rows import PAPER_COLAB, method_rows, select_rows
 from contextseg.studies.reproduce.table import ROWS, find_reproduction
 from contextseg.volume import read, read_labels, write
 from downloads import DOWNLOADS, NO_TUMOUR, atlas, atlas_r12, case, colon, kits, lits, vs
@@ -367,16 +364,36 @@ def test_other_cases_need_another_folder(tmp_path: Path) -> None:
 # --- the command, and what comes of it ------------------------------------------------------------
 
 
+PAPER = (
+    "generator=full,generator_lr=0.0003,generator_every=1,lookahead_items=1,lookahead_parts=1,"
+    "lookahead_layers=all,labels_from=updated,background=max"
+)
+
+
 def test_rows() -> None:
     rows = method_rows(REPRODUCTIONS["atlas"], {"predicted": "/masks"})
     assert rows["none"] == "none=supervised"
-    assert rows["kmeans"] == "kmeans=context:context=kmeans,context_classes=6"
-    assert rows["predicted"] == "predicted=context:context=anatomy,masks=/masks"
-    assert set(rows) == {*ROWS} - {"anatomy"}
-    assert select_rows(rows, "CoLab-4, none") == [
-        "CoLab-4=colab:context_classes=4,generator_lr=0.0003",
+    assert rows["kmeans"] == "kmeans=context:context=kmeans,context_classes=6,background=max"
+    masks = "context=anatomy,masks=/masks,background=max"
+    assert rows["predicted"] == f"predicted=context:{masks}"
+    fast = {f"CoLab-{t}-fast" for t in (2, 4, 6)}
+    assert set(rows) == ({*ROWS} | fast) - {"anatomy"}
+    assert select_rows(rows, "CoLab-4, none").methods == (
+        f"CoLab-4=colab:context_classes=4,{PAPER}",
         "none=supervised",
-    ]
+    )
+    everything = select_rows(rows, "")
+    assert len(everything.methods) == 7
+    assert everything.largest == ("none",)
+    assert not any("fast" in method for method in everything.methods)
+    assert select_rows(rows, "CoLab-2-fast").methods == ("CoLab-2-fast=colab:context_classes=2",)
+    assert select_rows(rows, "none-largest").methods == ("none=supervised",)
+    own = select_rows(rows, "every5=CoLab-2:generator_every=5,patch_vox=8,8,8; w=none:lr=1")
+    assert own.methods[0].endswith("background=max,generator_every=5,patch_vox=8,8,8")
+    assert own.methods[1] == "w=supervised:lr=1"
+    for wrong in ("CoLab-2:lr=1", "none=CoLab-2", "none=CoLab-2:lr=1"):
+        with pytest.raises(ContextsegError, match="not the paper's row"):
+            select_rows(rows, wrong)
     with pytest.raises(ContextsegError, match="did you mean CoLab-"):
         select_rows(rows, "CoLab-3")
     with pytest.raises(ContextsegError, match="a comma or a semicolon"):
@@ -387,6 +404,42 @@ def test_rows() -> None:
         paper_settings(REPRODUCTIONS["lits"], 0)
 
 
+def test_colab_is_the_paper_s() -> None:
+    """g of f's size, in every step, all of the batch, trained f after g; argmax of all channels."""
+    for t in (2, 4, 6):
+        word = method_rows(REPRODUCTIONS["lits"])[f"CoLab-{t}"]
+        arguments = method_settings(word, "data", paper_settings(REPRODUCTIONS["lits"])).arguments
+        method = CoLab(laws.plan(), **arguments)
+        full = Generator(laws.plan(), t, "full")
+        assert [p.shape for p in method.generator.parameters()] == [
+            p.shape for p in full.parameters()
+        ]
+        assert (method.every, method.turns, method.parts) == (1, 1, 1)
+        assert (method.last, method.relabels, method.background) == (False, True, "max")
+        assert method.optimizers(0.01)["generator"].param_groups[0]["lr"] == 3e-4
+        assert arguments.keys() == {*PAPER_COLAB, "context_classes"}
+
+
+def test_what_is_not_the_paper_s_is_a_trial() -> None:
+    reproduction = REPRODUCTIONS["lits"]
+    rows, words = method_rows(reproduction), paper_settings(reproduction)
+    paper = select_rows(rows, "").methods
+
+    def of(methods: tuple[str, ...], *more: str, seeds: str = SEEDS, counts: object = None) -> str:
+        grid = parse_grid("data", "out", list(methods), seeds, settings=[*words, *more])
+        return "; ".join(departures(grid, rows, words, SEEDS, counts))
+
+    assert of(paper) == ""
+    assert of(paper, "device=cpu", "save_every=7", "windows=1") == ""
+    assert of((*paper, "mine=colab:generator_every=5")) == ""  # no published number beside it
+    assert of(paper, "steps=20") == "steps 20 instead of 200000"
+    assert of(paper, "base_width=8") == "base_width 8 instead of 30"
+    assert of(paper, seeds="0") == "seeds 0 instead of 0, 1"
+    assert of(paper, counts=((5, 2), (83, 35))) == "5 + 2 cases instead of 83 + 35"
+    other = ("CoLab-2=colab:context_classes=2",)
+    assert "generator the default instead of full" in of(other)
+
+
 @ALL
 def test_the_printed_command_asks_for_what_run_does(
     reproduction: Reproduction, monkeypatch: pytest.MonkeyPatch
@@ -395,17 +448,21 @@ def test_the_printed_command_asks_for_what_run_does(
     monkeypatch.setattr(
         "contextseg.studies.compare.forecast", lambda grid, **_: grids.append(grid) or ""
     )
-    methods, words = list(method_rows(reproduction).values()), paper_settings(reproduction)
+    rows, words = select_rows(method_rows(reproduction), ""), paper_settings(reproduction)
     printed = shlex.split(
-        command_line(reproduction, "data", "out it is", methods, words).replace("\\\n", "")
+        command_line(reproduction, "data", "out it is", rows, words).replace("\\\n", "")
     )  # as a shell does
     result = CliRunner().invoke(app, [*printed[1:], "--dry-run"])
     assert result.exit_code == 0, result.output
     assert grids == [
-        parse_grid("data", "out it is", methods, SEEDS, settings=words, roi=roi_words(reproduction))
+        parse_grid(
+            "data", "out it is", rows.methods, SEEDS, settings=words, roi=roi_words(reproduction)
+        )
     ]
     assert grids[0].roi == {"lits": ("tumour",), "kits": ("tumour",)}.get(reproduction.name, ())
     assert len(grids[0].methods) == 6
+    assert printed[printed.index("--convention") + 1] == "colab"
+    assert printed[printed.index("--largest-component") + 1] == "none"
 
 
 def test_results_stand_beside_the_published_ones() -> None:
@@ -422,6 +479,22 @@ def test_results_stand_beside_the_published_ones() -> None:
     ours = 100 * ((0.2 + 0.4 + 0.9) / 3 + 0.7) / 2
     assert f"| none | 54.4 | 58.8 | 58.9 | 111.1 | {ours:.1f} | 50.0 | 25.0 | 12.3 |" in page
     assert "| CoLab-2 | 62.5 | 62.8 | 67.3 | 69.4 | - | - | - | - |" in page
+    assert "measured here, by this library's definitions" in page
+    assert "trial" not in page
+    trial = ["steps 20 instead of 200000"]
+    page = beside_published(
+        REPRODUCTIONS["lits"], table.assign(convention="colab", method="none-largest"), trial
+    )
+    assert page.startswith("**A trial, not the paper's setting: steps 20 instead of 200000.**")
+    assert "| DSC, a trial here |" in page
+    assert "by the convention colab" in page
+    assert f"| none, largest component | - | - | - | - | {ours:.1f} |" in page
+    lines = beside_csv(REPRODUCTIONS["lits"], table, trial).splitlines()
+    assert lines[0] == "class,row,metric,published,here,convention,trial"
+    assert lines[1] == (
+        f"tumour,none,DSC,54.4,{ours:.4f},this library's definitions,steps 20 instead of 200000"
+    )
+    assert lines[5].startswith("tumour,kmeans,DSC,61.4,,")
 
 
 def test_one_command_from_a_download_to_results(
@@ -440,21 +513,30 @@ def test_one_command_from_a_download_to_results(
     assert "contextseg compare" in printed.output
     assert "--roi tumour" in printed.output
     assert "--methods none=supervised" in printed.output
-    assert "colab" not in printed.output
+    assert "=colab" not in printed.output
     assert "The paper has 83 and 35" in printed.output
     assert "1 (no tumour in its label)" in printed.output
     assert not (out / "compared").exists()
     ran = CliRunner().invoke(app, [*words, "--run"])
     assert ran.exit_code == 0, ran.output
-    table = pd.read_csv(out / "compared" / "table.csv")
+    table = pd.read_csv(out / "compared" / "by-colab" / "table.csv")
+    assert set(table["convention"]) == {"colab"}
     assert set(table["class"]) == {"tumour"}
     assert set(table["case"]) == {"lits_090", "lits_130"}
     assert set(table["seed"]) == {0, 1}
     assert f"| none | 54.4 | 58.8 | 58.9 | 111.1 | {100 * table['dsc'].mean():.1f} |" in ran.output
+    note = "A trial, not the paper's setting: steps 2 instead of 200000"
+    assert note in ran.output
+    assert "3 + 2 cases instead of 83 + 35" in ran.output
+    for name in ("test.md", "test.tex", "report.html", "beside.md", "beside.csv"):
+        text = (out / "compared" / "by-colab" / name).read_text(encoding="utf-8")
+        assert "steps 2 instead of 200000" in text, name
     times = {path: path.stat().st_mtime_ns for path in out.rglob("model.pt")}
     assert len(times) == 2
     again = CliRunner().invoke(app, words)
-    assert (out / "compared" / "beside.md").read_text(encoding="utf-8") in again.output + "\n"
+    assert (out / "compared" / "by-colab" / "beside.md").read_text(
+        encoding="utf-8"
+    ) in again.output + "\n"
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("model.pt")}
 
 

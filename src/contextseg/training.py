@@ -77,17 +77,14 @@ class Training:
         for name in ("steps", "clip", "save_every", "log_every", "check_batches"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                raise ContextsegError(
-                    f"{name}={value}", "not a positive number", f"give {name} above 0"
-                )
+                what = "not a positive number"
+                raise ContextsegError(f"{name}={value}", what, f"give {name} above 0")
         if not 0 <= self.lr < math.inf:
-            raise ContextsegError(
-                f"lr={self.lr}", "not a rate", "give lr above 0; 0 is the default"
-            )
+            remedy = "give lr above 0; 0 is the default"
+            raise ContextsegError(f"lr={self.lr}", "not a rate", remedy)
         if self.check_every < 0:
-            raise ContextsegError(
-                f"check_every={self.check_every}", "a negative number", "give 0, for never, or more"
-            )
+            where = f"check_every={self.check_every}"
+            raise ContextsegError(where, "a negative number", "give 0, for never, or more")
         if self.keep not in KEPT:
             remedy = did_you_mean(self.keep, KEPT)
             raise ContextsegError(f"keep={self.keep}", "there are no such weights", remedy)
@@ -98,6 +95,9 @@ class Training:
 
 class Trainable(Protocol):
     """What the loop needs of a method; every `methods.Method` offers it."""
+
+    relabels: bool
+    """Whether a step takes the loss again after its `lookahead`, with what that has moved."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The loss terms of a batch by name; the loop descends their sum.
@@ -326,7 +326,11 @@ def training_step(
     """
     terms = _backward(state, batch, share)
     trained = _average_gradients(state, batch.image.device)
-    _step_ahead(state, batch, training, lr, share)
+    moved = _step_ahead(state, batch, training, lr, share)
+    if moved and state.method.relabels:
+        state.scaler.update()  # each backward pass is unscaled once
+        terms = _backward(state, batch, share)
+        trained = _average_gradients(state, batch.image.device)
     for name in trained:
         nn.utils.clip_grad_norm_(state.parameters(name), training.clip)
         state.scaler.step(state.optimizers[name])
@@ -369,8 +373,8 @@ def _average_gradients(state: TrainingState, device: torch.device) -> list[str]:
 
 def _step_ahead(
     state: TrainingState, batch: Batch, training: Training, lr: float, share: float
-) -> None:
-    """Step the optimisers whose gradients a method's `lookahead` gives."""
+) -> bool:
+    """Step the optimisers whose gradients a method's `lookahead` gives; whether one was due."""
 
     def mean(values: list[Tensor]) -> None:
         for value in values:
@@ -389,6 +393,7 @@ def _step_ahead(
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(parameters, training.clip)
         state.optimizers[name].step()
+    return bool(gradients_of)
 
 
 # --- state ----------------------------------------------------------------------------------------
@@ -493,9 +498,8 @@ class TrainingState:
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(content["optimizers"][name])
         except (RuntimeError, KeyError, EOFError, ValueError) as error:
-            raise ContextsegError(
-                path, f"this checkpoint cannot be used ({error})", "delete the file to start again"
-            ) from error
+            what = f"this checkpoint cannot be used ({error})"
+            raise ContextsegError(path, what, "delete the file to start again") from error
 
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
@@ -552,11 +556,9 @@ class _Log:
         state.sums = {}
         state.count = 0
         if not all(map(math.isfinite, means.values())):
-            raise ContextsegError(
-                self.folder,
-                f"the loss is not finite at step {state.step} ({means})",
-                "lower lr (--set lr=0.001), or check the data set",
-            )
+            what = f"the loss is not finite at step {state.step} ({means})"
+            remedy = "lower lr (--set lr=0.001), or check the data set"
+            raise ContextsegError(self.folder, what, remedy)
         self.latest = means
         self.write("train", means, lr=lr)
 
@@ -592,9 +594,8 @@ def _tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ContextsegError(
-            "tensorboard=true", "TensorBoard is not installed", "pip install 'contextseg[track]'"
-        ) from error
+        what, remedy = "TensorBoard is not installed", "pip install 'contextseg[track]'"
+        raise ContextsegError("tensorboard=true", what, remedy) from error
     return SummaryWriter(str(folder / "tensorboard"))
 
 

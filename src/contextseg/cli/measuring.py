@@ -132,6 +132,20 @@ def compare(
     other: Other = [],  # noqa: B006
     test: Test = True,
     metrics: Annotated[str, typer.Option(help="What is shown and tested.")] = "dsc,nsd,hd95_mm",
+    convention: Annotated[
+        str,
+        typer.Option(
+            help="Whose definitions, such as colab (docs/measuring.md): OUTPUT/by-NAME; nothing "
+            "is trained again."
+        ),
+    ] = "default",
+    largest_component: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="A further row: this method's predictions, the largest component alone.",
+        ),
+    ] = [],  # noqa: B006
     dry_run: DryRun = False,
 ) -> None:
     """Train, predict and score a grid of runs, and test the differences.
@@ -160,6 +174,8 @@ def compare(
         cluster_set=named("--cluster-set", cluster_set),
         other=named("--other", other),
         metrics=listed(metrics),
+        convention=convention,
+        largest_component=largest_component,
         **settings(set_, studies.compare),
     )
     typer.echo(str(comparison))

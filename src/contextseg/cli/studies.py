@@ -15,14 +15,29 @@ from contextseg.studies import api as studies
 def diagnose(
     run: Annotated[
         Path,
-        typer.Argument(help="The folder of a finished run that kept validation cases (--fold 0)."),
+        typer.Argument(help="The folder of a finished run; advice takes one with --fold 0."),
     ],
     training_cases: Annotated[
         int, typer.Option(help="How many training cases to compare with.")
     ] = 8,
+    cases: Annotated[
+        str,
+        typer.Option(
+            metavar="train|validation|test|NAMES",
+            help="What to show beside training cases; default: validation, or train where none "
+            "were kept.",
+        ),
+    ] = "",
+    axes: Annotated[
+        str,
+        typer.Option(
+            help="deployed: logits that predict; paper: the ROI's against the largest other."
+        ),
+    ] = "deployed",
 ) -> None:
-    """Would context labels help? False positives and logits on validation and training cases."""
-    typer.echo(str(studies.diagnose(run, training_cases=training_cases)))
+    """Would context labels help? False positives and logits on unseen and training cases."""
+    result = studies.diagnose(run, training_cases=training_cases, cases=cases, axes=axes)
+    typer.echo(str(result))
 
 
 def reproduce(
@@ -39,7 +54,12 @@ def reproduce(
         bool, typer.Option("--run", help="Start the comparison; else its command is printed.")
     ] = False,
     rows: Annotated[
-        str, typer.Option(help="Rows of the paper's table, such as none,CoLab-2; default: all.")
+        str,
+        typer.Option(
+            help="Rows of the paper's table, such as none,CoLab-2; default: the paper's. "
+            "CoLab-2-fast is our default; 'new=CoLab-2:generator_every=5; none' gives a row "
+            "settings."
+        ),
     ] = "",
     masks: Annotated[
         list[str],
@@ -64,6 +84,9 @@ def reproduce(
         bool,
         typer.Option("--trial", help="Of cmunet: two epochs and one seed, to see that it works."),
     ] = False,
+    convention: Annotated[
+        str, typer.Option(help="Whose definitions of the metrics; default: the paper's.")
+    ] = "colab",
     set_: Set = [],  # noqa: B006
 ) -> None:
     """From a download to the tables of the CoLab paper: six data sets, one command each.
@@ -83,6 +106,7 @@ def reproduce(
         epochs=epochs,
         seeds=seeds,
         trial=trial,
+        convention=convention,
         **settings(set_, studies.reproduce),
     )
     typer.echo(str(result))

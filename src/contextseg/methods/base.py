@@ -78,6 +78,9 @@ class Method(nn.Module, abc.ABC):
     guided = False
     """Whether a scan is segmented from labels of its own; then `predict` is not offered."""
 
+    relabels: bool = False
+    """Whether a step takes the loss again after its look-ahead, with what that has moved."""
+
     maps: Maps | None = None
     """What computes `Batch.maps` from the label of a whole case, once a case; None for no maps."""
 

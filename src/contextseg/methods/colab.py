@@ -251,6 +251,12 @@ def finite_product(
     return (values[0] - values[1]) / (2 * r)
 
 
+LAYERS = ("all", "last")
+"""Through which layers of f a look-ahead goes: all of them, or the decoder's last level."""
+
+LABELS_FROM = ("updated", "current")
+"""Whose labels train f in a step that looks ahead: g's after its own step, or before it."""
+
 PRODUCTS = {"exact": exact_product, "finite": finite_product}
 """Ways to the meta-gradient, by name."""
 
@@ -264,6 +270,7 @@ def meta_gradient(
     mean: Mean = lambda values: None,
     product: str = "exact",
     loss: Loss = dice_ce,
+    features: Tensor | None = None,
 ) -> list[Tensor]:
     """The gradient of L_ROI(theta*) in the generator's parameters, over lr (CoLab, Eq. 12 to 15).
 
@@ -280,15 +287,16 @@ def meta_gradient(
         mean: Replaces means over this process's items by means over all processes' items, in place.
         product: "exact" or "finite".
         loss: The loss of `context_loss` that the net is trained with.
+        features: What `net` is applied to, where it is the last level of f alone, (B, C', *S').
+            None: the image.
 
     Returns:
         One tensor for each parameter of `generator`; zeros where the batch is empty.
     """
     star = stepped(net, lr)
+    x = batch.image if features is None else features
     if len(batch):
-        v = roi_gradient(
-            net, star, batch.image, lambda z: roi_loss(z, batch.label, batch.annotated)
-        )
+        v = roi_gradient(net, star, x, lambda z: roi_loss(z, batch.label, batch.annotated))
     else:
         v = [torch.zeros_like(weight) for weight in star.values()]
     mean(v)
@@ -300,7 +308,8 @@ def meta_gradient(
     )
     # Forward mode has no mixed precision.
     with torch.autocast(batch.image.device.type, enabled=False):
-        value = PRODUCTS[product](net, v, batch.image, generator(batch.image).softmax(1), seg_loss)
+        q = generator(batch.image).softmax(1)
+        value = PRODUCTS[product](net, v, x.to(batch.image.dtype), q, seg_loss)
     return [-g for g in torch.autograd.grad(value, parameters)]
 
 
@@ -388,10 +397,11 @@ WATCHED = {0: 0, **{10**n: n + 1 for n in range(7)}}
 class CoLab(Method):
     """Context classes learnt together with the segmentation (Li et al., IEEE TMI 2023).
 
-    Unlike in the paper, g is small and looks ahead in every second step with a part of the batch,
-    and its gradient needs no second-order graph; `generator="full"`, `generator_every=1`,
-    `lookahead_items=1`, `lookahead_parts=1` and `background="max"` are the paper's. docs/colab.md
-    says what we decided.
+    The defaults are ours, and no numbers of theirs are the paper's: g is small and looks ahead in
+    every second step with a part of the batch, which is cheap, and a biased estimate of the
+    gradient (docs/colab.md says how near it comes). The paper's are `generator="full"`,
+    `generator_lr=3e-4`, `generator_every=1`, `lookahead_items=1`, `lookahead_parts=1`,
+    `labels_from="updated"` and `background="max"`, as `contextseg reproduce` gives them.
 
     Args:
         plan: The plan.
@@ -407,7 +417,13 @@ class CoLab(Method):
         lookahead_parts: Into how many parts each axis of the patch is cut, of which a look-ahead
             has one, in turn; 1 for the whole patch. No part is smaller than 16 voxels along an
             axis.
+        lookahead_layers: Through which layers of f a look-ahead goes: "all", as in the paper, or
+            "last", the decoder's last level alone, whose input f's own pass has left; then it has
+            the whole patch. For the U-Nets.
         meta: "exact", or "finite", the authors' difference quotient.
+        labels_from: Whose labels train f in a step that looks ahead: "updated", those of g after
+            its step, as in the paper's Algorithm 1, which takes f's gradient a second time; or
+            "current", those of g before it.
         margin: Distance to the ROI up to which M is 1, in `distance_unit` (see `nearness`).
         tau: Decay length of M beyond the margin, in `distance_unit`.
         distance_unit: "vox", as in the paper, or "mm".
@@ -442,7 +458,9 @@ class CoLab(Method):
         generator_every: int = 2,
         lookahead_items: int = 2,
         lookahead_parts: int = 2,
+        lookahead_layers: str = "all",
         meta: str = "exact",
+        labels_from: str = "current",
         margin: float = 30.0,
         tau: float = 20.0,
         distance_unit: str = "vox",
@@ -467,10 +485,17 @@ class CoLab(Method):
                 "there is no such way to the meta-gradient",
                 did_you_mean(meta, PRODUCTS),
             )
+        if labels_from not in LABELS_FROM:
+            raise ContextsegError(
+                f"labels_from={labels_from}",
+                "there is no such order of the two steps",
+                did_you_mean(labels_from, LABELS_FROM),
+            )
         self.classes = len(plan.classes)
         self.context_classes = context_classes
         self.background = background
         self.optimizer = optimizer
+        self.relabels = labels_from == "updated"
         outputs = self.classes + context_classes - 1
         self.loss = loss_of(plan, loss, class_weights, outputs)
         # A look-ahead has a part of the batch alone, and pools no Dice.
@@ -483,6 +508,9 @@ class CoLab(Method):
         self.generator_lr = generator_lr
         self.start_weights = {"net": weights}
         self.net = build_net(net, plan, outputs)
+        self.last = lookahead_layers == "last" and context_classes > 1
+        self._last_input: Tensor | None = None
+        self._check_layers(net, lookahead_layers)
         self.generator = (
             Generator(plan, context_classes, generator) if context_classes > 1 else None
         )
@@ -494,6 +522,19 @@ class CoLab(Method):
             )
             kept = (len(WATCHED), context_classes, *plan.patch_vox[-2:])
             self.register_buffer("snapshots", torch.zeros(kept, dtype=torch.float16))
+
+    def _check_layers(self, net: str, lookahead_layers: str) -> None:
+        """Raise `ContextsegError` for layers that a look-ahead cannot go through."""
+        where = f"lookahead_layers={lookahead_layers}"
+        if lookahead_layers not in LAYERS:
+            remedy = did_you_mean(lookahead_layers, LAYERS)
+            raise ContextsegError(where, "there are no such layers", remedy)
+        if self.last and not hasattr(self.net, "last_level"):
+            what = f"the network {net} does not say which of its layers are the last level"
+            raise ContextsegError(where, what, "give lookahead_layers=all, or net=unet")
+        if self.last and self.parts > 1:
+            what = f"lookahead_parts={self.parts}, but the last level has the whole patch"
+            raise ContextsegError(where, what, "give lookahead_parts=1")
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
         """The optimiser that was asked for, for f; Adam for g."""
@@ -517,7 +558,16 @@ class CoLab(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """One term, "seg"."""
-        outputs = self.net(batch.image)
+        if self.last and self.training:
+            net: Any = self.net
+            if not hasattr(net, "with_last_input"):  # another was put in its place
+                what = f"{type(net).__name__} does not say which of its layers are the last level"
+                where = "lookahead_layers=last"
+                raise ContextsegError(where, what, "give lookahead_layers=all")
+            outputs, last = net.with_last_input(batch.image)
+            self._last_input = last.detach()
+        else:
+            outputs = self.net(batch.image)
         if self.generator is None:
             return {"seg": deep(self.loss, outputs, batch.label, batch.annotated)}
         q = self.contexts_of(batch.image)
@@ -531,7 +581,8 @@ class CoLab(Method):
         if self.generator is None or step % self.every:
             return {}
         turn = step // self.every
-        part = piece(self._in_turn(batch, turn), turn // self.turns, self.parts)
+        mine = self._in_turn(batch, turn)
+        part = piece(batch.only(mine), turn // self.turns, self.parts)
         share = len(part) / max(len(batch), 1)
 
         def over_all(values: list[Tensor]) -> None:
@@ -540,10 +591,19 @@ class CoLab(Method):
             mean(values)
 
         near = self.near(distances(part))
+        net: Any = self.net
+        weight, features = 1.0, None
+        if self.last:
+            weight = deep_weights(len(net.heads) if net.deep else 1)[0]
+            net = net.last_level(batch.image.shape[2:])
+            if len(part):
+                assert self._last_input is not None
+                features = self._last_input[mine]
+            self._last_input = None
         gradient = meta_gradient(
-            self.net, self.generator, part, near, lr, over_all, self.meta, self.lookahead_loss
+            net, self.generator, part, near, lr, over_all, self.meta, self.lookahead_loss, features
         )
-        return {"generator": [g * share for g in gradient]}
+        return {"generator": [g * share * weight for g in gradient]}
 
     def _watch(self, image: Tensor, step: int) -> None:
         """Keep q of the middle slice of the first item of the first batch."""
@@ -552,11 +612,11 @@ class CoLab(Method):
         q = self.contexts_of(self.watched.to(image.dtype))[0]
         self.snapshots[WATCHED[step]] = q if q.ndim == 3 else q[:, q.shape[1] // 2]
 
-    def _in_turn(self, batch: Batch, n: int) -> Batch:
-        """The items of the `n`th look-ahead: every `turns`-th of those of all ranks."""
+    def _in_turn(self, batch: Batch, n: int) -> Tensor:
+        """Which items the `n`th look-ahead has, (B,) bool: every `turns`-th of all ranks'."""
         rank, world = ranks()
         places = torch.arange(len(batch), device=batch.image.device) * world + rank
-        return batch.only((places - n) % self.turns == 0)
+        return (places - n) % self.turns == 0
 
     def predict(self, image: Tensor) -> Tensor:
         """The logits, context classes folded into the background."""

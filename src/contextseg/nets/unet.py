@@ -124,6 +124,18 @@ class _UShape(nn.Module):
 
         In training with `deep` a list, level i of size ceil(S / its stride).
         """
+        return self.with_last_input(x)[0]
+
+    def with_last_input(self, x: Tensor) -> tuple[Tensor | list[Tensor], Tensor]:
+        """The logits, and what the decoder's last level makes the finest of them from.
+
+        Args:
+            x: (B, C, *S).
+
+        Returns:
+            As `forward`; and (B, C', *S'), S' being S padded for the network: what `last_level`
+            takes.
+        """
         size = x.shape[2:]
         x = padded(x, self.reach[-1])
         skips = []
@@ -131,15 +143,46 @@ class _UShape(nn.Module):
             x = stage(x)
             skips.append(x)
         levels = [skips.pop()]
+        last = levels[0]
         for up, merge in zip(self.ups, self.merges):
-            levels.append(merge(torch.cat([up(levels[-1]), skips.pop()], 1)))
+            last = torch.cat([up(levels[-1]), skips.pop()], 1)
+            levels.append(merge(last))
         several = self.training and self.deep
         outputs = []
         for head, level, reach in zip(
             self.heads if several else self.heads[:1], levels[::-1], self.reach
         ):
             outputs.append(head(level)[(..., *(slice(-(-n // r)) for n, r in zip(size, reach)))])
-        return outputs if several else outputs[0]
+        return outputs if several else outputs[0], last
+
+    def last_level(self, size: Axes) -> LastLevel:
+        """The decoder's last level and its head, with the network's own parameters.
+
+        Args:
+            size: S of the image.
+
+        Returns:
+            A module from what `with_last_input` gives to logits (B, K, *S). Of a network of one
+            level it is the head.
+        """
+        return LastLevel([*self.merges[-1:], self.heads[0]], size)
+
+
+class LastLevel(nn.Sequential):
+    """The end of a network, whose logits are cropped to the size of the image.
+
+    Args:
+        layers: The layers, in order.
+        size: S of the image.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], size: Axes) -> None:
+        super().__init__(*layers)
+        self.size = tuple(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C', *S') to logits (B, K, *S)."""
+        return super().forward(x)[(..., *(slice(n) for n in self.size))]
 
 
 class UNet(_UShape):

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 DiagnosisArrays = Mapping[str, np.ndarray]
 DiagnosisFacts = Mapping[str, Any]
-DIAGNOSIS_SPLITS = {"training": "Training cases", "validation": "Validation cases"}
+DIAGNOSIS_SPLITS = {
+    "training": "Training cases",
+    "validation": "Validation cases",
+    "test": "Test cases",
+    "chosen": "Chosen cases",
+}
 TISSUE_TITLES = {
     "roi": "ROI",
     "near": f"Background within {NEAR_MM:g} mm",
@@ -39,9 +44,22 @@ CONTEXTS = (
     "#999999",
     "#56B4E9",
 )  # Okabe and Ito's
+BARS = (("", PALE), ("////", "#a9cfe6"))  # hatch and colour of the first and the second split
 SOFT = 6  # with more contexts than this, their probabilities are not shown one by one
 TINT = 0.55
 _BINS = 80  # in a chart, of the finer ones that were counted
+
+
+def shown_splits(facts: DiagnosisFacts) -> dict[str, str]:
+    """The splits of a diagnosis, training cases first.
+
+    Args:
+        facts: The facts of a diagnosis.
+
+    Returns:
+        Their names and titles.
+    """
+    return {name: DIAGNOSIS_SPLITS[name] for name in facts["splits"]}
 
 
 # --- logits ---------------------------------------------------------------------------------------
@@ -60,13 +78,13 @@ def logit_charts(facts: DiagnosisFacts, arrays: DiagnosisArrays) -> dict[str, by
     rows = np.concatenate(
         [
             arrays[f"{split}/{tissue}/pairs"][:, :2]
-            for split in DIAGNOSIS_SPLITS
+            for split in facts["splits"]
             for tissue in TISSUE_TITLES
         ]
     )
     grids = [_edges(rows[:, axis]) for axis in (0, 1)]
     charts = {}
-    for split, title in DIAGNOSIS_SPLITS.items():
+    for split, title in shown_splits(facts).items():
         draw = partial(_logits, facts, arrays, split, title, grids)
         charts[f"Logits of {title.lower()}"] = chart(draw, 4.6, (1, 1))
     charts["Margins"] = chart(partial(_margins, facts, arrays), 4.6, (1, 1, 1))
@@ -89,6 +107,7 @@ def _logits(
     *rows: Axes,
 ) -> None:
     """Background above, ROI below: where their voxels lie, darker for more (logarithmic)."""
+    deployed = facts.get("axes", "deployed") == "deployed"
     tissues = facts[split]["tissues"]
     x, y = grids
     left, right, low, high = (float(edge * facts["bin"]) for edge in (x[0], x[-1], y[0], y[-1]))
@@ -116,7 +135,7 @@ def _logits(
             title=f"{title}: {name}",
             xlim=(left, right),
             ylim=(low, high),
-            ylabel="logit of the ROI",
+            ylabel="logit of the ROI" if deployed else "largest logit of the ROI, z$_1$",
         )
     false = tissues["background"]["called"]
     missed = tissues["roi"]["n"] - tissues["roi"]["called"]
@@ -126,15 +145,15 @@ def _logits(
         axes.text(
             0.97, 0.95, words, transform=axes.transAxes, ha="right", va="top", fontsize=8, zorder=4
         )
-    rows[1].set_xlabel("logit of the background")
+    rows[1].set_xlabel("logit of the background" if deployed else "largest of the others, z$_i$")
 
 
 def _margins(facts: DiagnosisFacts, arrays: DiagnosisArrays, *rows: Axes) -> None:
     """Shares of the voxels of each tissue by margin, logarithmic, training dashed."""
-    known = {(s, t): arrays[f"{s}/{t}/margins"] for s in DIAGNOSIS_SPLITS for t in TISSUE_TITLES}
+    known = {(s, t): arrays[f"{s}/{t}/margins"] for s in facts["splits"] for t in TISSUE_TITLES}
     edges = _edges(np.concatenate([values[:, 0] for values in known.values()]))
     for axes, (tissue, title) in zip(rows, TISSUE_TITLES.items()):
-        for split, colour, style in (("training", BLUE, "--"), ("validation", ORANGE, "-")):
+        for split, colour, style in zip(facts["splits"], (BLUE, ORANGE), ("--", "-")):
             places, n = known[split, tissue].T
             counts = np.histogram(places, edges, weights=n)[0] / max(n.sum(), 1)
             if n.sum():
@@ -174,9 +193,7 @@ def overlap_chart(facts: DiagnosisFacts) -> bytes:
 
 def _overlap(facts: DiagnosisFacts, axes: Axes) -> None:
     names = {name: METRICS[name].title for name in (DSC, SEN, PRC)}
-    for shift, (split, hatch, colour) in zip(
-        (-0.2, 0.2), (("training", "", PALE), ("validation", "////", "#a9cfe6"))
-    ):
+    for shift, split, (hatch, colour) in zip((-0.2, 0.2), facts["splits"], BARS):
         for x, column in enumerate(names):
             mean = facts[split][column]["mean"]
             if mean is None:
@@ -230,9 +247,7 @@ def distance_chart(facts: DiagnosisFacts) -> bytes:
 def _distances(facts: DiagnosisFacts, axes: Axes) -> None:
     ends = [f"{mm:g}" for mm in facts["edges_mm"]]
     names = [f"{a}–{b}" for a, b in zip(["0", *ends], ends)] + [f"> {ends[-1]}"]
-    for shift, (split, hatch, colour) in zip(
-        (-0.2, 0.2), (("training", "", PALE), ("validation", "////", "#a9cfe6"))
-    ):
+    for shift, split, (hatch, colour) in zip((-0.2, 0.2), facts["splits"], BARS):
         ml = np.array(facts[split]["fp_ml_by_distance"]) / max(len(facts[split]["cases"]), 1)
         axes.bar(
             np.arange(len(ml)) + shift,
@@ -332,8 +347,9 @@ def colour_of(context: int) -> str:
 def panels(facts: DiagnosisFacts, arrays: DiagnosisArrays) -> dict[str, list[str]]:
     """The planes of the shown case as inline SVG.
 
-    The errors; M (Fig. 7); the likeliest context of each voxel and, of few, the probability of each
-    (Fig. 8). Colours lie on the background alone. The reference is outlined everywhere.
+    The errors; M (Fig. 7); the likeliest context of each voxel by g and, of few, the probability of
+    each; the likeliest by f itself (Fig. 8). Colours lie on the background alone. The reference is
+    outlined everywhere.
 
     Args:
         facts: The facts of a diagnosis.
@@ -355,7 +371,8 @@ def panels(facts: DiagnosisFacts, arrays: DiagnosisArrays) -> dict[str, list[str
 
 
 ERRORS = "Prediction"
-_KINDS = ("grey", "label", "called", "false", "near", "q")
+PREDICTED = "Context predicted by the network"
+_KINDS = ("grey", "label", "called", "false", "near", "q", "predicted")
 
 
 def _layers(part: DiagnosisArrays) -> dict[str, np.ndarray]:
@@ -376,6 +393,9 @@ def _layers(part: DiagnosisArrays) -> dict[str, np.ndarray]:
             1 if t == 2 else 0, t if t <= SOFT else 0
         ):  # of two, one probability tells both
             layers[f"Context {j + 1}"] = _tinted(part["grey"], scale[part["q"][j]], outside)
+    if "predicted" in part:
+        likeliest = _palette(len(part["predicted"]))[part["predicted"].argmax(0)]
+        layers[PREDICTED] = _tinted(part["grey"], likeliest, outside)
     return layers
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from contextseg.disk import write_text
 from contextseg.metrics import DSC, FP_FAR, FP_NEAR, METRICS, PRC, QUANTITIES, SEN
 from contextseg.reports.contexts import (
-    DIAGNOSIS_SPLITS,
     ERRORS,
+    PREDICTED,
     SOFT,
     TISSUE_TITLES,
     DiagnosisArrays,
@@ -24,6 +24,7 @@ from contextseg.reports.contexts import (
     logit_charts,
     overlap_chart,
     panels,
+    shown_splits,
 )
 from contextseg.reports.markup import (
     cards_html,
@@ -42,18 +43,18 @@ ALL = {**TISSUE_TITLES, "background": "All background"}
 OVERLAPS = (DSC, SEN, PRC)
 LOGITS = (
     "All ROI classes count as one. Margin: the largest logit of the ROI minus that of the "
-    "background, its context classes folded in; above 0 a voxel is called ROI. Mean ± standard "
-    "deviation over the voxels of all cases together. Shift: the mean on validation cases minus "
-    "that on training cases. The CoLab paper’s finding is that on unseen cases the margins of "
-    "background spread over the boundary, and those of the ROI less. In the charts each place "
-    "where a voxel lies is painted, darker for more voxels (logarithmic); above the dashed line "
-    "is called ROI."
+    "background (its context classes folded in as the run predicts, unless it says otherwise "
+    "below); above 0 a voxel is called ROI. Mean ± standard deviation over the voxels of all cases "
+    "together. Shift: the mean on the other cases minus that on training cases. The CoLab paper’s "
+    "finding is that on unseen cases the margins of background spread over the boundary, and those "
+    "of the ROI less. In the charts each place where a voxel lies is painted, darker for more "
+    "voxels (logarithmic); above the dashed line is called ROI."
 )
 RULE = (
     "The rule of thumb is the CoLab paper’s: context labels are for over-segmentation; two "
     "classes where false positives lie far from the ROI, four where they lie next to it. The "
     "thresholds are contextseg’s own (contextseg.studies.diagnose.advice). Everything was "
-    "measured on preprocessed cases, before any post-processing, and no test case was used."
+    "measured on preprocessed cases, before any post-processing."
 )
 CHARTS = (
     "Mean and standard deviation over cases, and each case. Beside it the mean volume of false "
@@ -67,8 +68,20 @@ NEARNESS = (
 CONTEXT = (
     "Colours lie on the background: the likeliest context of each voxel, and the probability of "
     "a context, from 0 (dark) to 1 (bright), at the end of the training. Shares and intensities "
-    "are those of background voxels in the body, of all validation cases, each counted by its "
+    "are those of background voxels in the body, of all these cases, each counted by its "
     "probability of the context in training."
+)
+OWN = (
+    f"“{PREDICTED}” is what f itself predicts: the likeliest of its context classes, ROI classes "
+    "left out (the paper’s Fig. 8 shows it on training cases: --cases train). "
+)
+NO_ADVICE = (
+    "No advice: it takes cases that the run kept for validation (--fold 0). Nothing may be chosen "
+    "by test cases, and training cases do not show what happens on others."
+)
+PAPER_AXES = (
+    "The axes are the paper’s: the largest logit of a ROI class against the largest of all other "
+    "channels, and what is called ROI beats each of them alone. The run predicts by "
 )
 LEARNING = (
     "The middle slice of the first training patch, as it was drawn (turned or mirrored, "
@@ -105,7 +118,7 @@ def write_diagnosis(
     sections = {
         "Advice": _cards(facts) + _advice(facts) + sentence(RULE),
         "Logits": _margin_table(facts)
-        + sentence(LOGITS)
+        + sentence(LOGITS + _axes(facts))
         + charts_html(logit_charts(facts, arrays)),
         "False positives": charts_html(charts) + sentence(CHARTS) + _cases(facts),
         "Contexts" if facts["context_classes"] > 1 else "A case": _pictures(facts, arrays),
@@ -124,36 +137,37 @@ def diagnosis_text(facts: DiagnosisFacts) -> str:
     Returns:
         The text.
     """
-    counted = " and ".join(f"{len(facts[split]['cases'])} {split}" for split in DIAGNOSIS_SPLITS)
+    counted = " and ".join(f"{len(facts[split]['cases'])} {split}" for split in facts["splits"])
     lines = [f"{facts['dataset']}, {facts['method']}: {counted} cases"]
 
     def block(heading: str, rows: Mapping[str, list[str]]) -> None:
-        lines.extend(["", f"{heading:36}" + "".join(f"{split:>24}" for split in DIAGNOSIS_SPLITS)])
+        lines.extend(["", f"{heading:36}" + "".join(f"{split:>24}" for split in facts["splits"])])
         lines.extend(
             f"  {name:34}" + "".join(f"{cell:>24}" for cell in cells)
             for name, cells in rows.items()
         )
 
     margins = {
-        name: [_mean_sd(facts[s]["tissues"][tissue], 2) for s in DIAGNOSIS_SPLITS]
+        name: [_mean_sd(facts[s]["tissues"][tissue], 2) for s in facts["splits"]]
         for tissue, name in ALL.items()
     }
     block("Margin, z_roi - z_background", margins)
     called = {
-        name: [_called(facts[s]["tissues"][tissue]) for s in DIAGNOSIS_SPLITS]
+        name: [_called(facts[s]["tissues"][tissue]) for s in facts["splits"]]
         for tissue, name in ALL.items()
     }
     block("Voxels called ROI", called)
     block(
         "Mean over cases",
-        {METRICS[c].title: [_mean_sd(facts[s][c], 3) for s in DIAGNOSIS_SPLITS] for c in OVERLAPS},
+        {METRICS[c].title: [_mean_sd(facts[s][c], 3) for s in facts["splits"]] for c in OVERLAPS},
     )
     false = {
-        kind.capitalize(): [_false(facts[s], kind) for s in DIAGNOSIS_SPLITS]
+        kind.capitalize(): [_false(facts[s], kind) for s in facts["splits"]]
         for kind in ("near", "far")
     }
     block("False positives, of the prediction", false)
-    lines += ["", _recommended(facts), *(f"But: {note}" for note in facts["advice"]["notes"])]
+    notes = [f"But: {note}" for note in facts["advice"]["notes"]] if facts["advice"] else []
+    lines += ["", _recommended(facts), *notes]
     return "\n".join(lines)
 
 
@@ -192,6 +206,8 @@ def _false(split: Mapping[str, Any], kind: str) -> str:
 
 def _recommended(facts: DiagnosisFacts) -> str:
     """What to do, in words that start with it."""
+    if facts["advice"] is None:
+        return NO_ADVICE
     contexts = facts["advice"]["context_classes"]
     reason = facts["advice"]["reason"]
     if contexts == facts["context_classes"]:
@@ -207,52 +223,69 @@ def _recommended(facts: DiagnosisFacts) -> str:
 
 
 def _cards(facts: DiagnosisFacts) -> str:
-    validation = facts["validation"]
-    contexts = facts["advice"]["context_classes"]
-    value = "none needed" if contexts == 1 else f"t = {contexts}"
-    cards = [("Context classes", value, f"trained with {facts['context_classes']}")]
+    split = facts["splits"][-1]
+    validation = facts[split]
+    cards = []
+    if facts["advice"]:
+        contexts = facts["advice"]["context_classes"]
+        value = "none needed" if contexts == 1 else f"t = {contexts}"
+        cards = [("Context classes", value, f"trained with {facts['context_classes']}")]
     for name in (SEN, PRC):
         mean = number(_value(validation[name]["mean"]), 3)
         on_training = number(_value(facts["training"][name]["mean"]), 3)
-        cards.append((METRICS[name].title, mean, f"{on_training} on training cases"))
+        below = f"{on_training} on training cases" if split != "training" else "training cases"
+        cards.append((METRICS[name].title, mean, below))
     for kind, where in (("near", "within"), ("far", "beyond")):
         share = _percent(validation["fp_share"][kind])
         below = f"{where} {NEAR_MM:g} mm, {share} of the prediction"
         volume = f"{_ml(validation['fp_ml'][kind])} ml"
         cards.append((f"False positives, {kind}", volume, below))
     used = len(facts["training"]["cases"])
-    below = f"and {used} of {plural(facts['training_cases'], 'training case')}"
-    cards.append(("Validation cases", str(len(validation["cases"])), below))
+    of = f"of {plural(facts['training_cases'], 'training case')}"
+    below = of if split == "training" else f"and {used} {of}"
+    cards.append((shown_splits(facts)[split], str(len(validation["cases"])), below))
     return cards_html(cards)
 
 
 def _advice(facts: DiagnosisFacts) -> str:
     advice = f"<p>{escape(_recommended(facts))}</p>"
+    if facts["advice"] is None:
+        return advice
     notes = "".join(f"<li>{escape(note)}</li>" for note in facts["advice"]["notes"])
     return advice + (f"<p>But:</p><ul>{notes}</ul>" if notes else "")
+
+
+def _axes(facts: DiagnosisFacts) -> str:
+    """A sentence where the axes are not of the logits that predict."""
+    if facts.get("axes", "deployed") == "deployed":
+        return ""
+    return " " + PAPER_AXES + str(facts["arguments"].get("background", "sum")) + "."
 
 
 def _margin_table(facts: DiagnosisFacts) -> str:
     body = ""
     for tissue, name in ALL.items():
-        training, validation = (facts[split]["tissues"][tissue] for split in DIAGNOSIS_SPLITS)
+        parts = [facts[split]["tissues"][tissue] for split in facts["splits"]]
         cells = []
-        for part in (training, validation):
+        for part in parts:
             below = f"{grouped(part['n'])} voxels, {_called(part)} called ROI"
             cells.append(f"{_mean_sd(part, 2)}<small>{below}</small>")
-        shift = "–"
-        if training["mean"] is not None and validation["mean"] is not None:
-            shift = f"{validation['mean'] - training['mean']:+.2f}".replace("-", "−")
-        cells.append(shift)
+        if len(parts) > 1:
+            training, other = (part["mean"] for part in parts)
+            shift = "–"
+            if training is not None and other is not None:
+                shift = f"{other - training:+.2f}".replace("-", "−")
+            cells.append(shift)
         body += f"<tr>{row_name(name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    heads = [f"Margin, {title.lower()}" for title in DIAGNOSIS_SPLITS.values()]
-    return table_html(["Voxels"], [*heads, "Shift"], body)
+    heads = [f"Margin, {title.lower()}" for title in shown_splits(facts).values()]
+    return table_html(["Voxels"], [*heads, *(["Shift"] if len(heads) > 1 else [])], body)
 
 
 def _cases(facts: DiagnosisFacts) -> str:
-    """A row for each validation case, most false positives first."""
-    voxel_ml = facts["validation"]["voxel_ml"]
-    cases = facts["validation"]["cases"]
+    """A row for each case of the last split, most false positives first."""
+    split = facts["splits"][-1]
+    voxel_ml = facts[split]["voxel_ml"]
+    cases = facts[split]["cases"]
     body = ""
     for row in sorted(cases, key=lambda row: -row["fp_near"] - row["fp_far"]):
         predicted = row["tp"] + row["fp_near"] + row["fp_far"]
@@ -267,7 +300,7 @@ def _cases(facts: DiagnosisFacts) -> str:
         *(QUANTITIES[name].title for name in ("ref_ml", "pred_ml")),
         *(METRICS[name].title for name in (FP_NEAR, FP_FAR)),
     ]
-    table = table_html(["Validation case"], heads, body, " long")
+    table = table_html([shown_splits(facts)[split].removesuffix("s")], heads, body, " long")
     return table + sentence(
         f"Near: a voxel’s centre is within {NEAR_MM:g} mm of one of the ROI. Percentages: of the "
         "predicted volume."
@@ -278,7 +311,8 @@ def _pictures(facts: DiagnosisFacts, arrays: DiagnosisArrays) -> str:
     drawn = panels(facts, arrays)
     name = facts["picture"]["case"]
     intro = sentence(
-        f"{name}: of the validation cases with a ROI, the one with the most false positives."
+        f"{name}: of the {shown_splits(facts)[facts['splits'][-1]].lower()} with a ROI, the one "
+        "with the most false positives."
     )
     if "intensity/counts" not in arrays:
         planes = "".join(drawn[ERRORS])
@@ -292,6 +326,8 @@ def _pictures(facts: DiagnosisFacts, arrays: DiagnosisArrays) -> str:
     rows = 1 + len(drawn[ERRORS])
     sides = f'<div class="sides" style="--rows:{rows}">{columns}</div>'
     explanation = (NEARNESS if "M" in drawn else "") + CONTEXT
+    if PREDICTED in drawn:
+        explanation += " " + OWN
     if facts["context_classes"] > SOFT:
         explanation += f" More than {SOFT} contexts are not shown one by one."
     charts = charts_html({"Intensity by context class": intensity_chart(arrays)})

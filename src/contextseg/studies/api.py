@@ -34,6 +34,8 @@ def compare(
     other: Mapping[str, StrPath] | None = None,
     test: bool = True,
     metrics: Sequence[str] | str = ("dsc", "nsd", "hd95_mm"),
+    convention: str = "default",
+    largest_component: Sequence[str] = (),
     verbose: bool = True,
     **settings: Any,
 ) -> Comparison:
@@ -55,6 +57,11 @@ def compare(
         other: Predictions of other tools, or their `summary.json`, as rows by name.
         test: Score the test split, once for each run, logged. False while choosing.
         metrics: What is shown and tested.
+        convention: Whose definitions of the metrics, such as "colab"; docs/measuring.md lists them.
+            Results of another than the default go into the folder `by-NAME`. Nothing is trained or
+            predicted again.
+        largest_component: Names of methods whose predictions get a further row, NAME-largest, with
+            the largest connected part alone.
         verbose: Show the progress on stderr.
         **settings: Settings of every run, by name.
 
@@ -75,6 +82,8 @@ def compare(
         others=other,
         test=test,
         metrics=words(metrics),
+        convention=convention,
+        largest_component=tuple(largest_component),
         progress_bar=progress_of(verbose),
     )
 
@@ -314,23 +323,37 @@ def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) ->
             raise ContextsegError(option, what, "leave it out")
 
 
-def diagnose(run: StrPath, *, training_cases: int = 8, verbose: bool = True) -> Diagnosis:
+def diagnose(
+    run: StrPath,
+    *,
+    training_cases: int = 8,
+    cases: Sequence[str] | str = "",
+    axes: str = "deployed",
+    verbose: bool = True,
+) -> Diagnosis:
     """Would context labels help? Compare validation cases of a run with its training cases.
 
+    The page has the figures of the CoLab paper: logits, overlap, M, contexts, intensities.
+
     Args:
-        run: Folder of a finished run that kept validation cases (`fold=0`).
+        run: Folder of a finished run.
         training_cases: How many training cases to compare with.
+        cases: "validation", "test", names of labelled cases, or "train" for training cases alone.
+            "" is "validation", and "train" for a run that kept none.
+        axes: "deployed" for the logits that predict, or "paper" for the largest logit of a ROI
+            class against the largest of all other channels.
         verbose: Show the progress on stderr.
 
     Returns:
         The facts, and the page that shows them.
 
     Raises:
-        ContextsegError: The run is not finished, or kept no validation cases.
+        ContextsegError: The run is not finished, or there is no such case with a label.
     """
     from contextseg.studies.diagnose import diagnose as diagnose_run
 
-    return diagnose_run(run, training_cases, progress_of(verbose))
+    chosen = ",".join(words(cases))
+    return diagnose_run(run, training_cases, progress_of(verbose), cases=chosen, axes=axes)
 
 
 def reproduce(
@@ -346,6 +369,7 @@ def reproduce(
     epochs: int = 0,
     seeds: Sequence[int] | str = (),
     trial: bool = False,
+    convention: str = "colab",
     verbose: bool = True,
     **settings: Any,
 ) -> Reproduced | CMUNetTable:
@@ -357,13 +381,16 @@ def reproduce(
             get it.
         output: Folder for everything that is made.
         run: Run the comparison; else its command is given.
-        rows: Rows of the paper's table, such as ("none", "CoLab-2"). () for all.
+        rows: Rows of the paper's table, such as ("none", "CoLab-2"); "CoLab-2-fast" is this
+            library's default, and "new=CoLab-2:generator_every=5" a row with settings of its own.
+            () for the paper's.
         masks: Folders of masks that serve as context labels, a row for each name.
         scale: Share of the paper's training steps, for a trial.
         partial: Take the cases that are there and whole, and leave the others out.
         epochs: Of "cmunet": epochs of every slice. 0 for the paper's 100, of a trial 2.
         seeds: Of "cmunet": seeds, each a run. () for the paper's ten, of a trial one.
         trial: Of "cmunet": a short run, to see that all works.
+        convention: Whose definitions of the metrics; the default is the paper's.
         verbose: Show the progress on stderr.
         **settings: Settings of every run, by name.
 
@@ -401,10 +428,11 @@ def reproduce(
         download,
         output,
         run=run,
-        rows=",".join(words(rows)),
+        rows=rows if isinstance(rows, str) else ";".join(rows),
         masks=masks,
         scale=scale,
         partial=partial,
+        convention=convention,
         settings=assignments(settings),
         progress_bar=progress_of(verbose),
     )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.evaluation.learning_curve import needed_text
 from contextseg.metrics import DSC
-from contextseg.studies.compare.comparison import Comparison, compare
+from contextseg.studies.compare.comparison import compare
 from contextseg.studies.compare.grid import Grid
+from contextseg.studies.compare.written import Comparison
 
 if TYPE_CHECKING:
     from pandas import DataFrame

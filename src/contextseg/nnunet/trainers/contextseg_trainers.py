@@ -158,18 +158,12 @@ class _MethodTrainer(nnUNetTrainer):
             The loss, by name.
         """
         items = batch_of(batch, self.plan, self.training_ignore, self.annotated, self.device)
-        for optimizer in (self.optimizer, *self.others.values()):
-            optimizer.zero_grad(set_to_none=True)
         half = self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.float16, enabled=half):
-            terms = self.network.method(items)
-        loss = torch.stack(list(terms.values())).sum()
-        if self.grad_scaler is None:
-            loss.backward()
-        else:
-            self.grad_scaler.scale(loss).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-        self._step_ahead(items, half)
+        loss = self._backward(items, half)
+        if self._step_ahead(items, half) and self.network.method.relabels:
+            if self.grad_scaler is not None:
+                self.grad_scaler.update()  # each backward pass is unscaled once
+            loss = self._backward(items, half)
         nn.utils.clip_grad_norm_(_parameters(self.optimizer), _CLIP)
         if self.grad_scaler is None:
             self.optimizer.step()
@@ -179,8 +173,22 @@ class _MethodTrainer(nnUNetTrainer):
         self.steps_done += 1
         return {"loss": loss.detach().cpu().numpy()}
 
-    def _step_ahead(self, items: Any, half: bool) -> None:
-        """Step the optimisers whose gradients the method's look-ahead gives."""
+    def _backward(self, items: Any, half: bool) -> Tensor:
+        """The loss of a batch, whose gradients then lie in the parameters, unscaled."""
+        for optimizer in (self.optimizer, *self.others.values()):
+            optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.float16, enabled=half):
+            terms = self.network.method(items)
+        loss = torch.stack(list(terms.values())).sum()
+        if self.grad_scaler is None:
+            loss.backward()
+        else:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+        return loss
+
+    def _step_ahead(self, items: Any, half: bool) -> bool:
+        """Step the optimisers whose gradients the look-ahead gives; whether one was due."""
         lr = self.optimizer.param_groups[0]["lr"]
         with torch.autocast(self.device.type, torch.float16, enabled=half, cache_enabled=False):
             ahead = self.network.method.lookahead(items, lr, self.steps_done, lambda values: None)
@@ -192,6 +200,7 @@ class _MethodTrainer(nnUNetTrainer):
                 parameter.grad = gradient
             nn.utils.clip_grad_norm_(parameters, _CLIP)
             self.others[name].step()
+        return bool(ahead)
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint, with the state of the method's other optimisers.

@@ -11,6 +11,8 @@ A comparison's folder holds:
 - `validation.*` and `test.*`: the tables of each split as .md, .tex and .csv, `-pairs.csv` with the
   paired tests, and `-curve.csv` where there are label budgets.
 - `report.html`: the same on a page, with charts and the worst cases.
+- `by-CONVENTION/`: tables and page by the definitions of another tool or paper, and `scored/`: what
+  they and post-processed rows are made of.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +43,8 @@ from contextseg.disk import (
 )
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.importing import Source, find, imported
-from contextseg.evaluation.learning_curve import learning_curve
-from contextseg.evaluation.tables import AS_IT_WAS, Results, check_metrics, results, save_results
-from contextseg.metrics import DEFAULT_METRICS, DSC, NSD
+from contextseg.evaluation.tables import AS_IT_WAS, check_metrics
+from contextseg.metrics import DEFAULT_METRICS
 from contextseg.pipeline import references
 from contextseg.provenance import PeakMemory, provenance
 from contextseg.runs import Run
@@ -53,79 +55,28 @@ from contextseg.studies.compare.cell import (
     begun_run,
     cell_scores,
     log_test_evaluation,
-    logged_evaluations,
 )
-from contextseg.studies.compare.grid import BUDGETS, EVERYTHING, Cell, Grid, cells
+from contextseg.studies.compare.grid import (
+    EVERYTHING,
+    Cell,
+    Grid,
+    cells,
+    method_names,
+)
 from contextseg.studies.compare.pools import run_in_processes, run_in_turn, run_on_cluster
+from contextseg.studies.compare.rescored import check_scoring, scored_again
+from contextseg.studies.compare.written import (
+    DEFAULT_CONVENTION,
+    TEST_LOG,
+    Comparison,
+    read_rows_of,
+    write_comparison_tables,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TEST_LOG = "test_evaluations.jsonl"
-_TEXT = dict.fromkeys(("case", "class", "label", "method", "budget", "fold", "patient"), str)
-_FIRST = ["run", "method", "budget", "seed", "fold", "split", "source", "case", "patient", "class"]
-
-
-@dataclass(frozen=True, repr=False)
-class Comparison:
-    """Where a comparison left its results; the tables are read when they are asked for.
-
-    Attributes:
-        folder: The comparison's folder.
-        table: `table.csv`, a row for each run, case and class.
-        pages: The Markdown tables by split, "validation" and "test".
-        report: The page with the tables, charts and worst cases of all splits.
-        curves: Where there are label budgets, each metric against the number of labelled patients
-            as CSV, by split.
-    """
-
-    folder: Path
-    table: Path
-    pages: dict[str, Path]
-    report: Path
-    curves: dict[str, Path] = field(default_factory=dict)
-
-    @property
-    def cases(self) -> DataFrame:
-        """Every run, case and class: the content of `table.csv`."""
-        return _read_csv(self.table)
-
-    @property
-    def means(self) -> DataFrame:
-        """Means with their intervals: a row for each split, method, budget, class and metric."""
-        return self._of_each_split("")
-
-    @property
-    def pairs(self) -> DataFrame:
-        """The paired tests: a row for each split, two methods, class and metric."""
-        return self._of_each_split("-pairs")
-
-    def _of_each_split(self, ending: str) -> DataFrame:
-        import pandas as pd
-
-        frames = []
-        for split in self.pages:
-            path = self.folder / f"{split}{ending}.csv"
-            if path.read_text(encoding="utf-8").strip():  # one method alone has no tests
-                frames.append(_read_csv(path))
-                frames[-1].insert(0, "split", split)
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-    def __repr__(self) -> str:
-        return f"Comparison({str(self.folder)!r}, {' and '.join(self.pages)})"
-
-    def __str__(self) -> str:
-        """The Markdown tables of each split, and where every case and the page are."""
-        parts = [
-            f"\n{split}\n\n{page.read_text(encoding='utf-8')}" for split, page in self.pages.items()
-        ]
-        return "\n".join([*parts, f"every case  {self.table}", f"report      {self.report}"])
-
-    def _repr_html_(self) -> str:
-        means = self.means
-        columns = [name for name in means if not str(name).startswith("n_")]
-        shown = means.loc[means["metric"].isin(DEFAULT_METRICS), columns]
-        return shown.to_html(index=False, float_format="{:.3f}".format)
+SCORED = "scored"
 
 
 def compare(
@@ -137,6 +88,8 @@ def compare(
     others: Mapping[str, str | Path] | None = None,
     test: bool = True,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    convention: str = DEFAULT_CONVENTION,
+    largest_component: Sequence[str] = (),
     progress_bar: ProgressBar = no_progress_bar,
 ) -> Comparison:
     """Train, validate and test every cell of the grid, and compare them.
@@ -153,6 +106,10 @@ def compare(
             `evaluation.importing`.
         test: Score the test split. False keeps it locked, for choosing.
         metrics: What is shown and tested; the table has all metrics.
+        convention: Whose definitions of the metrics, a name in `metrics.CONVENTIONS`. The results
+            of another than the default go into the folder `by-NAME`, beside those.
+        largest_component: Names of methods that get a further row, METHOD-largest: the same
+            predictions, of which the largest connected part is kept.
         progress_bar: Shows the progress of each stage.
 
     Returns:
@@ -165,6 +122,11 @@ def compare(
     """
     check_metrics(metrics)  # now, not after hours of training
     others = others or {}
+    check_scoring(convention, largest_component, method_names(grid))
+    if others and convention != DEFAULT_CONVENTION:
+        what = "results of other tools stand in their own definitions, and are not scored again"
+        remedy = "leave --other out, or score their folders with `contextseg evaluate --convention`"
+        raise ContextsegError(f"--convention {convention}", what, remedy)
     with lock_folder(grid.folder):
         data = restricted(open_dataset(grid.dataset), grid.roi)
         grid_cells = cells(grid, data)
@@ -175,9 +137,15 @@ def compare(
         _record(grid, others, bool(left))
         if left:
             _run(grid, left, jobs, cluster, options or {}, progress_bar)
-        rows = [frame for cell in grid_cells for frame in _rows(cell, due[cell.name], data)]
+        frames = [frame for cell in grid_cells for frame in _rows(cell, due[cell.name], data)]
+        chosen = [frame for frame in frames if frame["method"].iloc[0] in largest_component]
+        again = partial(scored_again, data=data, folder=grid.folder / SCORED, convention=convention)
+        rows = frames
+        if convention != DEFAULT_CONVENTION:
+            rows = again(frames, largest=False, progress_bar=progress_bar)
+        rows += again(chosen, largest=True, progress_bar=progress_bar)
         rows += _other_rows(grid, data, grid_cells, others, due, progress_bar)
-        return _write_results(grid, data, rows, metrics)
+        return write_comparison_tables(grid, data, rows, metrics, convention)
 
 
 def _record(grid: Grid, others: Mapping[str, str | Path], work_left: bool) -> None:
@@ -345,7 +313,7 @@ def _rows(cell: Cell, due: Sequence[str], data: Dataset) -> list[DataFrame]:
     scores = cell_scores(cell)
     frames = []
     for split in due:
-        table = _with_patients(_read_csv(scores[split].table), data)
+        table = _with_patients(read_rows_of(scores[split].table), data)
         predictions = scores[split].predictions
         table = table.assign(
             run=cell.name,
@@ -359,12 +327,6 @@ def _rows(cell: Cell, due: Sequence[str], data: Dataset) -> list[DataFrame]:
         )
         frames.append(table)
     return frames
-
-
-def _read_csv(path: Path) -> DataFrame:
-    import pandas as pd
-
-    return pd.read_csv(path, dtype=_TEXT)
 
 
 def _with_patients(table: DataFrame, data: Dataset) -> DataFrame:
@@ -436,102 +398,4 @@ def _import(
         with replacing(folder / "metrics.csv") as temporary:
             table.to_csv(temporary, index=False)
         write_json(done, {"files": names, "from": str(source.path)})
-    return _read_csv(folder / "metrics.csv")
-
-
-# --- what is written ------------------------------------------------------------------------------
-
-
-def _write_results(
-    grid: Grid, data: Dataset, rows: Sequence[DataFrame], metrics: Sequence[str] = DEFAULT_METRICS
-) -> Comparison:
-    """Write the table, the statistics of each split, and the page."""
-    import pandas as pd
-
-    from contextseg.reports import write_comparison
-
-    table = pd.concat(rows, ignore_index=True)
-    table = table[[*_FIRST, *(name for name in table if name not in _FIRST)]]
-    path = grid.folder / "table.csv"
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
-    compared: dict[str, Results] = {}
-    curves: dict[str, Path] = {}
-    for split in (VALIDATION, TEST):
-        part = table[table["split"] == split]
-        if not len(part):
-            continue
-        compared[split] = _statistics(grid, data, split, part, metrics)
-        save_results(compared[split], grid.folder, split)
-        if compared[split].curves:
-            curves[split] = grid.folder / f"{split}-curve.csv"
-            _write_curves(compared[split].curves, curves[split])
-    page = grid.folder / "report.html"
-    regions = data.region_values()
-    if data.ignore is not None:
-        regions["ignore"] = [data.ignore]
-    write_comparison(
-        page,
-        title=f"{data.name}: {table['method'].nunique()} methods compared",
-        table=table,
-        compared=compared,
-        provenance=read_json(grid.folder / "comparison.json"),
-        cases=_files(data.test if TEST in compared else data.train),
-        regions=regions,
-    )
-    pages = {split: grid.folder / f"{split}.md" for split in compared}
-    return Comparison(grid.folder, path, pages, page, curves)
-
-
-def _statistics(
-    grid: Grid, data: Dataset, split: str, rows: DataFrame, metrics: Sequence[str]
-) -> Results:
-    """The statistics of a split; with label budgets also each metric against their number."""
-    notes = []
-    if rows["budget"].nunique() > 1:
-        notes.append(f"Labels: patients whose labels were used ({BUDGETS}).")
-    if split == TEST:
-        notes.append(_test_note(grid, rows))
-        title = "test split"
-        over: tuple[str, ...] = ("seed", "fold")
-    else:
-        notes.append("For choosing: what is chosen by these numbers has yet to be tested.")
-        title = "validation cases"
-        over = ("seed",)
-    statistics = results(
-        rows, data=data.name, split=title, over=over, metrics=metrics, note=" ".join(notes)
-    )
-    if "budget" not in statistics.by:
-        return statistics
-    patients = len({case.patient for case in data.train if case.label})
-    curves = {metric: learning_curve(statistics.means, patients, metric) for metric in (DSC, NSD)}
-    return replace(statistics, curves=curves)
-
-
-def _write_curves(curves: Mapping[str, DataFrame], path: Path) -> None:
-    import pandas as pd
-
-    table = pd.concat([curve.assign(metric=metric) for metric, curve in curves.items()])
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
-def _files(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """The files of labelled cases, from which the page draws pictures."""
-    return [
-        {
-            "case": case.name,
-            "image": [str(path) for path in case.images],
-            "reference": str(case.label),
-        }
-        for case in cases
-        if case.label
-    ]
-
-
-def _test_note(grid: Grid, rows: DataFrame) -> str:
-    """How often the test split was scored, for this table and in this folder."""
-    here = rows.loc[rows["source"] != AS_IT_WAS, "run"].nunique()
-    total = len(logged_evaluations(grid.folder / TEST_LOG))
-    so_far = f"{total} in this comparison so far: {TEST_LOG}"
-    return f"Test split scored once for each of {here} runs ({so_far})."
+    return read_rows_of(folder / "metrics.csv")

@@ -38,6 +38,7 @@ class Grid:
         settings: `name=value` for every run, before a method's own.
         draw: Seed by which the patients of the budgets are drawn.
         roi: The classes to segment, as `Settings.roi`.
+        note: A sentence that every table and the page have; "" for none.
     """
 
     dataset: str
@@ -49,6 +50,7 @@ class Grid:
     settings: tuple[str, ...] = ()
     draw: int = 0
     roi: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,36 @@ def _parse_method(word: str) -> tuple[str, str, list[str]]:
     if equals:
         return name.strip(), method.strip(), assignments
     return word, head.strip(), assignments
+
+
+def method_names(grid: Grid) -> list[str]:
+    """The names of the methods' rows, in order.
+
+    Args:
+        grid: What is compared.
+
+    Returns:
+        The names.
+    """
+    return [_parse_method(word)[0] for word in grid.methods]
+
+
+def method_settings(word: str, dataset: str, settings: Sequence[str] = ()) -> Settings:
+    """The settings that a method's word asks for.
+
+    Args:
+        word: "name=method:setting=value,...", as in `Grid.methods`.
+        dataset: Folder of the data set.
+        settings: `name=value` before the word's own.
+
+    Returns:
+        Settings of seed 0.
+
+    Raises:
+        ContextsegError: An unknown method or setting.
+    """
+    _, method, assignments = _parse_method(word)
+    return Settings(dataset, method).set([*settings, *assignments])
 
 
 def _parse_numbers(option: str, text: str, words: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -5,10 +5,12 @@
 - `advice`: whether context classes are worth their while, and how many.
 - `contexts`: what a method with context classes was trained with: M, and the contexts of each
   background voxel.
+- `choosing`: which cases are measured.
 - `arrays`: what the page draws.
 - `diagnosis`: all of it for a finished run, as JSON, arrays and a page.
 
-Test cases are never opened: what is chosen by them can no longer be tested on them.
+Test cases are opened where they are asked for, and give no advice: what is chosen by them can no
+longer be tested on them.
 """
 
 from __future__ import annotations

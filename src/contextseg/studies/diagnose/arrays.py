@@ -123,7 +123,8 @@ def sections(
         The name of the case and the pixel size of each plane in mm, (y, x). And arrays
         PLANE/KIND, (H, W) uint8: grey, the first channel from its 1st to its 99th percentile;
         label and called, 1 in the ROI; false, 1 for a false positive near the ROI and 2 for one
-        far from it; near, M, 0 to 255 for 0 to 1; q, as M, (t, H, W).
+        far from it; near, M, 0 to 255 for 0 to 1; q, as M, (t, H, W); predicted, f's own contexts,
+        as q.
     """
     low, high = np.percentile(image[0], (1, 99))
     far = distance_mm(label, run.plan.spacing_mm) > NEAR_MM * (1 + 1e-6)
@@ -135,6 +136,8 @@ def sections(
     }
     if measured.contexts is not None:
         volumes["q"] = np.rint(measured.contexts.q * 255)
+        if measured.contexts.predicted is not None:
+            volumes["predicted"] = np.rint(measured.contexts.predicted * 255)
         if measured.contexts.near is not None:
             volumes["near"] = np.rint(measured.contexts.near * 255)
     order, flips = axis_moves(run.plan.orientation, UPRIGHT)

@@ -20,10 +20,14 @@ class ContextMaps(NamedTuple):
     Attributes:
         q: Probabilities of the context classes, (t, D, H, W) float32, which sum to 1.
         near: M, (D, H, W) float32. None where context matters everywhere.
+        predicted: What f, the segmentation network, makes of them: the probabilities of its context
+            classes among the background's, (t, D, H, W) float32, which sum to 1. None where it was
+            not asked.
     """
 
     q: np.ndarray
     near: np.ndarray | None
+    predicted: np.ndarray | None = None
 
 
 def context_classes(method: Method) -> int:
@@ -58,6 +62,23 @@ def context_maps(run: Run, method: Method, case: Cached, image: np.ndarray) -> C
     """
     if context_classes(method) == 1:
         return None
+    trained = _trained_with(run, method, case, image)
+    if trained is None:
+        return None
+    return trained._replace(predicted=_predicted(run, method, image))
+
+
+def _predicted(run: Run, method: Method, image: np.ndarray) -> np.ndarray:
+    """The context classes of f itself, over windows of the patch's size."""
+    device = next(method.parameters()).device
+    classes = len(run.plan.classes)
+    slabs = sliding_window(method.context_logits, image, run.plan.patch_vox, device=device)
+    parts = [torch.cat([z[:1], z[classes:]]).softmax(0).cpu().numpy() for _, _, z in slabs]
+    return np.concatenate(parts, 1)
+
+
+def _trained_with(run: Run, method: Method, case: Cached, image: np.ndarray) -> ContextMaps | None:
+    """M and q of a case; None where the labels with contexts are not kept."""
     if isinstance(method, CoLab):
         device = next(method.parameters()).device
         slabs = sliding_window(method.contexts_of, image, run.plan.patch_vox, device=device)

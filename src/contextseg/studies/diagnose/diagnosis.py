@@ -1,4 +1,4 @@
-"""A finished run on its validation cases beside some training cases: numbers, pictures, a page."""
+"""A finished run on some cases beside some training cases: numbers, pictures, a page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
-from contextseg.data.layouts import Case
+from contextseg.data.cache import Cached
 from contextseg.disk import read_json, replacing, write_json
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.methods import Method
+from contextseg.methods.context import folded
 from contextseg.predict import sliding_window
 from contextseg.predictor import sliding_window_arguments
 from contextseg.reports.diagnosis import diagnosis_text, write_diagnosis
@@ -27,6 +28,14 @@ from contextseg.studies.diagnose.arrays import (
     intensities,
     sample,
     sections,
+)
+from contextseg.studies.diagnose.choosing import (
+    TRAINING,
+    VALIDATION,
+    cached_cases,
+    chosen_cases,
+    evenly,
+    measurable,
 )
 from contextseg.studies.diagnose.contexts import context_classes, context_history, context_maps
 from contextseg.studies.diagnose.measure import (
@@ -46,8 +55,11 @@ NAME = "diagnosis"
 TRAINING_CASES = 8
 """Number of training cases that are measured unless another is asked for."""
 
+AXES = (DEPLOYED, PAPER) = ("deployed", "paper")
+"""Of which logits the figures are."""
+
 Splits = Mapping[str, Mapping[str, Measured]]
-"""Split ("training", "validation") -> case -> what was measured."""
+"""Split ("training", and perhaps "validation", "test" or "chosen") -> case -> what was measured."""
 
 
 class Diagnosis(NamedTuple):
@@ -62,6 +74,8 @@ class Diagnosis(NamedTuple):
     page: Path
 
     def __repr__(self) -> str:
+        if self.facts["advice"] is None:
+            return f"Diagnosis({str(self.page)!r}, no advice)"
         t = self.facts["advice"]["context_classes"]
         return f"Diagnosis({str(self.page)!r}, advice: {t} context class{'es' * (t > 1)})"
 
@@ -73,45 +87,53 @@ def diagnose(
     folder: str | Path,
     training_cases: int = TRAINING_CASES,
     progress_bar: ProgressBar = no_progress_bar,
+    *,
+    cases: str = "",
+    axes: str = DEPLOYED,
 ) -> Diagnosis:
     """Measure a finished run; write `diagnosis.json`, `.npz` and `.html` into its folder.
 
     The network is applied to preprocessed cases as the run predicts (sliding windows, mirrors),
     without augmentation, and what it calls ROI is counted on their grid, before any
     post-processing. Cases in which some class was not annotated are left out: their background is
-    unknown. No test case is opened.
+    unknown. No test case is opened unless it is asked for, and none is a reason for advice. Where
+    `cases` or `axes` are given, the files are called after them, as in `diagnosis-test.html`.
 
     Args:
         folder: Folder of the run.
         training_cases: Number of training cases to compare with, evenly spaced in the order of
             their names.
         progress_bar: Shows the progress.
+        cases: What is shown beside training cases: "validation", "test", or names of labelled cases
+            with commas between; or "train" for training cases alone. "" is "validation", and
+            "train" for a run that kept no validation cases.
+        axes: "deployed" for the logits that predict; "paper" for the largest logit of a ROI class
+            against the largest of all other channels, the context classes too (Li et al., Fig. 3),
+            by which then is called ROI what wins over all of them.
 
     Returns:
         The facts and the page.
 
     Raises:
-        ContextsegError: The run is not finished, or has no validation case that can be measured.
+        ContextsegError: The run is not finished, there is no case that can be measured, or none of
+            a name.
     """
     if training_cases < 1:
         where = f"--training-cases {training_cases}"
         raise ContextsegError(where, "nothing to compare with", "give 1 or more")
+    if axes not in AXES:
+        raise ContextsegError(f"--axes {axes}", "there are no such axes", did_you_mean(axes, AXES))
     run = Run.open(folder)
-    training, validation = (_measurable(run, part) for part in run.split)
-    if not validation:
-        what = "none of this run's validation cases has a label for every class"
-        if not run.split[1]:
-            what = f"this run kept no validation cases (fold {run.settings.fold})"
-        remedy = (
-            "train again with --fold 0 and another --output; test cases must not choose the method"
-        )
-        raise ContextsegError(folder, what, remedy)
+    training = measurable(run, run.split[0])
+    split, chosen = chosen_cases(run, cases)
     method = run.finished()
     with progress_bar("diagnose") as progress:
-        cases = {"training": _evenly(training, training_cases), "validation": validation}
-        measured, samples, shown = _measure_cases(run, method, cases, progress)
+        parts = {TRAINING: run.cached(evenly(training, training_cases))}
+        if split != TRAINING:
+            parts[split] = cached_cases(run, chosen)
+        measured, samples, shown = _measure_cases(run, method, parts, axes, progress)
     arrays = histograms(measured)
-    facts = _facts(run, method, measured) | {"training_cases": len(training)}
+    facts = _facts(run, method, measured) | {"training_cases": len(training), "axes": axes}
     image = run.image(shown.case)
     label = np.array(shown.case.label)
     facts["picture"], pictures = sections(run, shown, image, label)
@@ -120,7 +142,8 @@ def diagnose(
         weights = arrays["intensity/counts"].sum(1)
         facts["context_shares"] = (weights / max(weights.sum(), 1e-12)).tolist()
     arrays |= pictures
-    page = run.folder / f"{NAME}.html"
+    words = [NAME, split if cases else "", axes if axes != DEPLOYED else ""]
+    page = run.folder / f"{'-'.join(filter(None, words))}.html"
     write_json(page.with_suffix(".json"), facts)
     with replacing(page.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
@@ -128,43 +151,35 @@ def diagnose(
     return Diagnosis(facts, page)
 
 
-# --- which cases, and what the network says of them -----------------------------------------------
-
-
-def _measurable(run: Run, cases: Sequence[Case]) -> list[Case]:
-    """The labelled cases in which every class was annotated."""
-    classes = set(run.plan.classes[1:])
-    return [c for c in cases if c.label and (c.annotated is None or classes <= set(c.annotated))]
-
-
-def _evenly(cases: Sequence[Case], n: int) -> list[Case]:
-    """At most `n` of them, evenly spaced in the order of their names."""
-    order = sorted(cases, key=lambda case: case.name)
-    places = np.linspace(0, max(len(order) - 1, 0), min(n, len(order))).round()
-    return [order[int(i)] for i in places]
+# --- what the network says of the cases -----------------------------------------------------------
 
 
 def _measure_cases(
-    run: Run, method: Method, cases: Mapping[str, Sequence[Case]], progress: Progress
+    run: Run,
+    method: Method,
+    parts: Mapping[str, Sequence[Cached]],
+    axes: str,
+    progress: Progress,
 ) -> tuple[Splits, list[tuple[np.ndarray, np.ndarray]], MeasuredCase]:
-    """What is measured of all cases; `arrays.sample` of each validation case; the case to show.
+    """What is measured of all cases; `arrays.sample` of each of the last split; the one to show.
 
-    Shown is a validation case with a ROI, and of those the one with the most false positives.
+    Shown is a case of the last split with a ROI, and of those the one with the most false
+    positives.
     """
-    splits: dict[str, dict[str, Measured]] = {split: {} for split in cases}
+    splits: dict[str, dict[str, Measured]] = {split: {} for split in parts}
     samples = []
     shown = None
     best = (False, -1)
     done = 0
-    for split, part in cases.items():
-        for case in run.cached(part):
+    for split, part in parts.items():
+        for case in part:
             image = run.image(case)
             label = np.array(case.label)
             distance = distance_mm(label, run.plan.spacing_mm)
-            logits = _logits(run, method, image)
+            logits = _logits(run, method, image, axes)
             measured, called = measure(logits, label, distance, case.record.name)
             splits[split][case.record.name] = measured
-            if split == "validation":
+            if split == list(parts)[-1]:
                 this = MeasuredCase(case, called, context_maps(run, method, case, image))
                 samples.append(sample(this, image, label))
                 rank = (measured.tissues[ROI].n > 0, sum(measured.false))
@@ -172,33 +187,41 @@ def _measure_cases(
                     best = rank
                     shown = this
             done += 1
-            progress(done, sum(map(len, cases.values())))
+            progress(done, sum(map(len, parts.values())))
     assert shown is not None
     return splits, samples, shown
 
 
-def _logits(run: Run, method: Method, image: np.ndarray) -> Iterator[tuple[int, int, Tensor]]:
-    """Slabs of the logits that the run predicts with."""
+def _logits(
+    run: Run, method: Method, image: np.ndarray, axes: str
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Slabs of the logits that the run predicts with, or of the paper's."""
     keywords = sliding_window_arguments(method, run.plan, run.settings.prediction)
-    return sliding_window(method.predict, image, run.plan.patch_vox, **keywords)
+    if axes == DEPLOYED or context_classes(method) == 1:
+        return sliding_window(method.predict, image, run.plan.patch_vox, **keywords)
+    channels = sliding_window(method.context_logits, image, run.plan.patch_vox, **keywords)
+    classes = len(run.plan.classes)
+    return ((a, b, folded(z[None], classes, "max")[0]) for a, b, z in channels)
 
 
 # --- numbers --------------------------------------------------------------------------------------
 
 
 def _facts(run: Run, method: Method, measured: Splits) -> dict[str, Any]:
-    """The settings, the numbers of each split, and the advice."""
+    """The settings, the numbers of each split, and what validation cases advise."""
     numbers = {split: _numbers(cases, run.plan.spacing_mm) for split, cases in measured.items()}
-    validation = numbers["validation"]
-    advice = advise(
-        validation["sen"]["mean"],
-        validation["prc"]["mean"],
-        validation["tissues"][NEAR]["called"],
-        validation["tissues"][FAR]["called"],
-        training={name: numbers["training"][name]["mean"] for name in ("dsc", "prc")},
-        cases=len(validation["cases"]),
-        context_classes=context_classes(method),
-    )
+    advice = None
+    if VALIDATION in numbers:
+        validation = numbers[VALIDATION]
+        advice = advise(
+            validation["sen"]["mean"],
+            validation["prc"]["mean"],
+            validation["tissues"][NEAR]["called"],
+            validation["tissues"][FAR]["called"],
+            training={name: numbers[TRAINING][name]["mean"] for name in ("dsc", "prc")},
+            cases=len(validation["cases"]),
+            context_classes=context_classes(method),
+        )
     return {
         "dataset": run.plan.dataset,
         "method": run.settings.method,
@@ -208,7 +231,8 @@ def _facts(run: Run, method: Method, measured: Splits) -> dict[str, Any]:
         "near_mm": NEAR_MM,
         "edges_mm": EDGES_MM,
         "bin": BIN,
-        "advice": asdict(advice),
+        "advice": None if advice is None else asdict(advice),
+        "splits": list(numbers),
         **numbers,
     }
 

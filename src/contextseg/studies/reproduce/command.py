@@ -1,94 +1,28 @@
-"""The comparison to run for a data set of the paper, and its results beside the published ones."""
+"""The comparison to run for a data set of the paper, and what people read of it."""
 
 from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.studies.reproduce.table import COMMON_NOTES, REPRODUCTIONS, ROWS, Reproduction
+from contextseg.errors import ContextsegError
+from contextseg.studies.reproduce.beside import published
+from contextseg.studies.reproduce.rows import Rows, method_rows, select_rows
+from contextseg.studies.reproduce.table import COMMON_NOTES, REPRODUCTIONS, Reproduction
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from contextseg.studies.reproduce.arrange import Arranged
 
 SEEDS = "0,1"
+CONVENTION = "colab"
+"""The convention of the metrics of the paper."""
 PATCH_VOX = 80
 BATCH_SIZE = 2
 BASE_WIDTH = 30
 STEPS_PER_EPOCH = 100
-GENERATOR_LR = 3e-4
-
-PAPER_METRICS = {
-    "DSC": ("dsc", 100.0),
-    "SEN": ("sen", 100.0),
-    "PRC": ("prc", 100.0),
-    "HD95": ("hd95_mm", 1.0),
-}
-"""The paper's metrics: the table's column, and its factor."""
-
-
-def method_rows(
-    reproduction: Reproduction, masks: Mapping[str, str | Path] | None = None
-) -> dict[str, str]:
-    """The rows of the paper's table as methods of `compare`.
-
-    Args:
-        reproduction: The data set.
-        masks: A further row for each folder of context masks, by name: "anatomy" drawn by people,
-            "predicted" by a model.
-
-    Returns:
-        "NAME=METHOD:SETTING=VALUE,..." by name.
-
-    Raises:
-        ContextsegError: A folder has a comma or a semicolon in its path, which a list of settings
-            cannot hold.
-    """
-    methods = {
-        "none": "supervised",
-        "kmeans": f"context:context=kmeans,context_classes={reproduction.clusters}",
-        "dilated": "context:context=dilated",
-    }
-    for t in (2, 4, 6):
-        methods[f"CoLab-{t}"] = f"colab:context_classes={t},generator_lr={GENERATOR_LR}"
-    for name, folder in (masks or {}).items():
-        if set(str(folder)) & set(",;"):
-            what = "a comma or a semicolon in its path"
-            remedy = "rename it, or link to it from another place"
-            raise ContextsegError(folder, what, remedy)
-        methods[name] = f"context:context=anatomy,masks={folder}"
-    return {name: f"{name}={method}" for name, method in methods.items()}
-
-
-def select_rows(available: Mapping[str, str], names: str) -> list[str]:
-    """The rows that a list of names asks for.
-
-    Args:
-        available: The rows by name.
-        names: Names with commas between. "" for all.
-
-    Returns:
-        The rows, in the order of the names.
-
-    Raises:
-        ContextsegError: There is no row of a name.
-
-    Example:
-        >>> rows = {"none": "none=supervised", "dilated": "dilated=context:context=dilated"}
-        >>> select_rows(rows, "none")
-        ['none=supervised']
-    """
-    selected = [name.strip() for name in names.split(",") if name.strip()] or list(available)
-    for name in selected:
-        if name not in available:
-            remedy = did_you_mean(name, available)
-            raise ContextsegError(f"--rows {name}", "there is no such row", remedy)
-    return [available[name] for name in selected]
 
 
 def paper_settings(reproduction: Reproduction, scale: float = 1.0) -> tuple[str, ...]:
@@ -145,8 +79,9 @@ def command_line(
     reproduction: Reproduction,
     dataset: str | Path,
     out: str | Path,
-    methods: Sequence[str],
+    rows: Rows,
     settings: Sequence[str],
+    convention: str = CONVENTION,
 ) -> str:
     """The command line that runs the comparison, for a person to copy.
 
@@ -154,16 +89,19 @@ def command_line(
         reproduction: The data set.
         dataset: Its folder, arranged.
         out: Folder of the comparison.
-        methods: Rows of `method_rows`.
+        rows: What is compared.
         settings: `name=value` words.
+        convention: Whose definitions of the metrics.
 
     Returns:
         The command, over several lines.
     """
     lines = [shlex.join(["contextseg", "compare", str(dataset), "-o", str(out), "--seeds", SEEDS])]
     lines += [shlex.join(["--roi", name]) for name in roi_words(reproduction)]
-    lines += [shlex.join(["--methods", method]) for method in methods]
+    lines += [shlex.join(["--methods", method]) for method in rows.methods]
+    lines += [shlex.join(["--largest-component", name]) for name in rows.largest]
     lines += [shlex.join(["--set", word]) for word in settings]
+    lines.append(shlex.join(["--convention", convention]))
     return " \\\n    ".join(lines)
 
 
@@ -218,8 +156,8 @@ def describe_reproduction(reproduction: Reproduction) -> str:
     classes = ", ".join(f"{value} {name}" for name, value in r.classes.items())
     grid = " x ".join(f"{s:g}" for s in r.spacing_mm[::-1])
     organ = {"anatomy": "OUT/anatomy"} if r.organ else {}
-    methods = list(method_rows(r, organ).values())
-    command = command_line(r, "OUT/dataset", "OUT/compared", methods, paper_settings(r))
+    rows = select_rows(method_rows(r, organ), "")
+    command = command_line(r, "OUT/dataset", "OUT/compared", rows, paper_settings(r))
     call = f"`contextseg reproduce {r.name} DOWNLOAD -o OUT`"
     facts = [
         f"**Labels**: {classes}; segmented: {' and '.join(r.roi)}.",
@@ -254,71 +192,6 @@ def _item(text: str) -> str:
     return _wrapped(f"- {text}", "  ")
 
 
-def published(reproduction: Reproduction) -> str:
-    """The paper's numbers as Markdown.
-
-    Args:
-        reproduction: The data set.
-
-    Returns:
-        A table for each class.
-    """
-    return beside_published(reproduction, None)
-
-
-def beside_published(reproduction: Reproduction, table: DataFrame | None) -> str:
-    """The rows of a comparison beside the paper's, as Markdown.
-
-    Measured numbers are means over the test cases, then over seeds. A missed lesion counts 0 and
-    the image's diagonal (docs/measuring.md).
-
-    Args:
-        reproduction: The data set.
-        table: The table of `compare`: method, seed, split, class, metrics. None: the paper's rows
-            alone.
-
-    Returns:
-        A table for each class.
-    """
-    parts = []
-    for name, paper in reproduction.published.items():
-        measured = {} if table is None else _means(table, name)
-        title = f"Published (Li et al. 2023) for the {name}: per cent, and HD95 in mm"
-        headings = list(PAPER_METRICS)
-        if measured:
-            title += "; beside them, what was measured here"
-            headings += [f"{metric}, here" for metric in PAPER_METRICS]
-        lines = [
-            f"{title}.",
-            "",
-            "| row | " + " | ".join(headings) + " |",
-            "|---|" + "--:|" * len(headings),
-        ]
-        rows = [row for row in ROWS if row in paper or row in measured]
-        rows += [row for row in measured if row not in ROWS]
-        unknown = ["-"] * len(PAPER_METRICS)
-        for row in rows:
-            cells = [f"{value:.1f}" for value in paper.get(row, ())] or unknown
-            if measured:
-                cells = [*cells, *measured.get(row, unknown)]
-            lines.append(f"| {row} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def _means(table: DataFrame, name: str) -> dict[str, list[str]]:
-    """The paper's metrics of each method on the test split, as text."""
-    part = table[(table["split"] == "test") & (table["class"] == name)]
-    columns = [column for column, _ in PAPER_METRICS.values()]
-    by_seed = part.groupby(["method", "seed"], sort=False)[columns].mean()
-    means = by_seed.groupby("method", sort=False).mean()
-    factors = [factor for _, factor in PAPER_METRICS.values()]
-    return {
-        str(row): [f"{value * factor:.1f}" for value, factor in zip(values, factors)]
-        for row, values in zip(means.index, means.values)
-    }
-
-
 _HEAD = """\
 # The six data sets of the CoLab paper
 
@@ -335,15 +208,28 @@ contextseg reproduce lits DOWNLOAD -o OUT           # checks and links the data,
 contextseg reproduce lits DOWNLOAD -o OUT --run     # runs it, too; both resume what was stopped
 contextseg reproduce lits DOWNLOAD -o OUT --masks predicted=FOLDER    # a model's masks as context
 contextseg reproduce lits DOWNLOAD -o OUT --run --partial --scale 0.01 --rows none,CoLab-2 # a trial
+contextseg reproduce lits DOWNLOAD -o OUT --rows "CoLab-2; every5=CoLab-2:generator_every=5"
 ```
+
+**The rows are the paper's**: CoLab with a generator of the network's size, a look-ahead in every
+step with the whole batch and patch, the updated generator's labels (Algorithm 1), its rate 0.0003,
+and the argmax over all channels. A step takes more than five times the operations of a plain one
+([counted](../benchmarks/LOOKAHEAD.md)). What this library does by default, at a fraction of that,
+is `CoLab-2-fast` (and 4, 6), by `--rows`.
+`none-largest` is the supplement's post-processing, of the predictions of `none`. A row with other
+settings needs a name of its own.
+
+Metrics are by the paper's definitions (`--convention colab`, [measuring](measuring.md)); another
+convention trains nothing anew. Where settings, seeds or cases are not the paper's, as with
+`--scale`, every table, the page and `beside.csv` call the numbers a trial's, and say what differs.
 
 Nothing is copied where a link will do. `OUT/dataset` is an nnU-Net v2 data set that any tool may
 use; `split.json` in it says which case is where and why. Where a split is drawn, `patients.json` in
 the download, {case: patient} by the names of the prepared cases, keeps the scans of a patient
 together. The files of a folder of masks are called like the cases of `OUT/dataset`. Where OUT holds
 finished results, the last thing printed is a table of them beside the published ones, which is also
-in `OUT/compared/beside.md`. For several GPUs or a cluster, add `--jobs` or `--cluster` to the
-printed command.
+in `beside.md` and `beside.csv` of `OUT/compared/by-colab`. For several GPUs or a cluster, add
+`--jobs` or `--cluster` to the printed command.
 
 | name | data | train | test | slices x pixels, mm | epochs |
 |---|---|--:|--:|---|--:|

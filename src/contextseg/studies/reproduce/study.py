@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.disk import write_text
 from contextseg.errors import ContextsegError
 from contextseg.studies.compare import Comparison, compare, parse_grid
+from contextseg.studies.compare.rescored import check_scoring
+from contextseg.studies.compare.written import results_folder
 from contextseg.studies.reproduce.arrange import ANATOMY, Arranged, arrange
+from contextseg.studies.reproduce.beside import (
+    beside_csv,
+    beside_published,
+    departures,
+    kept_departures,
+    trial_note,
+)
 from contextseg.studies.reproduce.command import (
+    CONVENTION,
     SEEDS,
     arranged_text,
-    beside_published,
     command_line,
     describe_reproduction,
     listing,
-    method_rows,
     paper_settings,
     roi_words,
-    select_rows,
 )
+from contextseg.studies.reproduce.rows import method_rows, select_rows
 from contextseg.studies.reproduce.table import Reproduction, find_reproduction
 
 COMPARED = "compared"
-BESIDE = "beside.md"
+BESIDE = "beside"
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,8 +46,8 @@ class Reproduced:
         arranged: The arranged data set. None: no download was given.
         command: The command line that runs the comparison; "" where it was run.
         comparison: The comparison. None where it was not run.
-        results: Measured results beside the published ones as Markdown, also in
-            OUT/compared/beside.md; "" where there are none.
+        results: Measured results beside the published ones as Markdown, also in `beside.md` (and
+            `beside.csv`) of the comparison; "" where there are none.
     """
 
     reproduction: Reproduction | None = None
@@ -88,6 +96,7 @@ def reproduce(
     masks: Mapping[str, str | Path] | None = None,
     scale: float = 1.0,
     partial: bool = False,
+    convention: str = CONVENTION,
     settings: Sequence[str] = (),
     progress_bar: ProgressBar = no_progress_bar,
 ) -> Reproduced:
@@ -100,10 +109,12 @@ def reproduce(
         download: Folder of the download. None describes how to get it.
         output: Folder for everything that is made.
         run: Run the comparison; else its command line is given.
-        rows: Rows of the paper's table with commas between, such as "none,CoLab-2". "" for all.
+        rows: Rows with commas between, such as "none,CoLab-2", or with settings of their own (see
+            `rows.select_rows`). "" for those of the paper.
         masks: Folders of masks that serve as context labels, a row for each name.
         scale: Share of the paper's training steps, for a trial.
         partial: Take the cases that are there and whole, and leave the others out.
+        convention: Whose definitions of the metrics; the default is the paper's.
         settings: `name=value` words for every run, after the paper's.
         progress_bar: Shows the progress of each stage.
 
@@ -125,7 +136,10 @@ def reproduce(
     compared = out / COMPARED
     folders = {"anatomy": out / ANATOMY} if reproduction.organ else {}
     folders |= _mask_folders(masks or {})
-    methods = select_rows(method_rows(reproduction, folders), rows)
+    available = method_rows(reproduction, folders)
+    chosen = select_rows(available, rows)
+    check_scoring(convention, (), ())
+    paper = paper_settings(reproduction)
     words = (*paper_settings(reproduction, scale), *settings)
     with progress_bar("read") as progress:
         arranged = arrange(reproduction, download, out, partial=partial, progress=progress)
@@ -133,11 +147,19 @@ def reproduce(
     comparison = None
     if run:
         roi = roi_words(reproduction)
-        grid = parse_grid(arranged.folder, compared, methods, SEEDS, settings=words, roi=roi)
-        comparison = compare(grid, progress_bar=progress_bar)
+        grid = parse_grid(arranged.folder, compared, chosen.methods, SEEDS, settings=words, roi=roi)
+        published = reproduction.train, reproduction.test
+        counts = (len(arranged.train), len(arranged.test)), published
+        note = trial_note(departures(grid, available, paper, SEEDS, counts))
+        comparison = compare(
+            replace(grid, note=note),
+            convention=convention,
+            largest_component=chosen.largest,
+            progress_bar=progress_bar,
+        )
     else:
-        command = command_line(reproduction, arranged.folder, compared, methods, words)
-    results = _write_results(reproduction, compared)
+        command = command_line(reproduction, arranged.folder, compared, chosen, words, convention)
+    results = _write_results(reproduction, compared, convention, available, paper)
     return Reproduced(reproduction, arranged, command, comparison, results)
 
 
@@ -149,14 +171,26 @@ def _mask_folders(masks: Mapping[str, str | Path]) -> dict[str, Path]:
     return {name: Path(folder).absolute() for name, folder in masks.items()}
 
 
-def _write_results(reproduction: Reproduction, compared: Path) -> str:
+def _write_results(
+    reproduction: Reproduction,
+    compared: Path,
+    convention: str,
+    available: Mapping[str, str],
+    paper: Sequence[str],
+) -> str:
     """Write the results beside the published ones, and return them; "" without results."""
-    table = compared / "table.csv"
-    if not table.exists():
+    folder = results_folder(compared, convention)
+    if not (folder / "table.csv").exists():
+        folder = compared  # of another call, by this library's definitions, as its title says
+    if not (folder / "table.csv").exists():
         return ""
     import pandas as pd
 
-    cases = pd.read_csv(table, dtype={"case": str, "class": str, "method": str})
-    results = beside_published(reproduction, cases)
-    write_text(compared / BESIDE, results + "\n")
+    cases = pd.read_csv(
+        folder / "table.csv", dtype={"case": str, "class": str, "method": str, "convention": str}
+    )
+    trial = kept_departures(compared, available, paper, SEEDS)
+    results = beside_published(reproduction, cases, trial)
+    write_text(folder / f"{BESIDE}.md", results + "\n")
+    write_text(folder / f"{BESIDE}.csv", beside_csv(reproduction, cases, trial))
     return results
