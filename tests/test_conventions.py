@@ -69,7 +69,7 @@ def test_the_thirteen_tolerances_by_any_usual_name():
 
 
 def write_aorta(folder: Path) -> None:
-    """Folders `p` and `r`: the aorta of slices 2 to 4, predicted in 0 to 3; values have no names."""
+    """Folders `p` and `r`: the aorta of slices 2 to 4, predicted in 0 to 3, without names."""
     ref, pred = np.zeros((8, 6, 6), np.uint8), np.zeros((8, 6, 6), np.uint8)
     ref[2:5, 1:4, 1:4] = pred[0:4, 1:4, 1:4] = 5
     for name, label in (("p", pred), ("r", ref)):

@@ -62,7 +62,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="MM",
-            help="Of the NSD; by class: liver=5,aorta=2, or 1,liver=5: 1 for others; flare22: its 13.",
+            help="Of the NSD; by class: liver=5,aorta=2, or 1,liver=5: 1 for others; or flare22.",
         ),
     ] = "2",
     convention: Annotated[
