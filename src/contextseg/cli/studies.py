@@ -56,9 +56,9 @@ def reproduce(
     ] = False,
     set_: Set = [],  # noqa: B006
 ) -> None:
-    """From a download to the tables of the CoLab paper: six data sets, one command each.
+    """From a download to the tables of the papers: one command for each data set.
 
-    docs/reproduce.md says how each download lies.
+    Six of the CoLab paper (docs/reproduce.md), and flare22 (docs/guide/flare22.md).
     """
     result = studies.reproduce(
         name,

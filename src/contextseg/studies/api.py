@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextseg.studies.compare import Comparison, Forecast, Grid
     from contextseg.studies.curve import Curve
     from contextseg.studies.diagnose import Diagnosis
+    from contextseg.studies.flare22 import FLARE22Result
     from contextseg.studies.reproduce import Reproduced
 
 
@@ -344,11 +345,11 @@ def reproduce(
     partial: bool = False,
     verbose: bool = True,
     **settings: Any,
-) -> Reproduced:
-    """From a download to the tables of the CoLab paper: six data sets.
+) -> Reproduced | FLARE22Result:
+    """From a download to the tables of the CoLab paper, six data sets, and of FLARE22's.
 
     Args:
-        name: Which data set. "" lists them.
+        name: Which data set. "" lists them. "flare22" is Table 4 of Pham et al., and its rows.
         download: Folder of the download. None describes how to get it.
         output: Folder for everything that is made.
         run: Run the comparison; else its command is given.
@@ -362,8 +363,23 @@ def reproduce(
     Returns:
         What was arranged, and the results beside the published ones where there are some.
     """
+    from contextseg.studies.flare22 import FLARE22, reproduce_flare22
     from contextseg.studies.reproduce import reproduce as reproduce_paper
 
+    if name == FLARE22:
+        if masks:
+            what = "no row of it has context labels"
+            raise ContextsegError("--masks", what, "leave it out")
+        return reproduce_flare22(
+            download,
+            output,
+            run=run,
+            rows=words(rows),
+            scale=scale,
+            partial=partial,
+            settings=assignments(settings),
+            progress_bar=progress_of(verbose),
+        )
     return reproduce_paper(
         name,
         download,

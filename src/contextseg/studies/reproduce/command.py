@@ -172,10 +172,14 @@ def command_line(
 
 def listing() -> str:
     """One line for each data set."""
-    return "\n".join(
+    lines = [
         f"{r.name:9} {r.title}: {r.count} cases, {r.train} to train, {r.test} to test"
         for r in REPRODUCTIONS.values()
+    ]
+    lines.append(
+        "flare22   13 abdominal organs in CT (FLARE22, another paper): `reproduce flare22`"
     )
+    return "\n".join(lines)
 
 
 def arranged_text(arranged: Arranged, reproduction: Reproduction) -> str:
