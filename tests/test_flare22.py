@@ -71,7 +71,7 @@ def test_what_is_not_the_challenge_is_refused_with_all_that_is_wrong(
         reproduce_flare22(data, tmp_path)
     with pytest.raises(ContextsegError, match="no such row"):
         reproduce_flare22(data, tmp_path, rows=("csp",))
-    with pytest.raises(ContextsegError, match="there is no such setting.* net"):
+    with pytest.raises(ContextsegError, match=r"there is no such setting.* net"):
         reproduce_flare22(data, tmp_path, settings=("nett=unet",))
     with pytest.raises(ContextsegError, match="both are needed"):
         reproduce_flare22(data / "Test", tmp_path, partial=True)
