@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import laws
+from contextseg import api
 from contextseg.batch import Batch
 from contextseg.cli import app
 from contextseg.data import phantom
@@ -504,6 +505,16 @@ def test_the_command_segments_a_folder_and_goes_on(trained: Path, tmp_path: Path
     assert sorted(table(tmp_path / "out"), key=str) == sorted(rows, key=str)
     with pytest.raises(ContextsegError, match="every was 3 and is now 4"):
         CliRunner().invoke(app, [*words, "--every", "4"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("way", ["", "interpolation"])
+def test_without_a_model_the_packaged_network_fills(
+    trained: Path, tmp_path: Path, way: str
+) -> None:
+    scans = trained / "data"
+    api.two_stage(trained / "flat", scans, tmp_path, every=8, way=way, verbose=False)
+    record = (tmp_path / "predicted_by.json").read_text(encoding="utf-8")
+    assert ("CompletionNet" in record) == (way == "")
 
 
 def test_one_scan_that_cannot_be_read_does_not_stop_the_others(

@@ -219,8 +219,7 @@ def two_stage(
         images: A scan, a folder of scans, or the folder of a data set.
         output: Folder of the label maps, and of `two-stage.csv`, which says for each class where
             it was found and flags what was missed. What is there already is kept.
-        model: A run of `train(..., method="stcn")`. None: the network that comes with the package
-            fills, or shapes do, see `way`.
+        model: A run of `train(..., method="stcn")`. None: the network that comes with the package.
         every: The reference run labels every so many slices, or closer.
         most: How many slices it labels at most; 0 for no limit.
         select: "largest", "certain", "covering", "presence" or "all". "" is "largest" with a
@@ -228,8 +227,8 @@ def two_stage(
         slices: Reference slices of each class.
         recover: Look once more, in between, for a class that no slice shows.
         bounded: Fill a class only up to the evaluated slices that do not hold it.
-        way: "propagation", "combined", "interpolation" or "nearest". "" is "propagation" with a
-            model, and "interpolation" without.
+        way: "propagation", "combined", "interpolation" or "nearest". "" is "propagation": the
+            network alone.
         stop_below: Beyond the outermost reference slices, stop where a smaller Dice is expected; 0
             never stops. This and the next three are of the walk of `model`'s network.
         top_k: Memorised positions that each position reads; 0 for all.
@@ -272,7 +271,7 @@ def two_stage(
     network: Any = None
     if model:
         network = open_propagation_model(model)
-    elif way in NETWORK_WAYS:
+    elif way in ("", *NETWORK_WAYS):
         network = open_completion()
     return segment_folder(
         load(reference, **settings),

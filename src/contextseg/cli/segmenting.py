@@ -201,8 +201,8 @@ def two_stage(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="A run of `contextseg train --method stcn`; without it shapes are interpolated, "
-            "or --way propagation takes the network that comes with the package."
+            help="A run of `contextseg train --method stcn`; default: the network that comes with "
+            "the package."
         ),
     ] = None,
     every: Annotated[int, typer.Option(help="Look at every so many slices, or closer.")] = 5,
@@ -228,7 +228,8 @@ def two_stage(
     way: Annotated[
         str,
         typer.Option(
-            help="propagation, combined, interpolation, nearest; default: propagation with --model."
+            help="propagation (the network), combined, interpolation (shapes alone), nearest; "
+            "default: propagation."
         ),
     ] = "",
     stop_below: Annotated[
