@@ -65,8 +65,9 @@ def zoomed(x, shape, orders):
 
 
 def normalised(x, body, spacing, spec):
-    """Steps 3 to 5: the network's image (C, d, h, w)."""
-    shape = [max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, spec["spacing_mm"])]
+    """Steps 4 to 6: the network's image (C, d, h, w)."""
+    target = spacing if spec.get("native") else spec["spacing_mm"]
+    shape = [max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, target)]
     small = [zoomed(c, shape, spec["spline_orders"]).clip(c.min(), c.max()) for c in x]
     out = []
     for c in spec["channels"]:
@@ -88,7 +89,7 @@ def normalised(x, body, spacing, spec):
 
 
 def logits_of(network, image, spec):
-    """Step 6: logits (K, d, h, w) by sliding windows and mirrors."""
+    """Step 7: logits (K, d, h, w) by sliding windows and mirrors."""
     flat = len(spec["patch_vox"]) == 2
     patch = [1] * flat + spec["patch_vox"]
     pads = [max(p - n, 0) for p, n in zip(patch, image.shape[1:])]
@@ -132,7 +133,8 @@ def segment(network, spec, scans):
     sizes = nib.affines.voxel_sizes(scans[0].affine)
     spacing = [sizes[int(np.flatnonzero(there[:, 0] == axis)[0])] for axis in wanted[:, 0]]
     body = body_of(x, spec)
-    box = ndimage.find_objects(body.astype(int))[0]
+    whole = np.ones(body.shape, int) if spec.get("native") else body.astype(int)
+    box = ndimage.find_objects(whole)[0]
     image = normalised(x[(slice(None), *box)], body[box], spacing, spec)
     logits = logits_of(network, image, spec)
     label = np.full(body.shape, spec["values"][0], np.int32)

@@ -7,13 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 from math import isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from contextseg.errors import ContextsegError
+from contextseg.evaluation.evaluate import parse_tolerances
+from contextseg.evaluation.folders import evaluate_folders, notices
 from contextseg.metrics import CONVENTION_METRICS, evaluate_case
-from contextseg.volume import read_labels
+from contextseg.volume import Volume, read_labels, write
 from test_metrics import blobs, row
 
 Scores = tuple[str, dict[str, float]]
@@ -27,10 +31,11 @@ def test_flare22_drops_the_last_slice_and_the_corrected_one_does_not():
         convention: evaluate_case(pred, ref, (1, 1, 1), {name: [1]}, convention=convention)[0][
             "dsc"
         ]
-        for convention in ("flare22", "flare22-corrected")
+        for convention in ("flare22", "flare22-2024", "flare22-corrected")
         for name in ("Inferior_Vena_Cava",)
     }
-    assert scores == {"flare22": 1.0, "flare22-corrected": pytest.approx(2 * 2 / (2 + 3))}
+    corrected = pytest.approx(2 * 2 / (2 + 3))
+    assert scores == {"flare22": 1.0, "flare22-2024": 1.0, "flare22-corrected": corrected}
     liver = evaluate_case(pred, ref, (1, 1, 1), {"liver": [1]}, convention="flare22")[0]
     assert liver["dsc"] == pytest.approx(2 * 2 / (4 + 3))
 
@@ -42,9 +47,53 @@ def test_flare22_scores_of_empty_and_bad_masks():
     both_empty = row(none, none, (1.0, 1.0, 1.0), convention="flare22")
     assert (both_empty["dsc"], both_empty["nsd"], both_empty["status"]) == (1, 1, "absent")
     assert row(some, none, (1.0, 1.0, 1.0), convention="flare22")["nsd"] == 0
-    beside = np.roll(some, 1, axis=0)  # DSC 0: no NSD, though every element is within 2 mm
-    assert row(beside, some, (1.0, 1.0, 1.0), convention="flare22")["nsd"] == 0
-    assert row(beside, some, (1.0, 1.0, 1.0), convention="flare22-corrected")["nsd"] == 1
+    beside = np.roll(some, 1, axis=0)  # DSC 0, though every element is within 2 mm
+    nsd = {
+        name: row(beside, some, (1.0, 1.0, 1.0), convention=name)["nsd"]
+        for name in ("flare22", "flare22-2024", "flare22-corrected")
+    }
+    assert nsd == {"flare22": 1, "flare22-2024": 0, "flare22-corrected": 1}
+
+
+def test_the_thirteen_tolerances_by_any_usual_name():
+    spelt = (
+        "Liver", "RK", "spleen", "pancreas", "Aorta", "Postcava", "adrenal_gland_right",
+        "Left Adrenal Gland(LAG)", "gall-bladder", "Oesophagus", "stomach", "duodenum",
+        "kidney_left",
+    )  # fmt: skip
+    given = parse_tolerances("flare22", spelt)
+    assert isinstance(given, dict)
+    assert [given[name] for name in spelt] == [5, 3, 3, 5, 2, 2, 2, 2, 2, 3, 5, 7, 3]
+    with pytest.raises(ContextsegError, match="no tolerance for spine"):
+        parse_tolerances("flare22", ["liver", "spine"])
+
+
+def write_aorta(folder: Path) -> None:
+    """Folders `p` and `r`: the aorta of slices 2 to 4, predicted in 0 to 3, without names."""
+    ref, pred = np.zeros((8, 6, 6), np.uint8), np.zeros((8, 6, 6), np.uint8)
+    ref[2:5, 1:4, 1:4] = pred[0:4, 1:4, 1:4] = 5
+    for name, label in (("p", pred), ("r", ref)):
+        write(folder / name / "a.nii.gz", Volume(label, np.eye(4)[[2, 1, 0, 3]]))
+
+
+def test_flare22_is_complete_or_refused(tmp_path: Path) -> None:
+    write_aorta(tmp_path)
+    pair = tmp_path / "p", tmp_path / "r"
+    for convention in ("flare22", "flare22-2024", "flare22-corrected"):
+        with pytest.raises(ContextsegError, match=r"label_5.*--labels"):
+            evaluate_folders(*pair, convention=convention)
+    labels = tmp_path / "dataset.json"
+    labels.write_text('{"labels": {"background": 0, "Aorta": 5}}')
+    scored = evaluate_folders(*pair, labels=labels, convention="flare22", tolerance_mm="flare22")
+    assert (scored["dsc"][0], scored["tolerance_mm"][0]) == (1, 2)
+
+
+def test_a_comparison_of_conventions_names_those_that_cannot_be_had(tmp_path: Path) -> None:
+    write_aorta(tmp_path)
+    table = evaluate_folders(tmp_path / "p", tmp_path / "r", all_conventions=True)
+    left_out = ["flare22", "flare22-2024", "flare22-corrected"]
+    assert not set(left_out) & set(table.columns)
+    assert any(all(name in line for name in left_out) for line in notices(table))
 
 
 def test_cmu_net_is_the_mean_over_slices_and_colab_needs_a_reference():

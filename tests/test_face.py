@@ -93,10 +93,11 @@ def everything() -> dict[str, object]:
     from contextseg.studies.compare import Comparison, Forecast
     from contextseg.studies.curve import Curve
     from contextseg.studies.diagnose import Diagnosis
+    from contextseg.studies.flare22 import FLARE22Result
     from contextseg.studies.reproduce import Reproduced
 
     known = (Finding, Plan, Outcome, Filled, Run, Comparison, Forecast, Curve, Diagnosis)
-    known = (*known, LabelProject, Annotating, Reproduced, CMUNetTable)
+    known = (*known, LabelProject, Annotating, Reproduced, CMUNetTable, FLARE22Result)
     names: dict[str, object] = {kind.__name__: kind for kind in known}
     return names | {
         "pd": pd,

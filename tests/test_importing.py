@@ -259,12 +259,12 @@ def test_what_cannot_be_imported_is_said(data: Dataset, predicted: Path, tmp_pat
 
 
 def test_how_much_is_convention(data: Dataset, predicted: Path) -> None:
-    regions = {"kidney": [1], "spleen": [2]}
+    regions = {"left kidney": [1], "spleen": [2]}
     made = pairs(predicted, data.folder / "labelsTs")
     table, problems = compare_conventions(made, regions)
     assert problems == {}
     assert list(table.columns) == ["class", "metric", *CONVENTIONS, "spread"]
-    assert list(table["class"].drop_duplicates()) == ["kidney", "spleen"]
+    assert list(table["class"].drop_duplicates()) == ["left kidney", "spleen"]
     rows = table.set_index(["class", "metric"])
     for name in CONVENTIONS:
         alone = (
@@ -278,9 +278,9 @@ def test_how_much_is_convention(data: Dataset, predicted: Path) -> None:
                 alone.loc[klass],
                 equal_nan=True,
             )
-    assert rows.loc[("kidney", "sen"), "default"] == rows.loc[("kidney", "sen"), "monai"]
-    hd95 = rows.loc[("kidney", "hd95_mm"), list(CONVENTIONS)]
-    assert rows.loc[("kidney", "hd95_mm"), "spread"] == pytest.approx(hd95.max() - hd95.min())
+    assert rows.loc[("left kidney", "sen"), "default"] == rows.loc[("left kidney", "sen"), "monai"]
+    hd95 = rows.loc[("left kidney", "hd95_mm"), list(CONVENTIONS)]
+    assert rows.loc[("left kidney", "hd95_mm"), "spread"] == pytest.approx(hd95.max() - hd95.min())
     text = conventions_markdown(table)
     assert (
         text.splitlines()[0] == "| Class | Metric | " + " | ".join([*CONVENTIONS, "spread"]) + " |"

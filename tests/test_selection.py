@@ -26,21 +26,33 @@ from contextseg.propagation.shapes import copy_nearest, interpolate_shapes
         (1, [0]),
         (4, [0, 1, 2, 3]),
         (5, [0, 4]),
-        (9, [0, 8]),
-        (10, [0, 9]),
-        (23, [0, 7, 14, 22]),
+        (6, [0, 5]),
+        (9, [0, 4, 8]),
+        (14, [0, 4, 9, 13]),
+        (23, [0, 4, 9, 13, 18, 22]),
     ],
 )
 def test_uniform_sampling(slices: int, expected: list[int]) -> None:
     assert uniform_slices(slices) == expected
 
 
-@pytest.mark.parametrize("slices", [5, 64, 100, 321, 5000])
-def test_uniform_sampling_holds_both_ends_and_is_bounded(slices: int) -> None:
-    chosen = uniform_slices(slices)
+@pytest.mark.parametrize("every", [1, 2, 5, 7])
+def test_every_nth_slice_means_it_at_any_number_of_slices(every: int) -> None:
+    for slices in range(every, 200):
+        chosen = uniform_slices(slices, every)
+        assert (chosen[0], chosen[-1]) == (0, slices - 1)
+        assert max(np.diff(chosen), default=0) <= every
+        assert len(chosen) <= (slices - 1) // every + 2
+        if len(chosen) % 2 == 0 or slices % 2:  # else two slices are in the middle
+            assert chosen == [slices - 1 - i for i in reversed(chosen)]
+
+
+@pytest.mark.parametrize("slices", [321, 5000])
+def test_a_limit_of_slices_is_kept_to(slices: int) -> None:
+    chosen = uniform_slices(slices, most=64)
     assert (chosen[0], chosen[-1]) == (0, slices - 1)
-    assert len(set(chosen)) == len(chosen) == min(64, max(2, slices // 5))
-    assert len(uniform_slices(100)) == 20
+    assert len(set(chosen)) == len(chosen) == 64
+    assert uniform_slices(100, most=64) == uniform_slices(100)
 
 
 def volume() -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import laws
+from contextseg import api
 from contextseg.batch import Batch
 from contextseg.cli import app
 from contextseg.data import phantom
@@ -24,7 +25,14 @@ from contextseg.methods import CMU, Method, Supervised
 from contextseg.methods.stcn import STCNMethod
 from contextseg.pipeline import open_propagation_model, train_run
 from contextseg.predictor import Member, Predictor
-from contextseg.propagation import SELECTION_RULES, PropagationModel, select_slices
+from contextseg.propagation import (
+    SELECTION_RULES,
+    PropagationModel,
+    PropagationResult,
+    Session,
+    open_completion,
+    select_slices,
+)
 from contextseg.runs import Run
 from contextseg.settings import PredictionSettings, Settings
 from contextseg.twostage.reference import SliceReference
@@ -33,6 +41,7 @@ from contextseg.twostage.stages import (
     ClassOutcome,
     TwoStageResult,
     TwoStageSettings,
+    as_published,
     segment_cases,
     segment_folder,
     segment_two_stage,
@@ -42,7 +51,8 @@ from contextseg.volume import Volume, read, read_labels, write
 
 torch.set_num_threads(1)
 STILL = PredictionSettings(mirror=False)
-SLICES = 25  # of which every fifth are 0, 6, 12, 18, 24, from either end
+SIXTH = TwoStageSettings(every=6)
+SLICES = 25  # of which every sixth are 0, 6, 12, 18, 24, from either end
 DISCS: dict[int, tuple[int, int]] = {
     1: (4, 20),
     2: (8, 10),
@@ -138,14 +148,14 @@ def test_a_2d_run_is_shown_the_sampled_slices_alone() -> None:
     member = reference()
     method = member.method
     assert isinstance(method, Levels)
-    segment_two_stage(image, member, settings=STILL)
+    segment_two_stage(image, member, stages=SIXTH, settings=STILL)
     assert method.shown == 4  # 6, 12, 18, 24; slice 0 is air
     prediction = SliceReference(image, member, STILL).predict([0, 6])
     assert np.array_equal(prediction.label, truth[[0, 6]])
     assert (prediction.confidence[0] == 255).all()
     assert prediction.presence is None
     method.shown = 0
-    segment_two_stage(scan({1: (4, 20)})[0], member, settings=STILL)
+    segment_two_stage(scan({1: (4, 20)})[0], member, stages=SIXTH, settings=STILL)
     assert method.shown == 8  # class 2 is missing, so 3, 9, 15, 21 are predicted too
 
 
@@ -155,7 +165,7 @@ def test_all_slices_give_back_the_reference_run(dims: int) -> None:
     result = segment_two_stage(
         image,
         reference(dims),
-        stages=TwoStageSettings(every=1, most=SLICES, select="all"),
+        stages=TwoStageSettings(every=1, select="all"),
         settings=STILL,
     )
     assert np.array_equal(result.label.array, truth)
@@ -172,8 +182,8 @@ def test_all_slices_give_back_the_reference_run(dims: int) -> None:
 @pytest.mark.parametrize("model", [None, follower()], ids=["interpolated", "propagated"])
 def test_a_scan_may_lie_in_any_way(dims: int, model: PropagationModel | None) -> None:
     image, truth = scan()
-    straight = segment_two_stage(image, reference(dims), model, settings=STILL)
-    turned = segment_two_stage(image.oriented("LIP"), reference(dims), model, settings=STILL)
+    straight = segment_two_stage(image, reference(dims), model, SIXTH, STILL)
+    turned = segment_two_stage(image.oriented("LIP"), reference(dims), model, SIXTH, STILL)
     assert turned.label.shape == image.oriented("LIP").shape
     assert (turned.label.oriented("SAR").array == straight.label.array).mean() > 0.99
     slices = straight.outcomes["bright"].slices
@@ -185,7 +195,7 @@ def test_a_scan_may_lie_in_any_way(dims: int, model: PropagationModel | None) ->
 def test_the_paper_s_slices() -> None:
     """Of 6, 12 and 18, in which class 1 is, it is largest in 12; class 2 is in 18 alone."""
     image, truth = scan({1: (4, 20), 2: (16, 21)})
-    result = segment_two_stage(image, reference(), follower(), settings=STILL)
+    result = segment_two_stage(image, reference(), follower(), SIXTH, STILL)
     assert result.outcomes["bright"].slices == (
         12,
         18,
@@ -194,6 +204,62 @@ def test_the_paper_s_slices() -> None:
     assert {outcome.source for outcome in result.outcomes.values()} == {"sampled"}
     assert result.outcomes["dark"].sampled_vox == (truth[18] == 2).sum()
     assert np.isnan(result.outcomes["dark"].presence)
+
+
+def test_an_organ_of_six_slices_is_found_in_fourteen() -> None:
+    image = scan({1: (5, 11)})[0]
+    part = Volume(image.array[:, :14], image.affine)
+    stages = TwoStageSettings(select="largest", recover=False)
+    found = segment_two_stage(part, reference(), stages=stages, settings=STILL)
+    assert found.outcomes["bright"].source == "sampled"
+    assert found.outcomes["bright"].slices == (9,)
+
+
+def test_what_the_walk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {}
+
+    def propagate(self: Session, *args: object, **options: object) -> PropagationResult:
+        told.update(options)
+        return walk(self, *args, **options)  # type: ignore[arg-type]
+
+    walk = Session.propagate
+    monkeypatch.setattr(Session, "propagate", propagate)
+    stages = TwoStageSettings(stop_below=0.2, top_k=0, memory_every=3, merge="sum")
+    segment_two_stage(scan()[0], reference(), follower(), stages, STILL)
+    assert (told["stop_below"], told["top_k"], told["every"]) == (0.2, None, 3)
+    assert told["weighted"] is False
+    segment_two_stage(scan()[0], reference(), follower(), as_published(), STILL)
+    assert (told["stop_below"], told["top_k"], told["every"]) == (0, 20, 5)
+    assert told["ranges"] == {}
+
+
+def test_the_paper_s_own_settings() -> None:
+    """One slice of each class, no end, no second look, both walks alike; at most 64 slices."""
+    stages = as_published()
+    assert (stages.every, stages.most, stages.select, stages.slices) == (5, 64, "largest", 1)
+    assert not (stages.recover)
+    assert not (stages.bounded)
+    assert not (stages.stop_below)
+    assert (stages.top_k, stages.memory_every, stages.merge) == (20, 5, "sum")
+    with pytest.raises(ContextsegError, match="--model"):
+        as_published(model=False)
+    with pytest.raises(ContextsegError, match=r"--slices 3.*settles it"):
+        as_published(TwoStageSettings(slices=3))
+
+
+@pytest.mark.parametrize("way", ["propagation", "combined"])
+def test_the_network_that_comes_with_the_package_fills(way: str) -> None:
+    image, truth = scan()
+    stages = TwoStageSettings(every=6, way=way)
+    result = segment_two_stage(image, reference(), open_completion(), stages, STILL)
+    for i in (6, 12, 18):
+        assert np.array_equal(result.label.array[i], truth[i])
+    dice = {
+        k: 2 * ((result.label.array == k) & (truth == k)).sum()
+        / ((result.label.array == k).sum() + (truth == k).sum())
+        for k in (1, 2)
+    }  # fmt: skip
+    assert min(dice.values()) > 0.5, dice
 
 
 @pytest.mark.parametrize("rule", [*SELECTION_RULES])
@@ -229,7 +295,7 @@ def outcomes(dims: int, there: tuple[int, int], recover: bool = True) -> TwoStag
     return segment_two_stage(
         scan({1: (4, 20), 2: there})[0],
         reference(dims),
-        stages=TwoStageSettings(recover=recover),
+        stages=TwoStageSettings(every=6, recover=recover),
         settings=STILL,
     )
 
@@ -254,7 +320,7 @@ def test_a_class_is_not_filled_beyond_the_slices_predicted_without_it(bounded: b
         ({2: (8, 10)}, {2: (7, 11)}),
         ({1: (7, 8)}, {}),
     ):
-        stages = TwoStageSettings(way="nearest", select="largest", bounded=bounded)
+        stages = TwoStageSettings(6, way="nearest", select="largest", bounded=bounded)
         filled = segment_two_stage(scan(discs)[0], reference(), None, stages, STILL).label.array
         for k, (first, last) in ends.items():
             there = np.flatnonzero((filled == k).any((1, 2)))
@@ -275,12 +341,14 @@ def test_agreement_is_that_with_the_slices_that_were_not_chosen() -> None:
     outcome = segment_two_stage(
         scan()[0],
         reference(),
-        stages=TwoStageSettings(select="largest", recover=False),
+        stages=TwoStageSettings(6, select="largest", recover=False),
         settings=STILL,
     ).outcomes["bright"]
     assert (outcome.slices, outcome.agreement) == ((12,), 0)
     assert np.isnan(
-        segment_two_stage(scan()[0], reference(), settings=STILL).outcomes["bright"].agreement
+        segment_two_stage(scan()[0], reference(), stages=SIXTH, settings=STILL)
+        .outcomes["bright"]
+        .agreement
     )  # all were chosen
 
 
@@ -300,7 +368,7 @@ def test_the_slice_in_which_a_presence_head_is_most_sure() -> None:
     result = segment_two_stage(
         image,
         member,
-        stages=TwoStageSettings(select="presence", recover=False),
+        stages=TwoStageSettings(6, select="presence", recover=False),
         settings=STILL,
     )
     assert result.outcomes["bright"].slices == (expected,)
@@ -309,12 +377,12 @@ def test_the_slice_in_which_a_presence_head_is_most_sure() -> None:
     assert isinstance(member.method, Levels)
     member.method.head.net.seen = (0.0, 0.0)
     result = segment_two_stage(
-        image, member, stages=TwoStageSettings(recover=False), settings=STILL
+        image, member, stages=TwoStageSettings(6, recover=False), settings=STILL
     )
     assert (result.outcomes["bright"].flag, result.outcomes["dark"].flag) == ("", "missed")
     assert not (truth[sampled] == 2).any()
     whole = segment_two_stage(
-        image, reference(3, head=True), stages=TwoStageSettings(recover=False), settings=STILL
+        image, reference(3, head=True), stages=TwoStageSettings(6, recover=False), settings=STILL
     )
     assert 0 < whole.outcomes["bright"].presence < 1
 
@@ -333,6 +401,8 @@ def test_the_slice_in_which_a_presence_head_is_most_sure() -> None:
         ),
         ((reference(3), None), TwoStageSettings(select="presence"), "presence head"),
         ((reference(), None), TwoStageSettings(select="presence"), "--method cmu"),
+        ((reference(), None), TwoStageSettings(top_k=7), r"--top-k 7.*--model"),
+        ((reference(), follower()), TwoStageSettings(merge="sum", way="nearest"), "--merge sum"),
     ],
 )
 def test_runs_that_do_not_go_together(
@@ -355,12 +425,15 @@ def test_other_kinds_of_scans() -> None:
         TwoStageSettings(every=0)
     with pytest.raises(ContextsegError, match="largest"):
         TwoStageSettings(select="larges")
+    for wrong in ({"most": 1}, {"top_k": -1}, {"stop_below": 2}, {"merge": "some"}):
+        with pytest.raises(ContextsegError):
+            TwoStageSettings(**wrong)  # type: ignore[arg-type]
     assert set(SELECTION_RULES) < set(SELECTIONS)
 
 
 def test_label_values_and_the_largest_component() -> None:
     image, truth = scan({1: (4, 10), 2: (5, 7)})
-    every = TwoStageSettings(every=1, most=SLICES)
+    every = TwoStageSettings(every=1)
     member = reference()
     run = replace(member, plan=replace(member.plan, values=(0, 7, 300)))
     result = segment_two_stage(image, run, stages=every, settings=STILL)
@@ -394,8 +467,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def table(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "two-stage.csv", encoding="utf-8") as file:
+def table(folder: Path, name: str = "two-stage.csv") -> list[dict[str, str]]:
+    with open(folder / name, encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -409,6 +482,7 @@ def test_the_command_segments_a_folder_and_goes_on(trained: Path, tmp_path: Path
         str(tmp_path / "out"),
     ]
     words += ["--model", str(trained / "stcn"), "--every", "3", "--set", "prediction.mirror=false"]
+    words += ["--profile", "--profile-formula", "official"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     rows = table(tmp_path / "out")
@@ -424,9 +498,23 @@ def test_the_command_segments_a_folder_and_goes_on(trained: Path, tmp_path: Path
     assert CliRunner().invoke(app, words).exit_code == 0
     assert result.stat().st_mtime_ns == before
     assert (tmp_path / "out" / "phantom_002.nii.gz").exists()
+    costs = table(tmp_path / "out", "efficiency.csv")
+    assert {(row["case"], row["formula"]) for row in costs} == {
+        (f"phantom_{i:03d}", "official") for i in (1, 2)
+    }
     assert sorted(table(tmp_path / "out"), key=str) == sorted(rows, key=str)
     with pytest.raises(ContextsegError, match="every was 3 and is now 4"):
         CliRunner().invoke(app, [*words, "--every", "4"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("way", ["", "interpolation"])
+def test_without_a_model_the_packaged_network_fills(
+    trained: Path, tmp_path: Path, way: str
+) -> None:
+    scans = trained / "data"
+    api.two_stage(trained / "flat", scans, tmp_path, every=8, way=way, verbose=False)
+    record = (tmp_path / "predicted_by.json").read_text(encoding="utf-8")
+    assert ("CompletionNet" in record) == (way == "")
 
 
 def test_one_scan_that_cannot_be_read_does_not_stop_the_others(

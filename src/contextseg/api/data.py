@@ -102,7 +102,8 @@ def evaluate(
             left out) and `calibration.csv`.
         labels: A `dataset.json` with the names of the classes. None: every value is a class.
         roi: Classes to score. () for all.
-        tolerance_mm: Tolerance of the NSD in mm, one number or one for each class.
+        tolerance_mm: Tolerance of the NSD in mm, one number or one for each class; "flare22" for
+            the challenge's 13.
         convention: Whose definitions; docs/measuring.md lists them.
         compare_conventions: Score by all conventions, and give that table.
         only_predicted: Leave out the references without a prediction.

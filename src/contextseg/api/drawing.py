@@ -196,11 +196,19 @@ def two_stage(
     *,
     model: StrPath | None = None,
     every: int = 5,
+    most: int = 0,
     select: str = "",
     slices: int = 1,
     recover: bool = True,
     bounded: bool = True,
     way: str = "",
+    stop_below: float = 0.7,
+    top_k: int = 20,
+    memory_every: int = 5,
+    merge: str = "nearer",
+    published: bool = False,
+    profile: bool = False,
+    profile_formula: str = "trapezoid",
     verbose: bool = True,
     **settings: Any,
 ) -> dict[str, Path]:
@@ -211,15 +219,26 @@ def two_stage(
         images: A scan, a folder of scans, or the folder of a data set.
         output: Folder of the label maps, and of `two-stage.csv`, which says for each class where
             it was found and flags what was missed. What is there already is kept.
-        model: A run of `train(..., method="stcn")`. None interpolates shapes.
-        every: The reference run labels every so many slices.
+        model: A run of `train(..., method="stcn")`. None: the network that comes with the package.
+        every: The reference run labels every so many slices, or closer.
+        most: How many slices it labels at most; 0 for no limit.
         select: "largest", "certain", "covering", "presence" or "all". "" is "largest" with a
             model, and "all" without.
         slices: Reference slices of each class.
         recover: Look once more, in between, for a class that no slice shows.
         bounded: Fill a class only up to the evaluated slices that do not hold it.
-        way: "propagation", "combined", "interpolation" or "nearest". "" is "propagation" with a
-            model, and "interpolation" without.
+        way: "propagation", "combined", "interpolation" or "nearest". "" is "propagation": the
+            network alone.
+        stop_below: Beyond the outermost reference slices, stop where a smaller Dice is expected; 0
+            never stops. This and the next three are of the walk of `model`'s network.
+        top_k: Memorised positions that each position reads; 0 for all.
+        memory_every: Of the filled slices, every so many stay in the memory.
+        merge: Where two walks meet, "nearer" weights them by the distance of their reference slice;
+            "sum" does not.
+        published: All of that as Pham et al. published it, with `model`; what else is given must be
+            left at its default.
+        profile: Note running time and memory of each scan in `efficiency.csv`, with a plot.
+        profile_formula: "trapezoid", or "official" for FLARE22's own sum.
         verbose: Show the progress on stderr.
         **settings: How the reference run predicts, such as `mirror=False`.
 
@@ -231,18 +250,38 @@ def two_stage(
             or scans could not be segmented; all others are done.
     """
     from contextseg.pipeline import open_propagation_model
-    from contextseg.twostage.stages import TwoStageSettings, segment_folder
+    from contextseg.propagation import NETWORK_WAYS, open_completion
+    from contextseg.twostage import TwoStageSettings, as_published, segment_folder
 
     stages = TwoStageSettings(
-        every, select=select, slices=slices, recover=recover, bounded=bounded, way=way
+        every=every,
+        most=most,
+        select=select,
+        slices=slices,
+        recover=recover,
+        bounded=bounded,
+        way=way,
+        stop_below=stop_below,
+        top_k=top_k,
+        memory_every=memory_every,
+        merge=merge,
     )
+    if published:
+        stages = as_published(stages, bool(model))
+    network: Any = None
+    if model:
+        network = open_propagation_model(model)
+    elif way in ("", *NETWORK_WAYS):
+        network = open_completion()
     return segment_folder(
         load(reference, **settings),
         images,
         Path(output),
-        open_propagation_model(model) if model else None,
+        network,
         stages,
         asked={"reference": str(Path(reference).resolve()), "model": _resolved(model)},
+        profile=profile,
+        profile_formula=profile_formula,
         progress_bar=progress_of(verbose),
     )
 

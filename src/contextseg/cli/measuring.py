@@ -61,7 +61,8 @@ def evaluate(
     tolerance_mm: Annotated[
         str,
         typer.Option(
-            metavar="MM", help="Of the NSD; by class: liver=5,aorta=2, or 1,liver=5: 1 for others."
+            metavar="MM",
+            help="Of the NSD; by class: liver=5,aorta=2, or 1,liver=5: 1 for others; or flare22.",
         ),
     ] = "2",
     convention: Annotated[

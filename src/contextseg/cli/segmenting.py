@@ -198,8 +198,15 @@ def two_stage(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the label maps and two-stage.csv.")
     ],
-    model: Model = None,
-    every: Annotated[int, typer.Option(help="Look at every so many slices.")] = 5,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run of `contextseg train --method stcn`; default: the network that comes with "
+            "the package."
+        ),
+    ] = None,
+    every: Annotated[int, typer.Option(help="Look at every so many slices, or closer.")] = 5,
+    most: Annotated[int, typer.Option(help="Slices looked at at most; 0 for no limit.")] = 0,
     select: Annotated[
         str,
         typer.Option(
@@ -221,9 +228,39 @@ def two_stage(
     way: Annotated[
         str,
         typer.Option(
-            help="propagation, combined, interpolation, nearest; default: propagation with --model."
+            help="propagation (the network), combined, interpolation (shapes alone), nearest; "
+            "default: propagation."
         ),
     ] = "",
+    stop_below: Annotated[
+        float,
+        typer.Option(
+            help="With --model: beyond the outermost slices, stop where a smaller Dice is "
+            "expected; 0 never stops."
+        ),
+    ] = 0.7,
+    top_k: Annotated[
+        int, typer.Option(help="With --model: memorised positions that are read; 0 for all.")
+    ] = 20,
+    memory_every: Annotated[
+        int, typer.Option(help="With --model: of the filled slices, every so many are memorised.")
+    ] = 5,
+    merge: Annotated[
+        str,
+        typer.Option(
+            metavar="nearer|sum",
+            help="With --model: where two walks meet, the nearer counts more, or both alike.",
+        ),
+    ] = "nearer",
+    published: Annotated[
+        bool, typer.Option("--published", help="All of these as the paper and its code have them.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option(help="Time and memory of each scan: efficiency.csv and a plot.")
+    ] = False,
+    profile_formula: Annotated[
+        str, typer.Option(help="Areas by trapezoid, or official: FLARE22's own sum.")
+    ] = "trapezoid",
     set_: Set = [],  # noqa: B006
 ) -> None:
     """Segment scans in two stages: a run labels some slices, the best of them fill the rest.
@@ -237,11 +274,19 @@ def two_stage(
         output,
         model=model,
         every=every,
+        most=most,
         select=select,
         slices=slices,
         recover=recover,
         bounded=bounded,
         way=way,
+        stop_below=stop_below,
+        top_k=top_k,
+        memory_every=memory_every,
+        merge=merge,
+        published=published,
+        profile=profile,
+        profile_formula=profile_formula,
         **settings(set_, api.two_stage),
     )
     say(f"{len(made)} scans segmented: {output}; class by class: {output / 'two-stage.csv'}")

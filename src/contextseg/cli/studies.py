@@ -89,10 +89,10 @@ def reproduce(
     ] = "colab",
     set_: Set = [],  # noqa: B006
 ) -> None:
-    """From a download to the tables of the CoLab paper: six data sets, one command each.
+    """From a download to the tables of the papers: one command for each data set.
 
-    docs/reproduce.md says how each download lies. cmunet is the table of the CMU-Net paper, of any
-    labelled data set (docs/cmu-net.md).
+    Six of the CoLab paper (docs/reproduce.md), cmunet of the CMU-Net paper, of any labelled data
+    set (docs/cmu-net.md), and flare22 (docs/guide/flare22.md).
     """
     result = studies.reproduce(
         name,

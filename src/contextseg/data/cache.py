@@ -202,6 +202,7 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
         [plan.ct, len(plan.scanned)],
         list(dataset.values),
         dataset.ignore,
+        *(["native"] if plan.native else []),
     ]
     files = [file for path in (*case.images, case.label) if path for file in files_of(path)]
     place = folder / f"{case.name}-{digest(settings, *files)}"
@@ -245,7 +246,7 @@ def _cache_facts(run: Path) -> Any:
         settings = read_json(run / "run.json")["settings"]
         plan = Plan.load(run / "plan.json")
         data = str(Path(settings["dataset"]).resolve())
-        scanned = (plan.orientation, plan.spacing_mm, plan.ct, len(plan.scanned))
+        scanned = (plan.orientation, plan.spacing_mm, plan.ct, len(plan.scanned), plan.native)
         return data, tuple(settings.get("roi", ())), tuple(plan.values), scanned
     except (ContextsegError, OSError, KeyError, TypeError):
         return None
@@ -410,7 +411,7 @@ def fingerprint(
         if len(flat):
             roi = tuple(channel.ravel()[flat].astype(np.float32) for channel in scan.array)
         d, h, w = (stop - start for start, stop in box)
-        return Facts(case.name, (d, h, w), turned.spacing_mm, scan.orientation, roi)
+        return Facts(case.name, (d, h, w), turned.spacing_mm, scan.orientation, roi, turned.shape)
 
     facts = []
     for _, result in map_cases(work, cases, workers, progress):

@@ -105,3 +105,50 @@ def write_dataset(
     }
     write_json(folder / "dataset.json", table)
     return folder
+
+
+def write_flare22(
+    folder: str | Path,
+    labelled: int = 2,
+    unlabelled: int = 2,
+    validation: int = 1,
+    test: int = 1,
+    shape: tuple[int, int, int] = (12, 24, 24),
+) -> Path:
+    """Write synthetic patients as the FLARE22 challenge lays out its scans.
+
+    They are in Hounsfield units: the bright ball is called a liver (1), the dark one an aorta (5);
+    the other organs are in none. The unlabelled scans are in two folders.
+
+    Args:
+        folder: Where to write them.
+        labelled: Number of labelled scans.
+        unlabelled: Number of unlabelled scans.
+        validation: Number of validation scans, with labels.
+        test: Number of test scans, with labels.
+        shape: Number of voxels of each along D, H, W.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    half = (unlabelled + 1) // 2
+    parts = [("FLARE22_LabeledCase50", "FLARE22_Tr_", labelled, True)]
+    parts += [("FLARE22_UnlabeledCase1-1000", "Case_A", half, False)]
+    parts += [("FLARE22_UnlabeledCase1001-2000", "Case_B", unlabelled - half, False)]
+    parts += [("Validation", "FLARETs_", validation, True), ("Test", "FLARE22_Ts_", test, True)]
+    affine = np.array([[0.0, 0, 1, -10], [0, 1, 0, 5], [2, 0, 0, 0], [0, 0, 0, 1]])
+    seed = 0
+    for name, lead, count, drawn in parts:
+        images = folder / name / "images" if drawn else folder / name
+        for i in range(1, count + 1):
+            image, label = patient(seed, shape, 3)
+            seed += 1
+            in_hu = np.where((image > 0.5) | (label > 0), (image - 1) * 100, -1000)
+            volume = Volume(in_hu[None].astype(np.float32), affine)
+            write(images / f"{lead}{i:04d}_0000.nii.gz", volume)
+            if drawn:
+                organs = np.array([0, 1, 5], np.uint8)[label]
+                labels = folder / name / "labels" / f"{lead}{i:04d}.nii.gz"
+                write(labels, volume.with_array(organs))
+    return folder

@@ -34,6 +34,7 @@ class Facts:
         orientation: The orientation on disk.
         roi: For each channel, a sample of the intensities of labelled foreground voxels; () without
             a label.
+        grid: Number of voxels of the whole scan along D, H, W; () where it is as `shape`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Facts:
     spacing_mm: tuple[float, float, float]
     orientation: str
     roi: tuple[Sequence[float] | np.ndarray, ...]
+    grid: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Plan:
         colours: Colour of a class by name, red, green and blue from 0 to 1; for files and reports.
             A class need not have one. Plans that differ in nothing else are equal.
         terminology: 3D Slicer's terminology entry of a class by name; as `colours`.
+        native: Whether scans are only turned, neither cropped nor resampled, so that a 2-D network
+            sees each slice as it is. `spacing_mm` is the usual one then, and no scan's.
     """
 
     dataset: str
@@ -132,6 +136,7 @@ class Plan:
     batch_dice: bool = False
     colours: Mapping[str, tuple[float, float, float]] = field(default_factory=dict, compare=False)
     terminology: Mapping[str, str] = field(default_factory=dict, compare=False)
+    native: bool = False
 
     def region_values(self) -> dict[str, list[int]]:
         """The label values of each region in label files, in the order of `regions`."""
@@ -170,6 +175,17 @@ class Plan:
     def lateral_axis(self) -> int:
         """The index into (D, H, W) of the left-right axis."""
         return next(i for i, letter in enumerate(self.orientation) if letter in "RL")
+
+    def target_mm(self, own_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """The spacing to which a scan is resampled.
+
+        Args:
+            own_mm: The scan's own along D, H, W, turned to `orientation`.
+
+        Returns:
+            `spacing_mm`; the scan's own where the plan is `native`.
+        """
+        return own_mm if self.native else self.spacing_mm
 
     @property
     def orders(self) -> tuple[int, int, int]:
@@ -264,6 +280,7 @@ def _contradiction(plan: Plan) -> str:
             all(len(c) == 3 and 0 <= min(c) <= max(c) <= 1 for c in plan.colours.values()),
         ),
         ("there is a channel", len(plan.channels) > 0),
+        ("native is for 2-D networks", not plan.native or plan.dims == 2),
         (
             "the channels are made from a scan's first, second, and so on",
             sources == set(range(len(sources))),
@@ -314,6 +331,7 @@ def make_plan(
     ct_windows: str | Sequence[str] = (),
     batch_dice: bool | None = None,
     slice_position: bool = False,
+    native: bool = False,
 ) -> Plan:
     """The plan for a data set, from the facts of its training cases.
 
@@ -342,6 +360,9 @@ def make_plan(
         batch_dice: Whether the Dice loss pools the items of a batch. None does so in 2-D.
         slice_position: Whether the network gets one more channel, the position of each slice along
             D.
+        native: Whether a 2-D network sees the slices as they are, only turned: no crop to the body,
+            no resampling (as Pham et al., FLARE22). A patch is then the largest slice of the
+            training cases, unless `patch_vox` is given.
 
     Returns:
         The plan.
@@ -359,6 +380,7 @@ def make_plan(
         "max_levels": max_levels,
     }
     _check_given(dataset, dims, given, facts)
+    _check_native(dataset, dims, native, spacing_mm)
     orientation, spacing, median_shape = _common_grid(facts, dims, spacing_mm)
     use = slice(3 - dims, 3)
     widest = max_width or (320 if dims == 3 else 512)
@@ -373,6 +395,10 @@ def make_plan(
 
     batch = batch_size or 2
     patch: Any = tuple(int(n) for n in patch_vox) if patch_vox else None
+    if native and patch is None:
+        order = [AXIAL.index(letter) for letter in orientation]
+        grids = np.array([[(f.grid or f.shape)[i] for i in order] for f in facts])
+        patch = tuple(int(n) for n in grids.max(0)[1:])
     patch = patch or largest_patch(median_shape[use], spacing[use], lambda p: fits(p, batch))
     if patch is None:
         what = f"no patch fits into {memory_gb} GB"
@@ -397,8 +423,21 @@ def make_plan(
         mirror=_three(lateral_mirror or letter not in "RL" for letter in orientation),
         swaps=swaps,
         batch_dice=dims == 2 if batch_dice is None else batch_dice,
+        native=native,
         **levels(patch),
     )
+
+
+def _check_native(
+    dataset: str, dims: int, native: bool, spacing_mm: Sequence[float] | None
+) -> None:
+    """Raise `ContextsegError` for native slices of a 3-D network, and with a spacing."""
+    if native and dims != 2:
+        what = "native slices are for 2-D networks: a 3-D network needs voxels of one size"
+        raise ContextsegError(dataset, what, "add dims=2, or leave native out")
+    if native and spacing_mm is not None:
+        what = "native slices keep each scan's own spacing, and spacing_mm was given"
+        raise ContextsegError(dataset, what, "leave one of the two out")
 
 
 def _check_given(dataset: str, dims: int, given: Mapping[str, Any], facts: Sequence[Facts]) -> None:

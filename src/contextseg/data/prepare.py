@@ -57,6 +57,14 @@ class Record:
         (a, b), (c, d), (e, f) = self.box
         return b - a, d - c, f - e
 
+    @property
+    def own_mm(self) -> tuple[float, float, float]:
+        """Spacing before resampling, in the plan's orientation."""
+        order, _ = axis_moves(self.orientation, self.target)
+        lengths = np.linalg.norm(np.array(self.affine)[:3, :3], axis=0)
+        d, h, w = (float(lengths[i]) for i in order)
+        return d, h, w
+
 
 _OTHER_UNIT = 100  # voxels that are so many times larger or smaller than the plan's
 TOO_LARGE = (
@@ -157,6 +165,8 @@ def prepare(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, Record]:
     """Orient a scan, crop it to the body, and resample it. It is not normalised yet.
 
+    By a `Plan.native` it is only oriented.
+
     Args:
         scan: The image (C, D, H, W).
         plan: Orientation, spacing and channels.
@@ -183,6 +193,9 @@ def prepare(
     if label is not None:
         label = scan.with_array(label).oriented(plan.orientation).array
     body, box = body_box(turned.with_array(image), plan.ct, label)
+    if plan.native:
+        d, h, w = body.shape
+        box = ((0, d), (0, h), (0, w))
 
     inside = tuple(slice(a, b) for a, b in box)
     image = image[(slice(None), *inside)]
@@ -204,7 +217,8 @@ def prepare(
     )
 
     spacing = turned.spacing_mm
-    shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, plan.spacing_mm))
+    target = plan.target_mm(spacing)
+    shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, target))
     refuse_too_large(name, turned, plan.spacing_mm, shape, memory_gb)
     if shape != body.shape:
         image = resample(image, shape, plan.orders)

@@ -16,7 +16,14 @@ from contextseg.disk import replacing, write_json
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.grids import Spacing, fits, lattice_mm, onto, padded_to_both
 from contextseg.interop.names import named_values
-from contextseg.metrics import CONVENTION_METRICS, CONVENTIONS, evaluate_case, nnunet_summary
+from contextseg.metrics import (
+    CONVENTION_METRICS,
+    CONVENTIONS,
+    evaluate_case,
+    flare22_tolerances,
+    nnunet_summary,
+    require_names,
+)
 from contextseg.parallel import map_cases
 from contextseg.volume import Volume, read_labels
 
@@ -130,7 +137,8 @@ def evaluate(
         fit is in the problems, not in the table. No case gives an empty table.
 
     Raises:
-        ContextsegError: The convention is unknown.
+        ContextsegError: The convention is unknown, or has a rule for organs that the classes are
+            not named after.
     """
     import pandas as pd
 
@@ -138,6 +146,7 @@ def evaluate(
         raise ContextsegError(
             f"convention={convention}", "no such convention", did_you_mean(convention, CONVENTIONS)
         )
+    require_names(convention, regions)
 
     def rows_of(pair: Pair) -> list[Row]:
         prediction, reference, spacing_mm = read_pair(pair, ignore)
@@ -183,15 +192,18 @@ def compare_conventions(
     Returns:
         The table and the problems by case. The table has a line for each class and metric: class,
         metric, for each name in `metrics.CONVENTIONS` the mean over cases by that convention's own
-        policy for empty masks, and spread, the largest of them minus the smallest. No case gives an
-        empty table.
+        policy for empty masks, and spread, the largest of them minus the smallest. A convention
+        with a rule for organs is left out where the classes have not their names; its name is in
+        `attrs["left_out"]`. No case gives an empty table.
     """
     import pandas as pd
+
+    names = [name for name in CONVENTIONS if _is_complete(name, regions)]
 
     def rows_of(pair: Pair) -> list[Row]:
         prediction, reference, spacing_mm = read_pair(pair, ignore)
         rows = []
-        for convention in CONVENTIONS:
+        for convention in names:
             rows += [
                 {"convention": convention, **row}
                 for row in evaluate_case(
@@ -216,9 +228,19 @@ def compare_conventions(
     long["class"] = pd.Categorical(long["class"], list(dict.fromkeys(long["class"])))
     long["metric"] = pd.Categorical(long["metric"], CONVENTION_METRICS)
     wide = long.pivot_table("value", ["class", "metric"], "convention", observed=True, dropna=False)
-    wide = wide.reindex(columns=list(CONVENTIONS))
+    wide = wide.reindex(columns=names)
     wide["spread"] = wide.max(axis=1) - wide.min(axis=1)
-    return wide.rename_axis(columns=None).reset_index(), problems
+    table = wide.rename_axis(columns=None).reset_index()
+    table.attrs["left_out"] = [name for name in CONVENTIONS if name not in names]
+    return table, problems
+
+
+def _is_complete(convention: str, classes: Collection[str]) -> bool:
+    try:
+        require_names(convention, classes)
+    except ContextsegError:
+        return False
+    return True
 
 
 def gather_rows(
@@ -246,7 +268,8 @@ def parse_tolerances(text: str, classes: Collection[str]) -> float | dict[str, f
     """Parse tolerances in mm as they are written on the command line.
 
     Args:
-        text: "2" for all classes, "liver=5,aorta=2", or "2,liver=5" for the others.
+        text: "2" for all classes, "liver=5,aorta=2", or "2,liver=5" for the others. "flare22" is
+            the challenge's for each of its 13 organs.
         classes: Names of the classes.
 
     Returns:
@@ -260,7 +283,11 @@ def parse_tolerances(text: str, classes: Collection[str]) -> float | dict[str, f
         2.0
         >>> parse_tolerances("2,liver=5", ["liver", "aorta"])
         {'liver': 5.0, 'aorta': 2.0}
+        >>> parse_tolerances("flare22", ["liver", "aorta"])
+        {'liver': 5, 'aorta': 2}
     """
+    if text.strip().lower() == "flare22":
+        return flare22_tolerances(classes)
     where = f"tolerance {text}"
     by_class: dict[str, float] = {}
     others: list[float] = []

@@ -132,6 +132,11 @@ def notices(table: DataFrame) -> list[str]:
             lines.append(f"names that differ in letter case alone do not match: {pairs}")
     if others:
         lines.append(f"{_count(others, 'prediction')} without a reference left out: {some(others)}")
+    if left_out := table.attrs.get("left_out"):
+        lines.append(
+            f"left out, since the classes are not named as the organs of FLARE22 (--labels): "
+            f"{some(left_out)}"
+        )
     if values := table.attrs["values_not_scored"]:
         lines.append(f"label values that the label table lacks are not scored: {some(values)}")
     if line := name_unused(Path(path) for path in table.attrs["unused_files"]):

@@ -292,7 +292,9 @@ def _vote(
         _write_vote(run, folder, case, after, consensus)
 
         new = after.provenance == HUMAN + number
-        rows = _rows(run.plan, name, number, dice, np.where(left, consensus, IGNORE), new, known)
+        spacing_mm = run.plan.target_mm(case.record.own_mm)
+        open_part = np.where(left, consensus, IGNORE)
+        rows = _rows(run.plan, name, number, dice, open_part, new, known, spacing_mm)
         classes = {row["class"] for row in rows}
         kept = [row for row in before.get("rows", ()) if row["class"] not in classes]
         state = {
@@ -397,6 +399,7 @@ def _rows(
     consensus: np.ndarray,
     new: np.ndarray,
     known: Known,
+    spacing_mm: Sequence[float],
 ) -> list[dict[str, Any]]:
     """The rows of one case: one for "all" classes, and one for each class that was open in it.
 
@@ -417,7 +420,7 @@ def _rows(
             "certainty": None if isnan(certainty) else round(certainty, 4),
             "kept": round(int((mask & new).sum()) / voxels, 3) if voxels else 0.0,
             "voxels": voxels,
-            "mm3": round(voxels * float(np.prod(plan.spacing_mm)), 1),
+            "mm3": round(voxels * float(np.prod(spacing_mm)), 1),
         }
         rows.append(row)
     return rows

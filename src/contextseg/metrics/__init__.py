@@ -4,6 +4,7 @@
 - `case`: `evaluate_case` compares two label maps.
 - `table`: `summarise` makes the table of means, `nnunet_summary` nnU-Net's file.
 - `surface`: surface distances, and the conventions of other tools.
+- `flare22`: the 13 organs of FLARE22, and their tolerances.
 - `lesions`: `lesion_table` looks at lesions one by one.
 - `calibration`: `reliability` compares confidence with accuracy.
 
@@ -35,15 +36,20 @@ from contextseg.metrics.catalogue import (
     Column,
     Metric,
 )
+from contextseg.metrics.flare22 import (
+    FLARE22_TOLERANCE_MM,
+    flare22_organ,
+    flare22_tolerances,
+)
 from contextseg.metrics.lesions import lesion_table
 from contextseg.metrics.surface import (
     ASSD,
     CONVENTIONS,
-    FLARE22_TOLERANCE_MM,
     HD,
     HD95,
     NSD,
     Convention,
+    require_names,
 )
 from contextseg.metrics.table import OVERALL, nnunet_summary, summarise
 
@@ -78,9 +84,12 @@ __all__ = [
     "calibration_error",
     "class_status",
     "evaluate_case",
+    "flare22_organ",
+    "flare22_tolerances",
     "lesion_table",
     "nnunet_summary",
     "pooled",
     "reliability",
+    "require_names",
     "summarise",
 ]

@@ -25,6 +25,7 @@ from contextseg.metrics.catalogue import (
     Metric,
     MetricFunction,
 )
+from contextseg.metrics.flare22 import flare22_organ
 from contextseg.metrics.lattice import as_spacing, diagonal_mm, is_sheared
 from contextseg.metrics.lesions import false_positives, lesion_counts
 from contextseg.metrics.surface import ASSD, CONVENTIONS, HD, HD95, NSD, Convention, surface_scores
@@ -74,7 +75,8 @@ def evaluate_case(
         classes: Name of each class -> the label values whose union it is, so that a region (whole
             tumour = {1, 2, 3}) is a class like any other.
         tolerance_mm: Tolerance of the NSD in mm, one number or one for each class.
-        convention: A name in `CONVENTIONS`, or a `Convention`.
+        convention: A name in `CONVENTIONS`, or a `Convention`. A rule for some organs applies to
+            the classes of their names (`flare22_organ`).
         annotated: The classes annotated in this case; others give no row. None: all are.
         lesions: Whether to count lesions (see `lesion_table`).
         near_mm: Distance up to which a false positive is near the reference. None: false positives
@@ -307,7 +309,7 @@ def _is_any(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:
 def _row(case: _Case, name: str, convention: Convention, tolerance_mm: float) -> dict[str, Any]:
     """Everything in a row but the class's name."""
     far_mm = case.diagonal_mm
-    if name.lower().replace("_", " ") in convention.on_reference:
+    if flare22_organ(name) in convention.on_reference:
         case = _on_reference(case, convention.last_slice)
     tp, fp, fn, tn = case.tallies
     status = class_status(tp, fp, fn)

@@ -8,7 +8,7 @@ share a face with the background, each the same whatever its shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import nan
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from contextseg.grids import Spacing
+from contextseg.metrics.flare22 import TUBES, require_flare22_organs
 from contextseg.metrics.lattice import as_spacing, is_sheared, places_mm, sheared_areas
 
 HD95, HD, ASSD, NSD = "hd95_mm", "hd_mm", "assd_mm", "nsd"
@@ -36,8 +37,8 @@ class Convention:
         reference_only: True: a case without the class in the reference has no scores, even with
             false positives.
         nsd_needs_dsc: Below this DSC, NSD is 0.
-        on_reference: Classes that are scored only on the slices (axis 0) that the reference
-            reaches.
+        on_reference: Organs, as `flare22_organ` names them, that are scored only on the slices
+            (axis 0) that the reference reaches.
         last_slice: False: the last one of those slices is left out as well.
         by_slice: True: scores are means over the slices (axis 0) where either mask has the class.
     """
@@ -52,40 +53,34 @@ class Convention:
     by_slice: bool = False
 
 
-_TUBES = frozenset(
-    ("aorta", "inferior vena cava", "ivc", "postcava", "vena cava", "esophagus", "oesophagus"),
-)
-
 CONVENTIONS: dict[str, Convention] = {
     "default": Convention(),
     "deepmind": Convention(),
     "monai": Convention(elements=False),
     "medpy": Convention(elements=False, pooled_hd95=True),
-    "flare22": Convention(
-        absent_score=1.0, nsd_needs_dsc=0.2, on_reference=_TUBES, last_slice=False
+    "flare22": Convention(absent_score=1.0, on_reference=TUBES, last_slice=False),
+    "flare22-2024": Convention(
+        absent_score=1.0, nsd_needs_dsc=0.2, on_reference=TUBES, last_slice=False
     ),
-    "flare22-corrected": Convention(on_reference=_TUBES),
+    "flare22-corrected": Convention(on_reference=TUBES),
     "colab": Convention(elements=False, reference_only=True),
     "cmu-net": Convention(elements=False, by_slice=True),
 }
 """Named conventions; docs/measuring.md says where each comes from and how we read it."""
 
-FLARE22_TOLERANCE_MM: dict[str, float] = {
-    "liver": 5,
-    "right kidney": 3,
-    "spleen": 3,
-    "pancreas": 5,
-    "aorta": 2,
-    "inferior vena cava": 2,
-    "right adrenal gland": 2,
-    "left adrenal gland": 2,
-    "gallbladder": 2,
-    "esophagus": 3,
-    "stomach": 5,
-    "duodenum": 7,
-    "left kidney": 3,
-}
-"""The challenge's NSD tolerances, in the order of its labels 1 to 13."""
+
+def require_names(convention: str, classes: Collection[str]) -> None:
+    """Refuse a convention that treats some organs differently, where classes are not named so.
+
+    Args:
+        convention: A name in `CONVENTIONS`.
+        classes: Names of the classes.
+
+    Raises:
+        ContextsegError: A rule for organs would be dropped, since their names are missing.
+    """
+    if CONVENTIONS[convention].on_reference:
+        require_flare22_organs(classes, f"convention={convention}", "it has no rule for")
 
 
 # --- the area of a surface element ----------------------------------------------------------------

@@ -41,6 +41,7 @@ _STEPS = (
     "(at most 0) + a tenth of the 98th percentile's distance from it or, where a quarter of the "
     "voxels has the value of most corners, what differs from that in any channel; of its parts "
     "those with 2 % of the largest. Holes of axial slices are filled.",
+    "Where `native` is true the box is the whole scan, and `spacing_mm` the scan's own.",
     "Take mean and standard deviation of each channel inside the body, smallest and largest value "
     "inside the box.",
     "Resample the box to `spacing_mm`, round(n * spacing / spacing_mm) voxels, by splines of "
@@ -160,6 +161,7 @@ def network_description(predictor: Predictor, channels: Sequence[Channel]) -> di
         "ct": plan.ct,
         "orientation": plan.orientation,
         "spacing_mm": list(plan.spacing_mm),
+        "native": plan.native,
         "spline_orders": list(plan.orders),
         "channels": rows,
         "patch_vox": list(plan.patch_vox),

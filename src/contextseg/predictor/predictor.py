@@ -54,7 +54,7 @@ from contextseg.volume import Volume, as_volume, read
 ALIKE = ("classes", "values")
 """What the plans of an ensemble share."""
 
-GRID = ("orientation", "spacing_mm", "patch_vox")
+GRID = ("orientation", "spacing_mm", "patch_vox", "native")
 """What those members share whose logits are averaged; of the others the probabilities are."""
 
 NNUNET_GRID = (
@@ -565,7 +565,7 @@ def check_scan_memory(
     """
     turned = scan.oriented(plan.orientation_for(scan.orientation))
     own = turned.spacing_mm
-    wanted = wanted_mm(plan, own) if isinstance(plan, NNUNetPlan) else plan.spacing_mm
+    wanted = wanted_mm(plan, own) if isinstance(plan, NNUNetPlan) else plan.target_mm(own)
     sizes = zip(turned.shape, own, wanted)
     shape = [max(1, round(n * s / t / 2)) for n, s, t in sizes]
     refuse_too_large(name, turned, plan.spacing_mm, shape, settings.memory_gb)
@@ -628,4 +628,6 @@ def model_name(network: torch.nn.Module, plan: Plan) -> str:
     """
     facts = asdict(plan)
     del facts["colours"], facts["terminology"]  # how classes are shown; the label maps are the same
+    if not facts["native"]:
+        del facts["native"]  # so that a network has the name it had before there were such plans
     return f"{type(network).__name__}-{digest(weights_digest(network), facts)}"

@@ -26,6 +26,7 @@ The modules, from the outside in:
 from __future__ import annotations
 
 from contextseg.propagation.filling import (
+    MERGES,
     NETWORK_WAYS,
     STOP_BELOW,
     WAYS,
@@ -54,6 +55,7 @@ from contextseg.propagation.with_network import PropagationModel
 
 __all__ = [
     "AXES",
+    "MERGES",
     "NETWORK_WAYS",
     "SELECTION_RULES",
     "STOP_BELOW",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,11 @@ WAYS = ("combined", "propagation", "interpolation", "nearest")
 """
 NETWORK_WAYS = ("combined", "propagation")
 """The ways that need a network."""
+
+MERGES = ("nearer", "sum")
+"""Where the walks of a network from two labelled slices meet: the nearer counts more, linearly, or
+both count the same, as in Pham et al.
+"""
 
 STOP_BELOW = 0.7
 """Expected Dice of a class in a slice, below which a network is not followed beyond the labelled
@@ -119,6 +126,7 @@ def fill(
     ranges: Mapping[int, tuple[int, int]] | None = None,
     stop_below: float = STOP_BELOW,
     progress: Callable[..., object] | None = None,
+    walk: Mapping[str, Any] = MappingProxyType({}),
 ) -> Filled:
     """Fill the slices that nobody has labelled. Labelled voxels stay as they are.
 
@@ -138,6 +146,7 @@ def fill(
         stop_below: Beyond the outermost labelled slices a network's class ends where its expected
             Dice is less. 0 never stops.
         progress: Called with (slices walked, slices to walk in all).
+        walk: Other arguments of `Session.propagate`, for the network of a run.
 
     Returns:
         The filled scan.
@@ -165,7 +174,7 @@ def fill(
             scan, labelled, model, way == "combined", ranges, progress
         )
     elif isinstance(model, PropagationModel) and network:
-        options = {"stop_below": stop_below, "progress": progress}
+        options = {"stop_below": stop_below, "progress": progress, **walk}
         labels, dice = fill_with_network(scan, labelled, model, way == "combined", ranges, options)
     else:
         labels, dice = _by_shape(scan, labelled, way)

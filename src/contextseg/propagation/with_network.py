@@ -115,7 +115,7 @@ def fill_with_network(
     grids = _Grids(scan, turned, plan.orientation, labelled.axis)
     number = grids.turned_number
     image = _normalised(scan, turned, plan)
-    shape = grids.resampled_shape(turned, plan.spacing_mm)
+    shape = grids.resampled_shape(turned, plan.target_mm(turned.spacing_mm))
     if tuple(shape) != tuple(grids.shape):
         image = resample(image, shape, plan.orders)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextseg.studies.compare import Comparison, Forecast, Grid
     from contextseg.studies.curve import Curve
     from contextseg.studies.diagnose import Diagnosis
+    from contextseg.studies.flare22 import FLARE22Result
     from contextseg.studies.reproduce import Reproduced
 
 
@@ -372,11 +373,11 @@ def reproduce(
     convention: str = "colab",
     verbose: bool = True,
     **settings: Any,
-) -> Reproduced | CMUNetTable:
-    """From a download to the tables of the CoLab paper (six data sets), and of CMU-Net's.
+) -> Reproduced | CMUNetTable | FLARE22Result:
+    """From a download to the tables of the CoLab paper (six data sets), CMU-Net's and FLARE22's.
 
     Args:
-        name: Which data set of CoLab, or "cmunet". "" lists them.
+        name: Which data set of CoLab, "cmunet", or "flare22", Table 4 of Pham et al. "" lists them.
         download: Folder of the download; for "cmunet" any labelled data set. None describes how to
             get it.
         output: Folder for everything that is made.
@@ -403,9 +404,8 @@ def reproduce(
     """
     numbers = ",".join(words(seeds))
     if name == "cmunet":
-        _refuse(
-            {"masks": masks or None, "scale": scale, "partial": partial}, _OF_COLAB, _COLAB_ONLY
-        )
+        colabs = {"masks": masks or None, "scale": scale, "partial": partial}
+        _refuse({**colabs, "convention": convention}, _OF_COLAB, _COLAB_ONLY)
         from contextseg.studies.cmunet import reproduce_cmunet
 
         return reproduce_cmunet(
@@ -421,8 +421,21 @@ def reproduce(
         )
     given = {"epochs": epochs, "seeds": numbers, "trial": trial}
     _refuse(given, _OF_CMUNET, "it has a use with cmunet alone")
+    from contextseg.studies.flare22 import FLARE22, reproduce_flare22
     from contextseg.studies.reproduce import reproduce as reproduce_paper
 
+    if name == FLARE22:
+        _refuse({"masks": masks or None, "convention": convention}, _OF_COLAB, _COLAB_ONLY)
+        return reproduce_flare22(
+            download,
+            output,
+            run=run,
+            rows=words(rows),
+            scale=scale,
+            partial=partial,
+            settings=assignments(settings),
+            progress_bar=progress_of(verbose),
+        )
     return reproduce_paper(
         name,
         download,
@@ -438,7 +451,7 @@ def reproduce(
     )
 
 
-_OF_COLAB = {"masks": None, "scale": 1.0, "partial": False}
+_OF_COLAB = {"masks": None, "scale": 1.0, "partial": False, "convention": "colab"}
 """Defaults of `reproduce` that only CoLab's data sets read."""
 _COLAB_ONLY = "it has a use with CoLab's data sets alone"
 _OF_CMUNET = {"epochs": 0, "seeds": "", "trial": False}

@@ -71,7 +71,7 @@ class SliceReference:
         own_mm = scan.oriented(orientation).spacing_mm
         # cropped to the body, at the scan's own spacing: not resampled
         self._raw, _, _, self._record = prepare(scan, replace(plan, spacing_mm=own_mm), name)
-        sizes = zip(self._record.shape, own_mm, plan.spacing_mm)
+        sizes = zip(self._record.shape, own_mm, plan.target_mm(own_mm))
         self._size = [max(1, round(n * own / mm)) for n, own, mm in sizes][1:]
 
     def predict(self, slices: Sequence[int]) -> SlicePrediction:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -27,10 +28,11 @@ from contextseg.data.components import Change, keep_largest, write_change
 from contextseg.data.layouts import Case
 from contextseg.disk import changes, note_case, read_json, write_json
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.evaluation.efficiency import Efficiency
 from contextseg.interop.names import describe_folder
 from contextseg.interop.reading import write_classes
 from contextseg.methods.presence import head_of
-from contextseg.predict.record import PredictionRecord
+from contextseg.predict.record import PredictionRecord, weights_digest
 from contextseg.predictor import (
     Member,
     Predictor,
@@ -42,7 +44,11 @@ from contextseg.predictor import (
 )
 from contextseg.propagation import (
     AXES,
+    MERGES,
+    NETWORK_WAYS,
     SELECTION_RULES,
+    STOP_BELOW,
+    CompletionModel,
     LabelledSlices,
     PropagationModel,
     fill,
@@ -66,12 +72,13 @@ class TwoStageSettings:
     """How the two stages are done. Defaults are the paper's, except where marked [ours].
 
     Attributes:
-        every: About every `every`th slice is predicted, see `propagation.uniform_slices`.
-        most: Slices predicted at most.
+        every: Every `every`th slice is predicted, or closer, see `propagation.uniform_slices`.
+        most: Slices predicted at most; 0 for no limit [ours; the authors' code has 64].
         select: One of `SELECTIONS`. "largest" is the paper's. "presence" [ours] takes the slice
             where a presence head is most certain of the class, of the slices with half its largest
-            area. "" is "largest" where there is a network to propagate, else "all": shapes can be
-            interpolated between two slices of an organ, not from one.
+            area. "" is "largest" where a run propagates, else "all": shapes can be interpolated
+            between two slices of an organ, not from one, and the network that comes with the
+            package is better from several too.
         slices: Reference slices of each class, where it has so many, see
             `propagation.select_slices`.
         recover: Whether further slices are predicted for a class that is in none of the first: half
@@ -81,29 +88,95 @@ class TwoStageSettings:
         way: What fills, one of `propagation.WAYS`. "" is "propagation" with a network and
             "interpolation" without; "combined" was worse from slices that a network drew
             (docs/propagation.md).
+        stop_below: Beyond the outermost reference slices, a class ends before the first slice where
+            a smaller Dice is expected [ours]; 0 never stops, as in the paper. This and what follows
+            are of the walk of a run's network.
+        top_k: Memorised positions that each position reads; 0 for all.
+        memory_every: Of the filled slices, every so many stay in the memory.
+        merge: One of `propagation.MERGES`: "sum" is the paper's, "nearer" [ours] weights both walks
+            by how near their reference slice is.
 
     Raises:
-        ContextsegError: For an unknown selection, and for numbers below 1.
+        ContextsegError: For an unknown selection or merge, and for numbers out of their range.
     """
 
     every: int = 5
-    most: int = 64
+    most: int = 0
     select: str = ""
     slices: int = 1
     recover: bool = True
     bounded: bool = True
     way: str = ""
+    stop_below: float = STOP_BELOW
+    top_k: int = 20
+    memory_every: int = 5
+    merge: str = "nearer"
 
     def __post_init__(self) -> None:
-        if self.select and self.select not in SELECTIONS:
-            raise ContextsegError(
-                f"select={self.select}",
-                "there is no such rule",
-                did_you_mean(self.select, SELECTIONS),
-            )
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ContextsegError(f"{name}={value}", "less than one slice", "give 1 or more")
+        for name, known in (("select", ("", *SELECTIONS)), ("merge", MERGES)):
+            value = getattr(self, name)
+            if value not in known:
+                remedy = did_you_mean(value, known)
+                raise ContextsegError(f"{name}={value}", "there is no such rule", remedy)
+        for name in ("every", "slices", "memory_every"):
+            if getattr(self, name) < 1:
+                what = "less than one slice"
+                raise ContextsegError(f"{name}={getattr(self, name)}", what, "give 1 or more")
+        if self.most < 0 or self.most == 1:
+            what = "the first and the last slice are always predicted"
+            raise ContextsegError(f"most={self.most}", what, "give 0, for no limit, or 2 or more")
+        if self.top_k < 0:
+            what = "a negative number of positions"
+            raise ContextsegError(f"top_k={self.top_k}", what, "give 0, for all, or more")
+        if not 0 <= self.stop_below <= 1:
+            where = f"stop_below={self.stop_below:g}"
+            raise ContextsegError(where, "it is a Dice", "give 0 (never stop) to 1")
+
+    def walk(self) -> dict[str, Any]:
+        """Arguments of `Session.propagate`."""
+        weighted = self.merge == "nearer"
+        return {"top_k": self.top_k or None, "every": self.memory_every, "weighted": weighted}
+
+
+WALKED = ("stop_below", "top_k", "memory_every", "merge")
+"""The settings that only the network of a run has."""
+
+
+def as_published(
+    stages: TwoStageSettings = TwoStageSettings(), model: bool = True
+) -> TwoStageSettings:
+    """The settings of Pham et al. and of their code.
+
+    Args:
+        stages: What was asked for beside it: the defaults.
+        model: Whether a run of method "stcn" propagates.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ContextsegError: Without a model, and where something else is asked for too.
+    """
+    if not model:
+        remedy = "give --model RUN, made by `contextseg train --method stcn`"
+        raise ContextsegError("--published", "the published pipeline propagates by STCN", remedy)
+    for name, value in asdict(stages).items():
+        if value != getattr(TwoStageSettings(), name):
+            where = f"--{name.replace('_', '-')} {value}"
+            raise ContextsegError(where, "--published settles it", "leave one of the two out")
+    return TwoStageSettings(
+        every=5,
+        most=64,
+        select="largest",
+        slices=1,
+        recover=False,
+        bounded=False,
+        way="propagation",
+        stop_below=0.0,
+        top_k=20,
+        memory_every=5,
+        merge="sum",
+    )
 
 
 @dataclass(frozen=True)
@@ -151,7 +224,7 @@ class TwoStageResult:
 def segment_two_stage(
     scan: Volume,
     reference: Member,
-    model: PropagationModel | None = None,
+    model: PropagationModel | CompletionModel | None = None,
     stages: TwoStageSettings = TwoStageSettings(),
     settings: PredictionSettings | None = None,
     name: str = "",
@@ -162,9 +235,9 @@ def segment_two_stage(
         scan: (C, D, H, W).
         reference: A trained method that predicts, and its plan. A 2-D one predicts only the sampled
             slices and the further ones; a 3-D one predicts the scan.
-        model: The network that propagates, whose plan and classes may be others. None: shapes are
-            interpolated between the reference slices, and slices beyond the outermost ones stay
-            empty.
+        model: The network that propagates: of a run, whose plan and classes may be others, or the
+            one that comes with the package. None: shapes are interpolated between the reference
+            slices, and slices beyond the outermost ones stay empty.
         stages: How the two stages are done.
         settings: How the reference run predicts; None: the defaults. `largest_component` applies to
             the result.
@@ -179,7 +252,7 @@ def segment_two_stage(
     check_runs(reference, model, stages)
     settings = settings or PredictionSettings()
     source = _reference(scan, reference, model, settings, name)
-    rule = stages.select or ("largest" if model else "all")
+    rule = stages.select or ("largest" if isinstance(model, PropagationModel) else "all")
     chosen = _choose_slices(source, stages, rule)
     label = np.zeros(scan.shape, np.uint8)
     if chosen.references:
@@ -188,7 +261,8 @@ def segment_two_stage(
             ends = _ends({**chosen.sampled, **chosen.further}, scan.shape[source.axis])
         way = stages.way or ("propagation" if model else "interpolation")
         labelled = LabelledSlices(source.axis, chosen.references)
-        label = fill(scan, labelled, model, way, ends).label.array
+        walk = stages.walk()
+        label = fill(scan, labelled, model, way, ends, stages.stop_below, walk=walk).label.array
     removed = None
     if settings.largest_component:
         kept, removed = keep_largest(scan.with_array(label))
@@ -252,21 +326,23 @@ def _ends(predicted: Mapping[int, np.ndarray], n: int) -> dict[int, tuple[int, i
 def _reference(
     scan: Volume,
     reference: Member,
-    model: PropagationModel | None,
+    model: PropagationModel | CompletionModel | None,
     settings: PredictionSettings,
     name: str,
 ) -> SliceReference | VolumeReference:
     """The reference run on the scan."""
     if reference.plan.dims == 2:
         return SliceReference(scan, reference, settings, name)
-    leading, first = (reference.plan, 0) if model is None else (model.plan, model.axes[0])
+    leading, first = reference.plan, 0
+    if isinstance(model, PropagationModel):
+        leading, first = model.plan, model.axes[0]
     axis = axis_moves(scan.orientation, leading.orientation)[0][first]
     return VolumeReference(scan, reference, settings, axis, name)
 
 
 def check_runs(
     reference: Member,
-    model: PropagationModel | None = None,
+    model: PropagationModel | CompletionModel | None = None,
     stages: TwoStageSettings = TwoStageSettings(),
 ) -> None:
     """Check that a reference run and a propagating network go together, and with the settings.
@@ -280,8 +356,9 @@ def check_runs(
 
     Raises:
         ContextsegError: For a reference that needs labelled slices, a selection by presence without
-            a head that sees slices, scans of other channels, and a 2-D reference whose slices lie
-            across another axis than the model was trained to follow.
+            a head that sees slices, settings that no network of a run would use, scans of other
+            channels, and a 2-D reference whose slices lie across another axis than the model was
+            trained to follow.
     """
     plan = reference.plan
     if reference.method.guided:
@@ -298,7 +375,14 @@ def check_runs(
             what,
             "train one with --method cmu --set dims=2, or choose another rule",
         )
-    if model is None:
+    followed_by_run = isinstance(model, PropagationModel) and stages.way in ("", *NETWORK_WAYS)
+    for name in () if followed_by_run else WALKED:
+        if getattr(stages, name) != getattr(TwoStageSettings(), name):
+            where = f"--{name.replace('_', '-')} {getattr(stages, name)}"
+            what = "it is of the walk of a network that was trained on your scans"
+            remedy = "give --model RUN, made by `contextseg train --method stcn`, or leave it out"
+            raise ContextsegError(where, what, remedy)
+    if not isinstance(model, PropagationModel):
         return
     other = model.plan
     if (len(plan.scanned), plan.ct) != (len(other.scanned), other.ct):
@@ -379,9 +463,11 @@ def segment_folder(
     reference: Predictor,
     images: str | Path,
     folder: str | Path,
-    model: PropagationModel | None = None,
+    model: PropagationModel | CompletionModel | None = None,
     stages: TwoStageSettings = TwoStageSettings(),
     asked: Mapping[str, Any] = MappingProxyType({}),
+    profile: bool = False,
+    profile_formula: str = "trapezoid",
     progress_bar: ProgressBar = no_progress_bar,
 ) -> dict[str, Path]:
     """Segment every scan of a folder into another; what is there already is kept.
@@ -390,9 +476,12 @@ def segment_folder(
         reference: One trained method, and how it predicts.
         images: A scan, a folder of scans, or the folder of a data set.
         folder: Where the results go, see `segment_cases`.
-        model: The network that propagates; None: shapes are interpolated.
+        model: The network that propagates, as in `segment_two_stage`.
         stages: How the two stages are done.
         asked: What else the results depend on, such as the runs' folders, by name; JSON values.
+        profile: Note running time and memory of each scan in `efficiency.csv`, with a plot.
+        profile_formula: How areas under the curves are taken: "trapezoid", or "official" for
+            FLARE22's own sum.
         progress_bar: Shows the progress.
 
     Returns:
@@ -410,28 +499,38 @@ def segment_folder(
     folder = Path(folder)
     check_runs(member, model, stages)
     cases = cases_to_segment(images, folder)
-    networks = [(member.method, member.plan), *([(model.net, model.plan)] if model else [])]
-    made_by = {"models": [model_name(*network) for network in networks]}
+    made_by = {"models": [model_name(member.method, member.plan), *_name_of(model)]}
     record = PredictionRecord(folder, {**made_by, **asdict(stages), **asdict(reference.settings)})
     record.check(cases)
     check_folder(folder, {**asked, **asdict(stages), **asdict(reference.settings)})
+    efficiency = Efficiency(folder, profile_formula) if profile else None
     with progress_bar("two-stage") as progress:
         failed = segment_cases(
-            cases, member, model, stages, reference.settings, folder, progress, record
+            cases, member, model, stages, reference.settings, folder, progress, record, efficiency
         )
+    if efficiency:
+        efficiency.plot()
     raise_failed(failed, len(cases))
     return {case.name: folder / f"{case.name}.nii.gz" for case in cases}
+
+
+def _name_of(model: PropagationModel | CompletionModel | None) -> list[str]:
+    """A name of the network that propagates, by its weights; [] for none."""
+    if isinstance(model, PropagationModel):
+        return [model_name(model.net, model.plan)]
+    return [f"{type(model.net).__name__}-{weights_digest(model.net)}"] if model else []
 
 
 def segment_cases(
     cases: Sequence[Case],
     reference: Member,
-    model: PropagationModel | None,
+    model: PropagationModel | CompletionModel | None,
     stages: TwoStageSettings,
     settings: PredictionSettings,
     folder: Path,
     progress: Progress = lambda *_: None,
     record: PredictionRecord | None = None,
+    efficiency: Efficiency | None = None,
 ) -> dict[str, str]:
     """Segment cases into a folder; what is there already is kept.
 
@@ -448,6 +547,7 @@ def segment_cases(
         folder: Where the results go.
         progress: Called with (done, of) before and after each case.
         record: Notes who made the label map of each case; None notes nothing.
+        efficiency: Notes what each case costs; None notes nothing.
 
     Returns:
         Why cases failed, by name; {} where none did.
@@ -456,6 +556,10 @@ def segment_cases(
     segments = plan_segments(reference.plan)
 
     def segment_case(case: Case, out: Path) -> None:
+        with efficiency.case(case.name) if efficiency else nullcontext():
+            segment_and_write(case, out)
+
+    def segment_and_write(case: Case, out: Path) -> None:
         scan = read(*case.images)
         result = segment_two_stage(scan, reference, model, stages, settings, case.name)
         if result.change:

@@ -109,12 +109,16 @@ def command_line(
 
 
 def listing() -> str:
-    """One line for each data set, and one for the table of the CMU-Net paper."""
+    """One line for each data set, and one for the table of each other paper."""
     lines = [
         f"{r.name:9} {r.title}: {r.count} cases, {r.train} to train, {r.test} to test"
         for r in REPRODUCTIONS.values()
     ]
-    return "\n".join([*lines, "cmunet    The table of CMU-Net: 17 scans of any labelled data set"])
+    lines.append("cmunet    The table of CMU-Net: 17 scans of any labelled data set")
+    lines.append(
+        "flare22   13 abdominal organs in CT (FLARE22, another paper): `reproduce flare22`"
+    )
+    return "\n".join(lines)
 
 
 def arranged_text(arranged: Arranged, reproduction: Reproduction) -> str:
