@@ -82,6 +82,7 @@ def everything() -> dict[str, object]:
 
     from contextseg.annotator.launch import Annotating
     from contextseg.arguments import StrPath
+    from contextseg.crossvalidation import BestEnsemble
     from contextseg.data.check import Finding
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
@@ -95,7 +96,7 @@ def everything() -> dict[str, object]:
     from contextseg.studies.reproduce import Reproduced
 
     known = (Finding, Plan, Outcome, Filled, Run, Comparison, Forecast, Curve, Diagnosis)
-    known = (*known, LabelProject, Annotating, Reproduced)
+    known = (*known, LabelProject, Annotating, Reproduced, BestEnsemble)
     names: dict[str, object] = {kind.__name__: kind for kind in known}
     return names | {
         "pd": pd,

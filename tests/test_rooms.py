@@ -41,6 +41,7 @@ FLOORS = (
     {"runs"},
     {"models"},
     {"pipeline", "twostage"},
+    {"crossvalidation"},
     {"annotator"},
     {"projects"},
     {"studies"},

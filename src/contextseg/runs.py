@@ -38,6 +38,7 @@ from contextseg.data.sampling import Sampler
 from contextseg.data.snapshot import FileDigests, Snapshot
 from contextseg.disk import read_json, readable, replacing, visible_files, write_json
 from contextseg.errors import ContextsegError
+from contextseg.evaluation.largest import chosen_largest
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
@@ -111,8 +112,11 @@ class Run(RunFolder):
         """
         path = Path(folder) / "run.json"
         if not path.exists():
+            what = "there is no run in this folder"
             remedy = "give the --output folder of `contextseg train`"
-            raise ContextsegError(folder, "there is no run in this folder", remedy)
+            if inside := visible_files(folder, "*/run.json"):
+                remedy = f"give the folder of one run, such as {inside[0].parent}"
+            raise ContextsegError(folder, what, remedy)
         return Run(folder, Settings.from_json(read_json(path)["settings"]), progress_bar)
 
     def __repr__(self) -> str:
@@ -361,7 +365,13 @@ class Run(RunFolder):
 
     def predictor(self) -> Predictor:
         """The finished method as a `Predictor`, with the run's prediction settings."""
-        return Predictor([Member(self.finished(), self.plan)], self.settings.prediction)
+        member = Member(self.finished(), self.plan)
+        return Predictor([member], self.settings.prediction, self.largest_validated)
+
+    @property
+    def largest_validated(self) -> tuple[str, ...]:
+        """Classes whose largest connected part alone is kept, by the run's validation cases."""
+        return chosen_largest(self.stage_folder("evaluate"))
 
     is_model = staticmethod(holds_model)
 
