@@ -36,7 +36,7 @@ from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sampling import Sampler
 from contextseg.data.snapshot import FileDigests, Snapshot
-from contextseg.disk import read_json, readable, replacing, visible_files, write_json
+from contextseg.disk import lock_folder, read_json, readable, replacing, visible_files, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.largest import chosen_largest
 from contextseg.methods import METHODS, Method
@@ -284,14 +284,16 @@ class Run(RunFolder):
         def work(folder: Path, progress: Progress) -> None:
             share_cache(self.folder)
             cases = [*self.split[0], *self.split[1]]
-            cached = preprocess(
-                self.dataset,
-                cases,
-                self.plan,
-                self.folder / "cache",
-                workers=default_workers(),
-                progress=progress,
-            )
+            # The cache may be another run's, which sweeps its folder when it is begun again.
+            with lock_folder(self.folder / "cache", shared=True):
+                cached = preprocess(
+                    self.dataset,
+                    cases,
+                    self.plan,
+                    self.folder / "cache",
+                    workers=default_workers(),
+                    progress=progress,
+                )
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}
             write_json(folder / "cases.json", rows)
             self._write_snapshot()
