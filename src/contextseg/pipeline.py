@@ -400,8 +400,8 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
 
 
 def _warnings(run: Run) -> list[str]:
-    """What `check` warned of, and what no training case teaches."""
-    texts = [*warned(run.stage_folder("check")), *run.not_learnt()]
+    """What `check` warned of, what no training case teaches, and what is lost in resampling."""
+    texts = [*warned(run.stage_folder("check")), *run.not_learnt(), *run.vanished()]
     return [f"Warning: {text}" for text in texts]
 
 

@@ -36,9 +36,11 @@ from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sampling import Sampler
 from contextseg.data.snapshot import FileDigests, Snapshot
+from contextseg.data.vanishing import Vanished, vanished_in_cache, vanished_sentences
 from contextseg.disk import lock_folder, read_json, readable, replacing, visible_files, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.largest import chosen_largest
+from contextseg.memory_errors import out_of_memory
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
@@ -296,10 +298,21 @@ class Run(RunFolder):
                 )
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}
             write_json(folder / "cases.json", rows)
+            lost = vanished_in_cache(self.dataset, cases, cached, self.plan.spacing_mm)
+            content = {name: [asdict(row) for row in rows] for name, rows in lost.items()}
+            write_json(folder / "vanished.json", content)
             self._write_snapshot()
 
         self.stage("preprocess", work)
-        self._warn(self.not_learnt())
+        self._warn([*self.not_learnt(), *self.vanished()])
+
+    def vanished(self) -> list[str]:
+        """A sentence for each class of whose labels parts vanish at the plan's spacing."""
+        path = self.stage_folder("preprocess") / "vanished.json"
+        content = read_json(path) if path.exists() else {}
+        found = {name: [Vanished(**row) for row in rows] for name, rows in content.items()}
+        pairs = vanished_sentences(found, self.plan.spacing_mm)
+        return [f"{what}; {remedy}" for what, remedy in pairs]
 
     def not_learnt(self) -> list[str]:
         """A sentence for each class that no preprocessed training case teaches; [] for none."""
@@ -403,10 +416,25 @@ class Run(RunFolder):
         torch.manual_seed(self.settings.seed)
         entry: Callable[..., Method] = METHODS[self.settings.method]
         self._numbers.clear()
-        if inspect.isclass(entry):
-            method: Any = entry(self.plan, **self.settings.arguments)  # type: ignore[call-arg]
-            return self.train(method)
-        return entry(self, **self.settings.arguments)
+        with out_of_memory(f"training {self.folder}", self._memory_remedy()):
+            if inspect.isclass(entry):
+                method: Any = entry(self.plan, **self.settings.arguments)  # type: ignore[call-arg]
+                return self.train(method)
+            return entry(self, **self.settings.arguments)
+
+    def _memory_remedy(self) -> str:
+        """What to lower where a training runs out of memory."""
+        planning = self.settings.planning
+        given = [name for name in ("patch_vox", "batch_size", "base_width") if planning.get(name)]
+        patch = ",".join(map(str, self.plan.patch_vox))
+        how = f"lower {' or '.join(given)} (the patch is {patch}, the batch {self.plan.batch_size})"
+        if not set(given) & {"patch_vox", "batch_size"}:
+            lower = planning.get("memory_gb", 8.0) / 2
+            how = (
+                f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size (the "
+            )
+            how += f"patch is {patch}, the batch {self.plan.batch_size})"
+        return f"{how}, in another --output folder; or close other programs"
 
     def _position(self) -> int:
         """Number of stages up to now, as if all of the recipe's were new: what seeds depend on."""

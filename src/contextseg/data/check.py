@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,12 @@ from contextseg.data.prepare import TOO_LARGE, other_unit, too_large
 from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
 from contextseg.data.unused import name_unused
+from contextseg.data.vanishing import (
+    is_coarser,
+    usual_spacing,
+    vanished_at,
+    vanished_sentences,
+)
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.grids import difference, onto, times
@@ -48,6 +54,8 @@ KINDS = {
     "no-label": "no training case has a label",
     "one-label": "a single training case has a label",
     "absent-class": "a class is in no training label",
+    "nothing-labelled": "no training label holds any class: all are background or unannotated",
+    "vanishing": "parts of a class of which nothing is left at the spacing planned by default",
     "count": "the table states another number of training cases",
     "twin": "scans with the same voxels, all in training or all in test",
     "leak": "scans with the same voxels, in training and in test",
@@ -126,6 +134,7 @@ class _Inspection:
     findings: list[Finding] = field(default_factory=list)
     voxels: list[str] = field(default_factory=list)
     grid: tuple[Sequence[int], Sequence[float]] | None = None  # shape and spacing in mm
+    orientation: str = ""
     classes: set[int] | None = None  # None without a label that can be understood
 
     def error(self, kind: str, where: str | Path, what: str, remedy: str) -> None:
@@ -183,6 +192,7 @@ def check(
     units = _check_units(inspections)
     strange = {f.case for f in units}
     findings = [f for f in findings if f.kind != "spacing" or f.case not in strange] + units
+    findings += _check_vanishing(dataset, inspections, {f.case for f in findings})
     findings += _check_count(dataset, inspections)
     findings += _check_unused(dataset)
     findings += _check_twins(dataset, inspections)
@@ -222,6 +232,7 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
         if grid is None:
             grid = scan
             inspection.grid = scan.shape, scan.spacing_mm
+            inspection.orientation = scan.orientation
             _check_spacing(inspection, path, scan)
         elif off := difference(scan, grid):
             what = f"not on the grid of {images[0].name}: {off}"
@@ -375,12 +386,37 @@ def _check_labels(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[
     if all(inspection.classes is not None for inspection in labelled):
         present = set[int]().union(*(inspection.classes or () for inspection in labelled))
         absent = [name for k, name in enumerate(dataset.classes) if k > 0 and k not in present]
-        if absent:
+        if not present - {0, IGNORE}:
+            what = f"every label is empty: no voxel of {some(absent)} in any of them"
+            remedy = "see whether the labels were exported whole, or label a case with a class"
+            findings.append(Finding("error", "", folder, what, remedy, "nothing-labelled"))
+        elif absent:
             table = dataset.folder / "dataset.json"
             where = str(table) if table.is_file() else folder
             what = f"in no training label: {some(absent)}; it cannot be learnt"
             remedy = "add a case that shows it, or take it out of the labels"
             findings.append(Finding("warning", "", where, what, remedy, "absent-class"))
+    return findings
+
+
+def _check_vanishing(
+    dataset: Dataset, inspections: Sequence[_Inspection], strange: Collection[str]
+) -> list[Finding]:
+    """Parts of classes of which nothing is left at the spacing that is planned by default."""
+    known = {i.case.name: i for i in inspections if i.grid and i.case.name not in strange}
+    grids = {name: (i.orientation, *(i.grid or ((), ()))) for name, i in known.items()}
+    train = [case for case in dataset.train if case.label and case.name in grids]
+    if not train:
+        return []
+    spacing = usual_spacing(grids[case.name] for case in dataset.train if case.name in grids)
+    finer = [case for case in train if is_coarser(spacing, usual_spacing([grids[case.name]]))]
+    found = vanished_at(dataset, finer, AXIAL, spacing)
+    findings = []
+    for (what, remedy), rows in zip(vanished_sentences(found, spacing), found.values()):
+        names = tuple(row.case for row in rows)
+        what = f"{what} (the spacing planned by default)"
+        where = str(dataset.folder)
+        findings.append(Finding("warning", "", where, what, remedy, "vanishing", names))
     return findings
 
 
