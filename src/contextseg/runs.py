@@ -426,15 +426,19 @@ class Run(RunFolder):
         """What to lower where a training runs out of memory."""
         planning = self.settings.planning
         given = [name for name in ("patch_vox", "batch_size", "base_width") if planning.get(name)]
-        patch = ",".join(map(str, self.plan.patch_vox))
-        how = f"lower {' or '.join(given)} (the patch is {patch}, the batch {self.plan.batch_size})"
-        if not set(given) & {"patch_vox", "batch_size"}:
+        if set(given) & {"patch_vox", "batch_size"}:
+            how = f"lower {' or '.join(given)}"
+        else:
             lower = planning.get("memory_gb", 8.0) / 2
-            how = (
-                f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size (the "
-            )
-            how += f"patch is {patch}, the batch {self.plan.batch_size})"
-        return f"{how}, in another --output folder; or close other programs"
+            how = f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size"
+        if set(given) & {"patch_vox", "batch_size"}:
+            how = f"lower {' or '.join(given)}"
+        else:
+            lower = planning.get("memory_gb", 8.0) / 2
+            how = f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size"
+        patch = ",".join(map(str, self.plan.patch_vox))
+        sizes = f"(the patch is {patch}, the batch {self.plan.batch_size})"
+        return f"{how} {sizes}, in another --output folder; or close other programs"
 
     def _position(self) -> int:
         """Number of stages up to now, as if all of the recipe's were new: what seeds depend on."""

@@ -502,7 +502,8 @@ def scan_of(scan: Any, spacing_mm: Sequence[float] | None = None, series: str = 
     if not series:
         return as_volume(scan, spacing_mm)
     paths = scan if isinstance(scan, list | tuple) else [scan]
-    if spacing_mm is not None or not all(isinstance(path, str | Path) for path in paths):
+    folders = [path for path in paths if isinstance(path, str | Path) and Path(path).is_dir()]
+    if spacing_mm is not None or not folders:
         what = "only a DICOM folder has series"
         raise ContextsegError(f"series={series}", what, "leave it out, or give the folder")
     return read(*paths, series=series)
