@@ -92,7 +92,10 @@ main()
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or sys.modules.get("resource", True) is None,
+    reason="needs Linux",
+)
 def test_a_process_that_may_have_little_memory(data: Path, tmp_path: Path) -> None:
     """A real one, whose allocations fail: one message, and no traceback."""
     words = ["train", data, "-o", tmp_path / "run", "--fold", "all"]

@@ -162,6 +162,28 @@ def test_remedies_are_imperatives_without_a_full_stop() -> None:
     assert wrong == []
 
 
+COUNTS = re.compile(
+    r"(?<!of )\{\} (?:[a-z]+ )?(?:cases|scans|files|runs|folds|patients|channels|classes|seeds|"
+    r"slices|structures|methods|models|steps|threads|parts|references|predictions|errors)\b"
+)
+NEVER_ONE = (  # counts that cannot be one there, and what is no count
+    *("Try {} context", "Keep {} context", "trained with {} context", "for {} folds"),
+    *("the {} structures of {}", "The {} cases", "{} files are", "an epoch of nnU-Net is {}"),
+    *("if {} steps are meant", "an estimate from {} steps", "{}: {} steps", "there are {} classes"),
+    *("the volume has {} slices", "each with {} slices", "a label map with {} channels"),
+    *("fold {} names cases", "between {} and {} the slices", "that {} files can hold"),
+    *("{} channels and a box", "has {} values for {} channels", "Dice of {} locked test cases"),
+    *("follows {} slices", "Each class by itself, {} slices", "{} steps in {}", "{}, {}: {} cases"),
+    *("{} for predictions of shape", "has no room for {} references"),
+)
+
+
+def test_a_noun_agrees_with_its_count() -> None:
+    """`errors.plural` counts: no "1 cases"."""
+    counted = [(place, text) for place, text in texts() if COUNTS.search(text)]
+    assert [row for row in counted if not any(part in row[1] for part in NEVER_ONE)] == []
+
+
 # --- and helps ------------------------------------------------------------------------------------
 
 TINY = ["steps=2", "patch_vox=8,8,8", "batch_size=2", "base_width=4", "max_levels=2", "device=cpu"]

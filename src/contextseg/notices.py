@@ -9,6 +9,7 @@ import torch
 
 from contextseg.data.cache import Cached
 from contextseg.data.check import read_findings
+from contextseg.errors import plural
 from contextseg.methods import Method
 from contextseg.methods.base import SHORT_STRENGTH
 
@@ -70,4 +71,6 @@ def training_line(method: Method, lr: float, device: torch.device, steps: int) -
     how = f"{method.optimizer} at {lr:g}"
     if method.short:
         how += f", augmentation x {SHORT_STRENGTH} (a short training; give lr for nnU-Net's SGD)"
-    return f"training on {where if device.type == 'cpu' else device}: {steps} steps, {how}"
+    return (
+        f"training on {where if device.type == 'cpu' else device}: {plural(steps, 'step')}, {how}"
+    )

@@ -31,7 +31,7 @@ from contextseg.data.vanishing import (
     vanished_sentences,
 )
 from contextseg.disk import read_json
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.grids import difference, onto, times
 from contextseg.parallel import default_workers, map_cases
 from contextseg.volume import AXIAL, Volume, read, read_labels
@@ -246,9 +246,8 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
 
     complete = all_read and len(images) == files  # the survey of the layout names a missing file
     if complete and count != len(dataset.channels):
-        plural = "" if count == 1 else "s"
         names = ", ".join(dataset.channels)
-        what = f"{count} channel{plural}; the data set has {len(dataset.channels)} ({names})"
+        what = f"{plural(count, 'channel')}; the data set has {len(dataset.channels)} ({names})"
         remedy = "add the missing channels, or correct the list of channels"
         inspection.error("channels", images[0], what, remedy)
     return grid
@@ -437,7 +436,8 @@ def _check_count(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[F
     train = len({case.name for case in dataset.train})
     if not isinstance(stated, int) or stated in (labelled, train, len(inspections)):
         return []
-    what = f"numTraining is {stated}; there are {train} training cases, {labelled} of them labelled"
+    there = plural(train, "training case")
+    what = f"numTraining is {stated}; there: {there}, {labelled} of them labelled"
     remedy = "see whether files are missing, or correct the number"
     return [Finding("warning", "", str(where), what, remedy, "count")]
 
@@ -545,7 +545,7 @@ def _count(findings: Sequence[Finding]) -> str:
     warnings = len(findings) - errors
     if not findings:
         return "nothing is wrong"
-    return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+    return f"{plural(errors, 'error')}, {plural(warnings, 'warning')}"
 
 
 def to_json(findings: Sequence[Finding]) -> str:

@@ -38,7 +38,7 @@ from contextseg.disk import (
     visible_files,
     write_json,
 )
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.evaluation.importing import Source, find, imported
 from contextseg.evaluation.learning_curve import learning_curve
 from contextseg.evaluation.tables import AS_IT_WAS, Results, check_metrics, results, save_results
@@ -254,7 +254,7 @@ def _run(
     if cluster is None and jobs == 1:
         failed = run_in_turn(tasks, progress_bar)
     else:
-        with progress_bar(f"{len(tasks)} runs") as progress:
+        with progress_bar(plural(len(tasks), "run")) as progress:
             if cluster:
                 failed = run_on_cluster(tasks, grid.folder, cluster, jobs, options, progress)
             else:
@@ -472,7 +472,7 @@ def _write_results(
         regions["ignore"] = [data.ignore]
     write_comparison(
         page,
-        title=f"{data.name}: {table['method'].nunique()} methods compared",
+        title=f"{data.name}: {plural(table['method'].nunique(), 'method')} compared",
         table=table,
         compared=compared,
         provenance=read_json(grid.folder / "comparison.json"),
