@@ -57,8 +57,16 @@ def solid(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flat(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same folds of a 2-D training."""
     folder = tmp_path_factory.mktemp("folds") / "flat"
-    cs.run(data, folder, folds="0,1", verbose=False, **FLAT)
+    with pytest.MonkeyPatch.context() as without_pages:
+        draw_nothing(without_pages)
+        cs.run(data, folder, folds="0,1", verbose=False, **FLAT)
     return folder
+
+
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without pages and pictures, which take most of their time."""
+    monkeypatch.setattr("contextseg.pipeline.report", lambda *_: None)
+    monkeypatch.setattr("contextseg.crossvalidation._draw", lambda *_: None)
 
 
 # --- several folds --------------------------------------------------------------------------------
@@ -85,8 +93,13 @@ def test_folds_are_runs_on_one_cache_and_are_pooled(data: Path, solid: Path) -> 
 
 
 def test_a_second_call_does_nothing_and_more_folds_are_added(
-    data: Path, solid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    solid: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    draw_nothing(monkeypatch)
     folder = tmp_path / "copy"
     shutil.copytree(solid, folder, symlinks=True)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
@@ -145,6 +158,7 @@ def test_folders_of_several_and_of_single_runs_are_not_mixed(
         cs.load(broken)
 
 
+@pytest.mark.slow
 def test_two_processes_do_folds_of_one_folder(data: Path, tmp_path: Path) -> None:
     """At the same time, from nothing: no fold is done twice, and the last one pools all."""
     words = ["run", data, "-o", tmp_path / "out"]
@@ -332,8 +346,9 @@ def test_what_was_chosen_is_applied_travels_and_can_be_left_out(
 
 
 def test_a_run_chooses_on_its_validation_cases_and_never_on_test_cases(
-    data: Path, solid: Path, tmp_path: Path
+    data: Path, solid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_nothing(monkeypatch)
     assert (solid / "fold0" / "evaluate" / "largest_components.csv").exists()
     assert (solid / "cross-validation" / "largest_components.csv").exists()
     assert not (solid / "evaluate" / "largest_components.csv").exists()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SIMULATED = Path(__file__).parent / "windows"
 
 _FAILS = """
@@ -39,6 +41,7 @@ def test_what_fails_there_fails_in_the_simulation(tmp_path: Path) -> None:
     assert python(tmp_path / "script.py").stdout.split("\n") == ["no resource", "no fsync", ""]
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_there(tmp_path: Path) -> None:
     from contextseg.data import phantom
 
