@@ -24,6 +24,7 @@ from contextseg.evaluation.largest import (
     save_largest,
 )
 from contextseg.models import open_archive, open_runs
+from contextseg.models.network import network_description
 from contextseg.runs import Run
 from contextseg.volume import Volume, write
 
@@ -341,6 +342,8 @@ def test_what_was_chosen_is_applied_travels_and_can_be_left_out(
         assert off.largest_of == ()
         assert np.array_equal(off.predict(scan).label.array, plain.label.array)
         assert off.made_by() == cs.load(solid).made_by()
+    described = network_description(cs.load(folder, device="cpu"), predictor.plan.channels)
+    assert described["largest_of"] == [predictor.classes["bright"]]
     # With a model whose validation did not choose it, it is not done.
     assert cs.load(folder, solid / "fold0").largest_of == ()
 
