@@ -83,7 +83,7 @@ def everything() -> dict[str, object]:
     from contextseg.annotator.launch import Annotating
     from contextseg.arguments import StrPath
     from contextseg.crossvalidation import BestEnsemble
-    from contextseg.data.check import Finding
+    from contextseg.data.findings import Finding
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
     from contextseg.projects import LabelProject

@@ -150,6 +150,7 @@ def test_preprocessing_holds_the_lock_of_the_cache(
         return []
 
     monkeypatch.setattr("contextseg.runs.preprocess", preprocess)
+    monkeypatch.setattr("contextseg.runs.vanished_in_cache", lambda *_: {})
     monkeypatch.setattr(Run, "not_learnt", lambda _: [])
     first.preprocess()
     assert held == [True]

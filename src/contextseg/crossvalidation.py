@@ -55,7 +55,7 @@ from contextseg.settings import Settings
 if TYPE_CHECKING:
     import pandas as pd
 
-POOLED = "cross-validation"
+CROSS_VALIDATION = "cross-validation"
 """The stage that pools the validation cases of all folds."""
 
 CANDIDATES = "candidates.csv"
@@ -174,7 +174,7 @@ def _pooled(folder: Path, progress_bar: ProgressBar) -> Outcome:
             largest = save_largest(rows, place)
         Ensemble(tuple(run.folder for run in runs.values()), largest).save(folder)
 
-    pooled = stages.stage(POOLED, pool, inputs=inputs)
+    pooled = stages.stage(CROSS_VALIDATION, pool, inputs=inputs)
     predictions = _test_split(first, folder, stages, inputs)
 
     def draw(place: Path, progress: Progress) -> None:

@@ -20,7 +20,7 @@ from contextseg.evaluation.largest import compare_largest, save_largest
 from contextseg.methods import METHODS, Method
 from contextseg.models import TrainedModel, is_ensemble, open_archive, open_ensemble
 from contextseg.nnunet import is_nnunet_model, open_nnunet
-from contextseg.notices import warned
+from contextseg.notices import vanished_parts, warned
 from contextseg.predictor import Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
 from contextseg.run_folder import INPUTS, stale_inputs
@@ -401,7 +401,8 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
 
 def _warnings(run: Run) -> list[str]:
     """What `check` warned of, what no training case teaches, and what is lost in resampling."""
-    texts = [*warned(run.stage_folder("check")), *run.not_learnt(), *run.vanished()]
+    texts = [*warned(run.stage_folder("check")), *run.not_learnt()]
+    texts += vanished_parts(run.stage_folder("preprocess"), run.plan)
     return [f"Warning: {text}" for text in texts]
 
 

@@ -30,13 +30,14 @@ from contextseg.batch import IGNORE
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached, fingerprint, load_record, preprocess, share_cache
-from contextseg.data.check import check, raise_errors
+from contextseg.data.check import check
+from contextseg.data.findings import raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sampling import Sampler
 from contextseg.data.snapshot import FileDigests, Snapshot
-from contextseg.data.vanishing import Vanished, vanished_in_cache, vanished_sentences
+from contextseg.data.vanishing import save_vanished, vanished_in_cache
 from contextseg.disk import lock_folder, read_json, readable, replacing, visible_files, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.largest import chosen_largest
@@ -45,7 +46,7 @@ from contextseg.methods import METHODS, Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
-from contextseg.notices import not_learnt, training_line, warned
+from contextseg.notices import memory_remedy, not_learnt, training_line, vanished_parts, warned
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
@@ -299,20 +300,12 @@ class Run(RunFolder):
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}
             write_json(folder / "cases.json", rows)
             lost = vanished_in_cache(self.dataset, cases, cached, self.plan.spacing_mm)
-            content = {name: [asdict(row) for row in rows] for name, rows in lost.items()}
-            write_json(folder / "vanished.json", content)
+            save_vanished(lost, folder)
             self._write_snapshot()
 
         self.stage("preprocess", work)
-        self._warn([*self.not_learnt(), *self.vanished()])
-
-    def vanished(self) -> list[str]:
-        """A sentence for each class of whose labels parts vanish at the plan's spacing."""
-        path = self.stage_folder("preprocess") / "vanished.json"
-        content = read_json(path) if path.exists() else {}
-        found = {name: [Vanished(**row) for row in rows] for name, rows in content.items()}
-        pairs = vanished_sentences(found, self.plan.spacing_mm)
-        return [f"{what}; {remedy}" for what, remedy in pairs]
+        vanished = vanished_parts(self.stage_folder("preprocess"), self.plan)
+        self._warn([*self.not_learnt(), *vanished])
 
     def not_learnt(self) -> list[str]:
         """A sentence for each class that no preprocessed training case teaches; [] for none."""
@@ -416,29 +409,12 @@ class Run(RunFolder):
         torch.manual_seed(self.settings.seed)
         entry: Callable[..., Method] = METHODS[self.settings.method]
         self._numbers.clear()
-        with out_of_memory(f"training {self.folder}", self._memory_remedy()):
+        remedy = memory_remedy(self.settings.planning, self.plan)
+        with out_of_memory(f"training {self.folder}", remedy):
             if inspect.isclass(entry):
                 method: Any = entry(self.plan, **self.settings.arguments)  # type: ignore[call-arg]
                 return self.train(method)
             return entry(self, **self.settings.arguments)
-
-    def _memory_remedy(self) -> str:
-        """What to lower where a training runs out of memory."""
-        planning = self.settings.planning
-        given = [name for name in ("patch_vox", "batch_size", "base_width") if planning.get(name)]
-        if set(given) & {"patch_vox", "batch_size"}:
-            how = f"lower {' or '.join(given)}"
-        else:
-            lower = planning.get("memory_gb", 8.0) / 2
-            how = f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size"
-        if set(given) & {"patch_vox", "batch_size"}:
-            how = f"lower {' or '.join(given)}"
-        else:
-            lower = planning.get("memory_gb", 8.0) / 2
-            how = f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size"
-        patch = ",".join(map(str, self.plan.patch_vox))
-        sizes = f"(the patch is {patch}, the batch {self.plan.batch_size})"
-        return f"{how} {sizes}, in another --output folder; or close other programs"
 
     def _position(self) -> int:
         """Number of stages up to now, as if all of the recipe's were new: what seeds depend on."""

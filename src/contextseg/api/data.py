@@ -12,7 +12,7 @@ from contextseg.console import say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from contextseg.data.check import Finding
+    from contextseg.data.findings import Finding
     from contextseg.data.plan import Plan
 
 

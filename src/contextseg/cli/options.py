@@ -30,7 +30,7 @@ Fold = Annotated[
         "auto: all if there is a labelled test split."
     ),
 ]
-Folds = Annotated[
+SeveralFolds = Annotated[
     str,
     typer.Option(
         metavar="0,1,2,3,4",

@@ -14,7 +14,6 @@ from contextseg.cli.options import (
     ContextClasses,
     Dataset,
     Fold,
-    Folds,
     Init,
     Method,
     Output,
@@ -22,6 +21,7 @@ from contextseg.cli.options import (
     Roi,
     Seed,
     Set,
+    SeveralFolds,
     settings,
 )
 from contextseg.console import say
@@ -72,7 +72,7 @@ def run(
     output: Output,
     method: Method = "supervised",
     fold: Fold = "auto",
-    folds: Folds = "",
+    folds: SeveralFolds = "",
     seed: Seed = 0,
     plan: PlanFile = None,
     init: Init = None,

@@ -8,7 +8,8 @@ lesion. What vanishes is counted and named.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,15 @@ import numpy as np
 from contextseg.data.cache import Cached
 from contextseg.data.layouts import Case, Dataset, some, to_classes
 from contextseg.data.plan import target_spacing
+from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.grids import times
 from contextseg.parallel import map_cases
 from contextseg.resampling import resample_labels
 from contextseg.volume import AXIAL, axis_moves, read_labels
+
+VANISHED_FILE = "vanished.json"
+"""File of what is lost, in the folder of the stage "preprocess"."""
 
 _COARSER = 1.01  # the spacing of a plan that is no more than that coarser loses nothing
 
@@ -199,6 +204,34 @@ def _by_class(
         for k, (parts, gone) in result.items():
             found.setdefault(dataset.classes[k], []).append(Vanished(case.name, parts, gone))
     return found
+
+
+def save_vanished(found: Mapping[str, Sequence[Vanished]], folder: str | Path) -> None:
+    """Write what is lost as `vanished.json`.
+
+    Args:
+        found: What is lost of each class.
+        folder: Where the file goes.
+
+    Raises:
+        ContextsegError: The disk is full or cannot be written to.
+    """
+    content = {name: [asdict(row) for row in rows] for name, rows in found.items()}
+    write_json(Path(folder) / VANISHED_FILE, content)
+
+
+def read_vanished(folder: str | Path) -> dict[str, list[Vanished]]:
+    """What `save_vanished` wrote.
+
+    Args:
+        folder: Where the file lies.
+
+    Returns:
+        What is lost of each class; {} where there is no such file.
+    """
+    path = Path(folder) / VANISHED_FILE
+    content = read_json(path) if path.exists() else {}
+    return {name: [Vanished(**row) for row in rows] for name, rows in content.items()}
 
 
 def vanished_sentences(

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
-from contextseg.data.check import Finding, check, raise_errors, read_findings
+from contextseg.data.check import check
+from contextseg.data.findings import Finding, raise_errors, read_findings
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.roi import restricted
 from contextseg.disk import (
