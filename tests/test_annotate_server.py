@@ -476,6 +476,13 @@ def test_one_annotator_works_in_a_folder(server: Annotating, tmp_path: Path) -> 
     start_annotating(tmp_path / "scans", tmp_path / "work").stop()
 
 
+def test_a_model_that_cannot_be_used_leaves_no_folder(tmp_path: Path) -> None:
+    scan_file(tmp_path / "scans", "a", noise())
+    with pytest.raises(ContextsegError, match="there is no run in this folder"):
+        start_annotating(tmp_path / "scans", tmp_path / "work", model=tmp_path / "nowhere")
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org"])
 def test_another_address_needs_a_token_of_your_own(host: str, tmp_path: Path) -> None:
     scan_file(tmp_path / "scans", "a", noise())

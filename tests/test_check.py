@@ -7,15 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from contextseg.data.check import (
-    KINDS,
-    Finding,
-    check,
-    raise_errors,
-    read_findings,
-    to_json,
-    to_text,
-)
+from contextseg.data.check import KINDS, check
+from contextseg.data.findings import Finding, raise_errors, read_findings, to_json, to_text
 from contextseg.disk import write_json
 from contextseg.errors import ContextsegError
 from contextseg.volume import Volume, read, write
@@ -266,7 +259,7 @@ def test_the_number_of_training_cases(tmp_path: Path, stated: int, fine: bool) -
         tmp_path, cases=3, labelled=2, numTraining=stated
     )  # three cases, two of them labelled
     assert [f.what for f in check(tmp_path)] == [
-        f"numTraining is {stated}; there are 3 training cases, 2 of them labelled"
+        f"numTraining is {stated}; there: 3 training cases, 2 of them labelled"
     ] * (not fine)
 
 

@@ -82,7 +82,8 @@ def everything() -> dict[str, object]:
 
     from contextseg.annotator.launch import Annotating
     from contextseg.arguments import StrPath
-    from contextseg.data.check import Finding
+    from contextseg.crossvalidation import BestEnsemble
+    from contextseg.data.findings import Finding
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
     from contextseg.projects import LabelProject
@@ -98,6 +99,7 @@ def everything() -> dict[str, object]:
 
     known = (Finding, Plan, Outcome, Filled, Run, Comparison, Forecast, Curve, Diagnosis)
     known = (*known, LabelProject, Annotating, Reproduced, CMUNetTable, FLARE22Result)
+    known = (*known, BestEnsemble)
     names: dict[str, object] = {kind.__name__: kind for kind in known}
     return names | {
         "pd": pd,

@@ -18,7 +18,8 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from contextseg.data.check import Finding, check
+from contextseg.data.check import check
+from contextseg.data.findings import Finding
 from contextseg.errors import ContextsegError
 from contextseg.resampling import resample_labels
 from contextseg.volume import Volume, as_labels, as_volume, read, read_labels, write

@@ -104,7 +104,7 @@ def test_a_model_travels(
     for name, content in contents(archive).items():
         for word in ("phantom_0", "Mustermann", str(tmp_path), "imagesTr", "labelsTr"):
             assert word.encode() not in content, (name, word)
-    [member], _ = open_archive(archive, "cpu")
+    [member] = open_archive(archive, "cpu").members
     assert member.plan == Run.open(tmp_path / "run").plan
     assert not member.method.training
     state = member.method.state_dict()

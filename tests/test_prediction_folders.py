@@ -16,8 +16,9 @@ from contextseg.data import phantom
 from contextseg.data.components import keep_largest_of
 from contextseg.data.listing import Case
 from contextseg.disk import lock_folder, read_json
+from contextseg.memory_errors import is_memory_error
 from contextseg.predict import STEPS, ProbabilityStore, labels_from_slabs
-from contextseg.predict.memory import is_memory_error, scan_gb, windows_at_once
+from contextseg.predict.memory import scan_gb, windows_at_once
 from contextseg.predict.record import PredictionRecord
 from contextseg.predictor import part_of, segment_missing
 from contextseg.settings import PredictionSettings

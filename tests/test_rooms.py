@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "contextseg"
 FLOORS = (
     {
         "errors",
+        "memory_errors",
         "console",
         "arguments",
         "dicom",
@@ -43,7 +44,8 @@ FLOORS = (
     {"runs"},
     {"models"},
     {"pipeline", "twostage"},
-    {"annotator", "longer"},
+    {"crossvalidation", "longer"},
+    {"annotator"},
     {"projects"},
     {"studies"},
     {"api"},
@@ -87,6 +89,7 @@ def test_imports_go_down_only(path: Path) -> None:
 def test_the_ground_floor_has_no_cycle() -> None:
     order = [
         "errors",
+        "memory_errors",
         "stopping",
         "console",
         "ranks",

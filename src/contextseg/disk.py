@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
@@ -229,17 +229,30 @@ def lock_folder(folder: str | Path, shared: bool = False) -> Iterator[None]:
     with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder) / _LOCK
-    file = _locked(path, wait=False) or (_locked(path, wait=False, shared=True) if shared else None)
-    if file is None:
-        what = f"another process works in this folder{_holder(path)}"
-        raise ContextsegError(folder, what, "wait for it to end, or stop it")
+
+    def turn() -> AbstractContextManager[None]:
+        """Those that share come and go one by one: each has the lock alone for a moment."""
+        return turn_in(folder) if shared else nullcontext()
+
+    with turn():
+        file = _locked(path, wait=False)
+        if file is None and shared:
+            file = _locked(path, wait=False, shared=True)
+        if file is None:
+            what = f"another process works in this folder{_holder(path)}"
+            raise ContextsegError(folder, what, "wait for it to end, or stop it")
+        try:
+            if file.exclusive:
+                sweep_leftovers(folder)
+                file.name_holder(shared)
+        except BaseException:
+            file.release()
+            raise
     try:
-        if file.exclusive:
-            sweep_leftovers(folder)
-            file.name_holder(shared)
         yield
     finally:
-        file.release()
+        with turn():
+            file.release()
 
 
 @contextmanager
@@ -332,7 +345,7 @@ def _held(path: Path) -> bool:
         import fcntl
 
         with open(path, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails beside those that share
     except (ImportError, OSError):
         return True
     return False

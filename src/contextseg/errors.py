@@ -1,4 +1,4 @@
-"""The one error class, and the remedy for a name that does not exist."""
+"""The one error class, the remedy for a name that does not exist, and counts in messages."""
 
 from __future__ import annotations
 
@@ -30,6 +30,24 @@ class ContextsegError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}. Remedy: {self.remedy}"
+
+
+def plural(count: int, one: str, several: str = "") -> str:
+    """A count with its noun, for messages and tables.
+
+    Args:
+        count: The count.
+        one: The noun in the singular.
+        several: The noun in the plural; "" for a regular one.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> plural(1, "case"), plural(2, "class", "classes")
+        ('1 case', '2 classes')
+    """
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 _NEAREST = 5

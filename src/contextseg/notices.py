@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from contextseg.data.cache import Cached
-from contextseg.data.check import read_findings
+from contextseg.data.findings import read_findings
+from contextseg.data.plan import Plan
+from contextseg.data.vanishing import read_vanished, vanished_sentences
+from contextseg.errors import plural
 from contextseg.methods import Method
 from contextseg.methods.base import SHORT_STRENGTH
 
@@ -53,6 +57,20 @@ def not_learnt(
     return sentences
 
 
+def vanished_parts(folder: Path, plan: Plan) -> list[str]:
+    """What was lost of labels when they were resampled.
+
+    Args:
+        folder: Folder of the finished stage "preprocess".
+        plan: The plan.
+
+    Returns:
+        A sentence for each class that lost something; [] where nothing was lost.
+    """
+    sentences = vanished_sentences(read_vanished(folder), plan.spacing_mm)
+    return [f"{what}; {remedy}" for what, remedy in sentences]
+
+
 def training_line(method: Method, lr: float, device: torch.device, steps: int) -> str:
     """Where and how a method is trained, in one line.
 
@@ -70,4 +88,27 @@ def training_line(method: Method, lr: float, device: torch.device, steps: int) -
     how = f"{method.optimizer} at {lr:g}"
     if method.short:
         how += f", augmentation x {SHORT_STRENGTH} (a short training; give lr for nnU-Net's SGD)"
-    return f"training on {where if device.type == 'cpu' else device}: {steps} steps, {how}"
+    return (
+        f"training on {where if device.type == 'cpu' else device}: {plural(steps, 'step')}, {how}"
+    )
+
+
+def memory_remedy(planning: Mapping[str, Any], plan: Plan) -> str:
+    """What to lower where a training runs out of memory.
+
+    Args:
+        planning: The arguments of the plan that were given.
+        plan: The plan.
+
+    Returns:
+        The remedy.
+    """
+    given = [name for name in ("patch_vox", "batch_size", "base_width") if planning.get(name)]
+    if set(given) & {"patch_vox", "batch_size"}:
+        how = f"lower {' or '.join(given)}"
+    else:
+        lower = planning.get("memory_gb", 8.0) / 2
+        how = f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size"
+    patch = ",".join(map(str, plan.patch_vox))
+    sizes = f"(the patch is {patch}, the batch {plan.batch_size})"
+    return f"{how} {sizes}, in another --output folder; or close other programs"

@@ -12,9 +12,16 @@ from typing import TypeVar
 
 from contextseg.console import Progress
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import out_of_memory
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+_MEMORY_REMEDY = (
+    "close other programs, crop the scan, plan a coarser spacing_mm, or use a machine with more "
+    "memory"
+)
 
 
 def machine_gb() -> float:
@@ -45,8 +52,9 @@ def map_cases(
 ) -> Iterator[tuple[T, R | ContextsegError]]:
     """Do `work` on every case in threads; yield each case with its result, in order.
 
-    A case whose work raises `ContextsegError` yields that error in place of a result, so that one
-    damaged file does not stop the others. Any other exception is raised.
+    A case whose work raises `ContextsegError`, or for which there is not enough memory, yields that
+    error in place of a result, so that one damaged file does not stop the others. Any other
+    exception is raised.
 
     Args:
         work: Called once for each case, in one of several threads.
@@ -63,8 +71,10 @@ def map_cases(
     """
 
     def attempt(case: T) -> R | ContextsegError:
+        name = getattr(case, "name", None) or getattr(case, "case", None) or "a case"
         try:
-            return work(case)
+            with out_of_memory(str(name), _MEMORY_REMEDY):
+                return work(case)
         except ContextsegError as error:
             return error
 

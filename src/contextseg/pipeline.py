@@ -16,11 +16,12 @@ from contextseg.disk import digest, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
+from contextseg.evaluation.largest import compare_largest, save_largest
 from contextseg.length import asked_seconds
 from contextseg.methods import METHODS, Method
-from contextseg.models import open_archive
+from contextseg.models import TrainedModel, is_ensemble, open_archive, open_ensemble
 from contextseg.nnunet import is_nnunet_model, open_nnunet
-from contextseg.notices import warned
+from contextseg.notices import vanished_parts, warned
 from contextseg.predictor import Member, Predictor, raise_failed
 from contextseg.propagation import PropagationModel
 from contextseg.run_folder import INPUTS, stale_inputs
@@ -200,6 +201,7 @@ def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
     pairs = references(run.dataset, cases, predictions)
     if not pairs:
         return Outcome(run.folder, predictions)
+    held_out = {case.name for case in run.split[1]}
     labels = {
         case.name: digest(run.digests.of([*case.images, case.label]), case.annotated)
         for case in cases
@@ -207,6 +209,9 @@ def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
 
     def measure(folder: Path, progress: Progress) -> None:
         score(pairs, run.plan.region_values(), run.dataset.ignore, folder, progress)
+        if not predictor.largest_of and {case.name for case in cases} <= held_out:
+            rows = compare_largest(pairs, predictor.classes, run.dataset.ignore)
+            save_largest(rows, folder)
 
     measured = run.stage("evaluate", measure, inputs=labels)
     run.stage("report", lambda folder, progress: report(run, measured, pairs), inputs=labels)
@@ -238,8 +243,10 @@ def open_predictor(models: Sequence[str | Path], device: str = "") -> Predictor:
     """The finished methods of one or several models as one `Predictor`.
 
     Args:
-        models: Folders of finished runs, files of exported models (`export_archive`), or folders
-            of models that nnU-Net trained; several are an ensemble, see `Predictor`.
+        models: Folders of finished runs, of cross-validations and ensembles, files of exported
+            models (`export_archive`), or folders of models that nnU-Net trained; several are an
+            ensemble, see `Predictor`. Of several, the largest part is kept of the classes for which
+            the validation of each of them chose it.
         device: Where the networks run, see `Run.finished`.
 
     Returns:
@@ -249,23 +256,32 @@ def open_predictor(models: Sequence[str | Path], device: str = "") -> Predictor:
         ContextsegError: A run is not finished, a file is no model, or its classes are others.
     """
     opened = [_open_model(model, device) for model in models]
-    (first, *_), settings = opened[0]
-    for model, (members, _) in zip(models, opened):
-        for member in members:
+    first = opened[0].members[0]
+    for model, trained in zip(models, opened):
+        for member in trained.members:
             for name in ("classes", "values"):
                 if getattr(member.plan, name) != getattr(first.plan, name):
                     what = f"its plan differs in {name} from that of {models[0]}"
                     raise ContextsegError(model, what, "predict with each on its own")
-    return Predictor([member for members, _ in opened for member in members], settings)
+    members = [member for trained in opened for member in trained.members]
+    validated = [trained.largest_validated for trained in opened]
+    largest = tuple(n for n in validated[0] if all(n in names for names in validated))
+    return Predictor(members, opened[0].settings, largest)
 
 
-def _open_model(model: str | Path, device: str = "") -> tuple[Sequence[Member], PredictionSettings]:
-    """The members of a run, an exported file or nnU-Net's model, and its settings of prediction."""
+def _open_model(model: str | Path, device: str = "") -> TrainedModel:
+    """What a run, a folder of runs, an exported file or nnU-Net's model predicts with."""
     if is_nnunet_model(model):
-        return open_nnunet(model, device), PredictionSettings()
+        return TrainedModel(list(open_nnunet(model, device)), PredictionSettings())
+    if is_ensemble(model):
+        ensemble = open_ensemble(model)
+        runs = [Run.open(folder) for folder in ensemble.runs]
+        members = [Member(run.finished(device), run.plan) for run in runs]
+        return TrainedModel(members, runs[0].settings.prediction, ensemble.largest_of)
     if Path(model).is_dir() or not Path(model).suffix:
         run = Run.open(model)
-        return [Member(run.finished(device), run.plan)], run.settings.prediction
+        members = [Member(run.finished(device), run.plan)]
+        return TrainedModel(members, run.settings.prediction, run.largest_validated)
     return open_archive(model, device)
 
 
@@ -281,7 +297,7 @@ def open_propagation_model(folder: str | Path) -> PropagationModel:
     Raises:
         ContextsegError: The run is not finished, or of a method that needs no labelled slices.
     """
-    (member, *_), _ = _open_model(folder)
+    member = _open_model(folder).members[0]
     method: Any = member.method
     if not method.guided:
         name = type(method).__name__
@@ -415,8 +431,9 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
 
 
 def _warnings(run: Run) -> list[str]:
-    """What `check` warned of, and what no training case teaches."""
+    """What `check` warned of, what no training case teaches, and what is lost in resampling."""
     texts = [*warned(run.stage_folder("check")), *run.not_learnt()]
+    texts += vanished_parts(run.stage_folder("preprocess"), run.plan)
     return [f"Warning: {text}" for text in texts]
 
 

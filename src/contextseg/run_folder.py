@@ -23,7 +23,7 @@ from contextseg.errors import ContextsegError
 from contextseg.provenance import PeakMemory
 from contextseg.ranks import ranks
 
-PIPELINE = ("check", "plan", "preprocess", "predict", "evaluate", "report")
+PIPELINE = ("check", "plan", "preprocess", "cross-validation", "predict", "evaluate", "report")
 """Stages that every run has once; all others belong to its recipe and are numbered."""
 
 INPUTS = "inputs.json"

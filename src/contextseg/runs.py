@@ -29,13 +29,16 @@ import torch
 from contextseg.batch import IGNORE
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
 from contextseg.data.cache import Cached, fingerprint, preprocess, share_cache
-from contextseg.data.check import check, raise_errors
+from contextseg.data.check import check
+from contextseg.data.findings import raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.snapshot import FileDigests, Snapshot
-from contextseg.disk import read_json, readable, write_json
+from contextseg.data.vanishing import save_vanished, vanished_in_cache
+from contextseg.disk import lock_folder, read_json, readable, visible_files, write_json
 from contextseg.errors import ContextsegError
+from contextseg.evaluation.largest import chosen_largest
 from contextseg.length import (
     Length,
     Punctuality,
@@ -46,11 +49,12 @@ from contextseg.length import (
     load_stopped,
     seconds_spent,
 )
+from contextseg.memory_errors import out_of_memory
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
-from contextseg.notices import not_learnt, training_line, warned
+from contextseg.notices import memory_remedy, not_learnt, training_line, vanished_parts, warned
 from contextseg.parallel import default_workers
 from contextseg.predictor import Member, Predictor
 from contextseg.provenance import provenance
@@ -129,8 +133,11 @@ class Run(RunCases):
         """
         path = Path(folder) / "run.json"
         if not path.exists():
+            what = "there is no run in this folder"
             remedy = "give the --output folder of `contextseg train`"
-            raise ContextsegError(folder, "there is no run in this folder", remedy)
+            if inside := visible_files(folder, "*/run.json"):
+                remedy = f"give the folder of one run, such as {inside[0].parent}"
+            raise ContextsegError(folder, what, remedy)
         return Run(folder, Settings.from_json(read_json(path)["settings"]), progress_bar)
 
     def __repr__(self) -> str:
@@ -293,20 +300,25 @@ class Run(RunCases):
         def work(folder: Path, progress: Progress) -> None:
             share_cache(self.folder)
             cases = [*self.split[0], *self.split[1]]
-            cached = preprocess(
-                self.dataset,
-                cases,
-                self.plan,
-                self.folder / "cache",
-                workers=default_workers(),
-                progress=progress,
-            )
+            # The cache may be another run's, which sweeps its folder when it is begun again.
+            with lock_folder(self.folder / "cache", shared=True):
+                cached = preprocess(
+                    self.dataset,
+                    cases,
+                    self.plan,
+                    self.folder / "cache",
+                    workers=default_workers(),
+                    progress=progress,
+                )
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}
             write_json(folder / "cases.json", rows)
+            lost = vanished_in_cache(self.dataset, cases, cached, self.plan.spacing_mm)
+            save_vanished(lost, folder)
             self._write_snapshot()
 
         self.stage("preprocess", work)
-        self._warn(self.not_learnt())
+        vanished = vanished_parts(self.stage_folder("preprocess"), self.plan)
+        self._warn([*self.not_learnt(), *vanished])
 
     def not_learnt(self) -> list[str]:
         """A sentence for each class that no preprocessed training case teaches; [] for none."""
@@ -353,7 +365,13 @@ class Run(RunCases):
 
     def predictor(self) -> Predictor:
         """The finished method as a `Predictor`, with the run's prediction settings."""
-        return Predictor([Member(self.finished(), self.plan)], self.settings.prediction)
+        member = Member(self.finished(), self.plan)
+        return Predictor([member], self.settings.prediction, self.largest_validated)
+
+    @property
+    def largest_validated(self) -> tuple[str, ...]:
+        """Classes whose largest connected part alone is kept, by the run's validation cases."""
+        return chosen_largest(self.stage_folder("evaluate"))
 
     is_model = staticmethod(holds_model)
 
@@ -383,10 +401,12 @@ class Run(RunCases):
         torch.manual_seed(self.settings.seed)
         entry: Callable[..., Method] = METHODS[self.settings.method]
         self._numbers.clear()
-        if inspect.isclass(entry):
-            method: Any = entry(self.plan, **self.settings.arguments)  # type: ignore[call-arg]
-            return self.train(method)
-        return entry(self, **self.settings.arguments)
+        remedy = memory_remedy(self.settings.planning, self.plan)
+        with out_of_memory(f"training {self.folder}", remedy):
+            if inspect.isclass(entry):
+                method: Any = entry(self.plan, **self.settings.arguments)  # type: ignore[call-arg]
+                return self.train(method)
+            return entry(self, **self.settings.arguments)
 
     def _position(self) -> int:
         """Number of stages up to now, as if all of the recipe's were new: what seeds depend on."""

@@ -50,6 +50,8 @@ class PredictionSettings:
             network at once, and of all its arrays. A scan that needs more is refused before they
             are made. 0 is what this machine has.
         largest_of: Classes of which only the largest connected part each is kept.
+        largest_by_validation: Whether, where `largest_of` names none, it is done for the classes
+            for which it was better on the validation cases of the run (`largest_components.csv`).
 
     Raises:
         ContextsegError: The step is outside (0, 1], or a number is negative.
@@ -62,6 +64,7 @@ class PredictionSettings:
     confidence: bool = True
     memory_gb: float = 0.0
     largest_of: tuple[str, ...] = ()
+    largest_by_validation: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:

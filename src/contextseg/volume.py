@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.formats import Header, ending, from_itk, from_nibabel, load, save
 from contextseg.grids import TOLERANCE_VOX, apart_mm, label_type, onto, same_grid
 from contextseg.interop.reading import segmented, segmented_on
@@ -170,7 +170,7 @@ class Volume:
         return Path(path)
 
     def __repr__(self) -> str:
-        channels = f"{len(self.array)} channels of " if self.array.ndim == 4 else ""
+        channels = f"{plural(len(self.array), 'channel')} of " if self.array.ndim == 4 else ""
         if channels and len(self.array) == 1:
             channels = ""
         shape = " x ".join(map(str, self.array.shape[-3:]))

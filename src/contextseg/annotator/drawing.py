@@ -19,7 +19,7 @@ import numpy as np
 
 from contextseg.annotator.planes import FRAME, SCREEN_PLANES, plane_axis, screen_slice, slice_shape
 from contextseg.annotator.store import DrawingStore, SavedSlice
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.propagation import (
     CompletionModel,
     Filled,
@@ -220,7 +220,7 @@ class Drawing:
         """
         n = self.shape[plane_axis(plane)]
         if not 0 <= k < n:
-            what = f"the plane has {n} slices"
+            what = f"the plane has {plural(n, 'slice')}"
             raise ContextsegError(f"{plane} slice {k}", what, f"choose 0 to {n - 1}")
 
     def touched(self, plane: str) -> list[int]:

@@ -163,10 +163,15 @@ def start_annotating(
             needs a token of your own, or another annotator works in the folder.
     """
     token = _token(token, host)
+    # The model first: one that cannot be used leaves no folder behind.
+    network = open_propagation_model(model) if model else open_completion()
     project = open_project(source, work, classes, None if labels is None else Path(labels))
     lock = _lock(work)
-    network = open_propagation_model(model) if model else open_completion()
-    bound = _bind(host, port)
+    try:
+        bound = _bind(host, port)
+    except ContextsegError:
+        lock.release()
+        raise
     events = Events()
     session = AnnotationSession(project, network, list(train), events.publish)
     more, public = [], None

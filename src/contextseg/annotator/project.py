@@ -103,7 +103,7 @@ class Project:
             ContextsegError: There is no such case.
         """
         if not 0 <= n < len(self.cases):
-            what = f"there are {len(self.cases)} cases"
+            what = f"the number of cases is {len(self.cases)}"
             raise ContextsegError(f"case {n}", what, f"choose 0 to {len(self.cases) - 1}")
         return self.cases[n]
 

@@ -24,7 +24,7 @@ from contextseg.annotator.project import Project
 from contextseg.annotator.proposals import expected_dice
 from contextseg.console import say
 from contextseg.data.ct_windows import CT_WINDOWS
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.propagation import CompletionModel, PropagationModel
 
 _RESIDENT = 2
@@ -178,7 +178,7 @@ class AnnotationSession:
         drawing = self.drawing(n)
         drawing.check_slice(plane, k)
         if not 0 <= channel < drawing.scan.array.shape[0]:
-            what = f"the scan has {drawing.scan.array.shape[0]} channels, counted from 0"
+            what = f"the scan has {plural(drawing.scan.array.shape[0], 'channel')}, counted from 0"
             raise ContextsegError(f"channel {channel}", what, "choose one of them")
         low, high = self.grey_range(n, channel)
         pixels = screen_slice(drawing.turned.array[channel], plane, k)

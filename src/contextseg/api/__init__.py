@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from contextseg.api.data import check, evaluate, plan, report
 from contextseg.api.drawing import annotate, project, propagate, two_stage
-from contextseg.api.training import demo, export, finish, load, run, train
+from contextseg.api.training import demo, ensemble, export, finish, load, run, train
 
 __all__ = [
     "annotate",
     "check",
     "demo",
+    "ensemble",
     "evaluate",
     "export",
     "finish",

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import StrPath, assignments, progress_of
+from contextseg.console import say
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from contextseg.data.check import Finding
+    from contextseg.data.findings import Finding
     from contextseg.data.plan import Plan
 
 
@@ -62,6 +63,7 @@ def plan(
     from contextseg.data.cache import fingerprint
     from contextseg.data.layouts import open_dataset
     from contextseg.data.roi import restricted
+    from contextseg.data.vanishing import vanished_at, vanished_sentences
     from contextseg.runs import planned
     from contextseg.settings import Settings
 
@@ -71,6 +73,10 @@ def plan(
     with progress_of(verbose)("plan") as progress:
         facts = fingerprint(data, data.train, progress=progress)
     made = planned(data, facts, planning)
+    if verbose:
+        lost = vanished_at(data, data.train, made.orientation, made.spacing_mm)
+        for what, remedy in vanished_sentences(lost, made.spacing_mm):
+            say(f"warning: {what}; {remedy}")
     if output is not None:
         made.save(Path(output))
     return made

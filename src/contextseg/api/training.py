@@ -10,11 +10,12 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from contextseg.arguments import StrPath, assignments, progress_of, seconds_of
+from contextseg.arguments import StrPath, assignments, progress_of, seconds_of, words
 from contextseg.console import ProgressBar
 from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
+    from contextseg.crossvalidation import BestEnsemble
     from contextseg.data.plan import Plan
     from contextseg.pipeline import Outcome
     from contextseg.predictor import Predictor
@@ -54,8 +55,8 @@ def train(
         roi: Classes to segment; the others are background. () for all.
         time: Time that the whole call may take, preprocessing and prediction included: "90s",
             "45m", "2h", "1h30m", "1d", or seconds. The number of steps is then measured and chosen.
-            "" leaves it to `steps`, and without `steps` to the device: 250,000 on a GPU, and on a
-            CPU what two hours allow.
+            With `folds` each run gets its share. "" leaves it to `steps`, and without `steps` to
+            the device: 250,000 on a GPU, and on a CPU what two hours allow, for each run.
         extend: Train a finished run longer, to more `steps` or `time` in all than it had; without
             either, one that was ended early goes on to its length. Results of before are kept in
             its folder `before`.
@@ -86,6 +87,7 @@ def run(
     *,
     method: str = "supervised",
     fold: int | str = "auto",
+    folds: Sequence[int] | str = (),
     seed: int = 0,
     plan: StrPath | Plan | None = None,
     init: StrPath | None = None,
@@ -100,11 +102,16 @@ def run(
     A finished stage is not done again. The test split is predicted and scored where there is one,
     and else the validation cases of the fold.
 
+    With `folds`, a run for each fold lies in `output` (`fold0`, `fold1`, ...), which share one
+    cache. Their validation cases are scored together (`cross-validation/metrics.csv`), and `load`
+    opens the folder as the ensemble of all folds, which segments the test split.
+
     Args:
         dataset: Folder of the data set.
         output: Folder of the run.
         method: How to train; docs/methods.md lists all.
         fold: As for `train`.
+        folds: Several folds, such as `range(5)` or "0,1,2,3,4", in place of `fold`. () for one run.
         seed: Same seed, same result, bit for bit on a CPU.
         plan: A plan, or the file of one, in place of one made by the rules.
         init: A run, an exported model or a file of weights to start from, for other classes and
@@ -122,19 +129,82 @@ def run(
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
 
     Returns:
-        Where the predictions, the table and the report are.
+        Where the predictions, the table and the report are; with `folds` the table is that of all
+        validation cases.
 
     Raises:
         ContextsegError: As `train`, and where a case cannot be predicted or scored.
     """
-    began = monotonic()
+    from contextseg.crossvalidation import cross_validate, refuse_ensemble
+    from contextseg.data.nnunet import load_plan
+    from contextseg.data.plan import Plan
     from contextseg.pipeline import run_pipeline
 
-    settings |= {**_start_weights(init, method, settings), **_time(time)}
+    began = monotonic()
+    numbers = _fold_numbers(folds, fold)
+    settings |= {**_start_weights(init, method, settings), **_time(time, max(1, len(numbers)))}
     bar = progress_of(verbose)
+    if numbers:
+        chosen = _settings(dataset, method, numbers[0], seed, roi, settings)
+
+        def given(opened: Run) -> Plan:
+            return plan if isinstance(plan, Plan) else load_plan(str(plan), opened.dataset)
+
+        if extend:
+            remedy = f"extend the runs one by one: {output}/fold{numbers[0]} and the others"
+            raise ContextsegError("--extend", "not for several folds at once", remedy)
+        with _ranks():
+            return cross_validate(chosen, numbers, output, bar, given if plan else None)
+    refuse_ensemble(output)
     chosen = _settings(dataset, method, fold, seed, roi, settings)
     with _ranks(), _run(chosen, output, plan, extend, bar, began) as opened:
         return run_pipeline(opened)
+
+
+def _fold_numbers(folds: Sequence[int] | str, fold: int | str) -> list[int]:
+    """The numbers of several folds, each once; [] for none."""
+    numbers = words(folds)
+    if not numbers:
+        return []
+    if fold != "auto":
+        raise ContextsegError(f"--fold {fold}", "--folds is given as well", "give one of the two")
+    for number in numbers:
+        if not number.isdecimal():
+            remedy = "give numbers, such as --folds 0,1,2,3,4"
+            raise ContextsegError(f"--folds {number}", "not a fold", remedy)
+    return list(dict.fromkeys(map(int, numbers)))
+
+
+def ensemble(
+    models: Sequence[StrPath],
+    output: StrPath,
+    *,
+    device: str = "",
+    verbose: bool = True,
+) -> BestEnsemble:
+    """Choose the model or the combination of models that is best on the validation cases.
+
+    Such as a 2-D, a 3-D run, or both. Each validation case is segmented by the runs that were not
+    trained on it. `output` is a model: `load(output)` predicts with what was chosen.
+
+    Args:
+        models: Folders of `run` with `folds`, or of single runs of one fold; two or more, with the
+            same validation cases.
+        output: Where the choice goes: `candidates.csv`, `ensemble.json`, and the label maps of all
+            candidates. The same call goes on where it was stopped.
+        device: As for `load`.
+        verbose: Show the progress on stderr.
+
+    Returns:
+        The table of the candidates, and which was chosen.
+
+    Raises:
+        ContextsegError: Models with other validation cases or other classes, or one that was
+            validated on none.
+    """
+    from contextseg.crossvalidation import best_ensemble
+
+    return best_ensemble(models, output, device, progress_of(verbose))
 
 
 def finish(run: StrPath, *, verbose: bool = True) -> Outcome | None:
@@ -208,10 +278,11 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
     Args:
-        *runs: Folders of finished runs, files that `export` wrote, or folders of models that
-            nnU-Net trained (with `plans.json`, or a `fold_0` in it). Several are an ensemble: the
-            mean of their logits, or, where their plans differ in grid or patch (2-D with 3-D), of
-            their probabilities. nnU-Net's models are no ensemble with others.
+        *runs: Folders of finished runs, of `run` with `folds` and of `ensemble`, files that
+            `export` wrote, or folders of models that nnU-Net trained (with `plans.json`, or a
+            `fold_0` in it). Several are an ensemble: the mean of their logits, or, where their
+            plans differ in grid or patch (2-D with 3-D), of their probabilities. nnU-Net's models
+            are no ensemble with others.
         device: Where the networks run, such as "cpu" or "cuda:1". "" is where each run was
             trained, or, where that device is not here, the GPU or CPU that is.
         **settings: Settings of prediction by name, such as `mirror=False`, in place of those of
@@ -252,7 +323,8 @@ def export(
     (`examples/run_onnx.py` does that).
 
     Args:
-        runs: Folder of a finished run; several are an ensemble.
+        runs: Folder of a finished run, of `run` with `folds`, or of `ensemble`; several are an
+            ensemble.
         output: The file.
         licence: The model's licence: words, such as "CC BY 4.0", or a file of text.
         note: What the model card should say besides: words, or a file of text.
@@ -264,9 +336,8 @@ def export(
         ContextsegError: A run is not finished, the ending is unknown, a method cannot be exported
             so, or the extra `onnx` is not installed.
     """
-    from contextseg.models import export_archive, export_network
+    from contextseg.models import export_archive, export_network, open_runs
     from contextseg.pipeline import open_predictor
-    from contextseg.runs import Run
 
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     ending = Path(output).suffix.lower()
@@ -275,7 +346,8 @@ def export(
     if ending not in (".zip", ".onnx", ".pt2"):
         raise ContextsegError(output, "not the ending of a model", "end in .zip, .onnx or .pt2")
     if ending == ".zip":
-        return export_archive([Run.open(folder) for folder in folders], output, licence, note)
+        largest = open_predictor(folders, "cpu").largest_validated
+        return export_archive(open_runs(folders), output, licence, note, largest)
     return export_network(open_predictor(folders, "cpu"), output, licence, note)
 
 
@@ -299,10 +371,10 @@ def _start_weights(
     return {name: path for name in chosen if name.split(".")[1] not in settings}
 
 
-def _time(time: str | float) -> dict[str, Any]:
-    """The setting that a time stands for; {} for none."""
+def _time(time: str | float, runs: int = 1) -> dict[str, Any]:
+    """The setting that a time stands for, of which each of several runs gets its share."""
     seconds = seconds_of(time)
-    return {"training.time_s": seconds} if seconds else {}
+    return {"training.time_s": seconds / runs} if seconds else {}
 
 
 @contextmanager
@@ -342,11 +414,11 @@ def _settings(
 ) -> Settings:
     from contextseg.settings import AUTO_FOLD, Settings
 
-    words = {"auto": AUTO_FOLD, "all": -1}
+    named = {"auto": AUTO_FOLD, "all": -1}
     text = str(fold)
-    if text not in words and not text.isdecimal():
+    if text not in named and not text.isdecimal():
         raise ContextsegError(f"--fold {fold}", "not a fold", "give 0 to 4, all, or auto")
-    number = words[text] if text in words else int(text)
+    number = named[text] if text in named else int(text)
     folder = str(Path(dataset).absolute())
     made = Settings(folder, method, number, seed, roi=tuple(roi))
     return made.set(assignments(settings))

@@ -75,6 +75,12 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
         "contextseg predict runs/fold0 runs/fold1 --input scan.nii.gz --output predictions",
     ),
     (
+        "ensemble",
+        models.ensemble,
+        "contextseg ensemble runs/3d runs/2d -o runs/best, each made by contextseg run "
+        "Dataset001_Sarcoma -o runs/3d --folds 0,1,2,3,4",
+    ),
+    (
         "export",
         models.export,
         "contextseg export runs/plain model.zip --licence 'CC BY 4.0'. For other tools: "

@@ -17,7 +17,7 @@ def check(dataset: Dataset, roi: Roi = [], as_json: Json = False) -> None:  # no
 
     Exit code 1 if one is an error.
     """
-    from contextseg.data.check import to_json, to_text
+    from contextseg.data.findings import to_json, to_text
 
     findings = api.check(dataset, roi=roi)
     typer.echo(to_json(findings) if as_json else to_text(findings))

@@ -30,6 +30,14 @@ Fold = Annotated[
         "auto: all if there is a labelled test split."
     ),
 ]
+SeveralFolds = Annotated[
+    str,
+    typer.Option(
+        metavar="0,1,2,3,4",
+        help="Several folds, one run each on one cache, in place of --fold; OUTPUT is then the "
+        "ensemble of all.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same result (bit for bit on a CPU).")]
 Context = Annotated[
     str,

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from contextseg import api
 from contextseg.cli.options import Device, Method, Model, PlanFile, Seed, Set, listed, settings
 from contextseg.console import say
+from contextseg.errors import plural
 
 Work = Annotated[Path, typer.Argument(metavar="WORK", help="The folder of the project.")]
 Cases = Annotated[
@@ -124,7 +125,7 @@ def fill_project(
     """Fill the cases in which slices were drawn since."""
     opened = api.project(work)
     filled = opened.fill(cases or (), model=model, way=way, between=between, again=again)
-    say(f"{len(filled)} cases filled: {work / 'fills'}")
+    say(f"{plural(len(filled), 'case')} filled: {work / 'fills'}")
 
 
 def train_project(
@@ -165,7 +166,7 @@ def predict_project(work: Work, cases: Cases = None, device: Device = "") -> Non
     """Predict what the last round has not learned from, and measure it on locked cases."""
     opened = api.project(work)
     predicted = opened.predict(cases or (), device=device)
-    say(f"{len(predicted)} cases predicted")
+    say(f"{plural(len(predicted), 'case')} predicted")
     typer.echo(opened.summary())
 
 
@@ -199,7 +200,7 @@ def review_project(
         port=port,
         browser=browser,
     )
-    say(f"{len(shown)} cases shown. Next: contextseg project fill {work}")
+    say(f"{plural(len(shown), 'case')} shown. Next: contextseg project fill {work}")
 
 
 def accept_project(
@@ -229,7 +230,7 @@ def accept_project(
     done = opened.accept(
         cases or (), label=label, take=take, above=above, minutes=minutes, undo=undo
     )
-    say(f"{len(done)} cases {'opened again' if undo else 'accepted'}")
+    say(f"{plural(len(done), 'case')} {'opened again' if undo else 'accepted'}")
 
 
 def export_project(

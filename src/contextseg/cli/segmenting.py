@@ -10,6 +10,7 @@ import typer
 from contextseg import api
 from contextseg.cli.options import Device, Images, Model, Output, Series, Set, settings
 from contextseg.console import progress_bar, say
+from contextseg.errors import plural
 
 
 def predict(
@@ -87,7 +88,7 @@ def predict(
         profile_formula=profile_formula,
         progress_bar=progress_bar,
     )
-    say(f"{len(made)} scans segmented{f', part {part}' if part else ''}: {output}")
+    say(f"{plural(len(made), 'scan')} segmented{f', part {part}' if part else ''}: {output}")
     if statistics:
         say(f"volumes and intensities: {output / 'statistics.csv'}")
     if profile:
@@ -181,7 +182,7 @@ def propagate(
         previous=previous,
         series=series,
     )
-    slices = f"{len(filled.labelled.slices)} labelled slices of {len(filled.confidence)}"
+    slices = f"{plural(len(filled.labelled.slices), 'labelled slice')} of {len(filled.confidence)}"
     from contextseg.propagation import slices_file
 
     say(f"{slices}: {output}; slice by slice: {slices_file(output)}")
@@ -289,4 +290,5 @@ def two_stage(
         profile_formula=profile_formula,
         **settings(set_, api.two_stage),
     )
-    say(f"{len(made)} scans segmented: {output}; class by class: {output / 'two-stage.csv'}")
+    table = output / "two-stage.csv"
+    say(f"{plural(len(made), 'scan')} segmented: {output}; class by class: {table}")

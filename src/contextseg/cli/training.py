@@ -22,6 +22,7 @@ from contextseg.cli.options import (
     Roi,
     Seed,
     Set,
+    SeveralFolds,
     Time,
     settings,
 )
@@ -77,6 +78,7 @@ def run(
     output: Output,
     method: Method = "supervised",
     fold: Fold = "auto",
+    folds: SeveralFolds = "",
     seed: Seed = 0,
     plan: PlanFile = None,
     init: Init = None,
@@ -97,6 +99,7 @@ def run(
         output,
         method=name,
         fold=fold,
+        folds=folds,
         seed=seed,
         plan=plan,
         init=init,

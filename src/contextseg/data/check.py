@@ -7,25 +7,29 @@ its last byte.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from contextseg.batch import IGNORE
 from contextseg.console import Progress
+from contextseg.data.findings import Finding
 from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
 from contextseg.data.prepare import TOO_LARGE, other_unit, too_large
 from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
 from contextseg.data.unused import name_unused
-from contextseg.disk import read_json
-from contextseg.errors import ContextsegError
+from contextseg.data.vanishing import (
+    is_coarser,
+    usual_spacing,
+    vanished_at,
+    vanished_sentences,
+)
+from contextseg.errors import ContextsegError, plural
 from contextseg.grids import difference, onto, times
 from contextseg.parallel import default_workers, map_cases
 from contextseg.volume import AXIAL, Volume, read, read_labels
@@ -48,6 +52,8 @@ KINDS = {
     "no-label": "no training case has a label",
     "one-label": "a single training case has a label",
     "absent-class": "a class is in no training label",
+    "nothing-labelled": "no training label holds any class: all are background or unannotated",
+    "vanishing": "parts of a class of which nothing is left at the spacing planned by default",
     "count": "the table states another number of training cases",
     "twin": "scans with the same voxels, all in training or all in test",
     "leak": "scans with the same voxels, in training and in test",
@@ -59,65 +65,6 @@ KINDS = {
 _LARGEST = 1e30  # intensities up to here can be subtracted and squared in preprocessing
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One problem of a data set.
-
-    Attributes:
-        level: "error" where work would stop or its result be false, else "warning".
-        case: Name of the case that it is reported under; "" for the whole data set.
-        where: The file or folder.
-        what: What is wrong, in words.
-        remedy: What to do about it, in words.
-        kind: One of `KINDS`; "" in files that older versions wrote.
-        cases: Names of all cases concerned, such as every scan with the same voxels.
-    """
-
-    level: Literal["error", "warning"]
-    case: str
-    where: str
-    what: str
-    remedy: str
-    kind: str = ""
-    cases: tuple[str, ...] = ()
-
-    @staticmethod
-    def from_json(entry: Mapping[str, Any]) -> Finding:
-        """A finding from its entry in `findings.json`.
-
-        Args:
-            entry: The fields by name. `kind` and `cases` may be absent.
-
-        Returns:
-            The finding, equal to the one that was written.
-
-        Example:
-            >>> finding = Finding("error", "a", "a.nii.gz", "truncated", "copy it", cases=("a",))
-            >>> Finding.from_json(json.loads(json.dumps(asdict(finding)))) == finding
-            True
-        """
-        return Finding(**{**entry, "cases": tuple(entry.get("cases", ()))})
-
-
-def read_findings(path: str | Path) -> list[Finding]:
-    """Read a `findings.json`, also of older versions.
-
-    Args:
-        path: The file: a list of findings.
-
-    Returns:
-        The findings, in the order of the file.
-
-    Raises:
-        ContextsegError: The file is missing or damaged, or is not a list of findings.
-    """
-    try:
-        return [Finding.from_json(entry) for entry in read_json(path)]
-    except (TypeError, ValueError, AttributeError) as error:
-        remedy = "delete it and check the data set again"
-        raise ContextsegError(path, "not a list of findings", remedy) from error
-
-
 @dataclass
 class _Inspection:
     """What one case shows: findings, the digest of each channel's voxels, the classes labelled."""
@@ -126,6 +73,7 @@ class _Inspection:
     findings: list[Finding] = field(default_factory=list)
     voxels: list[str] = field(default_factory=list)
     grid: tuple[Sequence[int], Sequence[float]] | None = None  # shape and spacing in mm
+    orientation: str = ""
     classes: set[int] | None = None  # None without a label that can be understood
 
     def error(self, kind: str, where: str | Path, what: str, remedy: str) -> None:
@@ -183,6 +131,7 @@ def check(
     units = _check_units(inspections)
     strange = {f.case for f in units}
     findings = [f for f in findings if f.kind != "spacing" or f.case not in strange] + units
+    findings += _check_vanishing(dataset, inspections, {f.case for f in findings})
     findings += _check_count(dataset, inspections)
     findings += _check_unused(dataset)
     findings += _check_twins(dataset, inspections)
@@ -222,6 +171,7 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
         if grid is None:
             grid = scan
             inspection.grid = scan.shape, scan.spacing_mm
+            inspection.orientation = scan.orientation
             _check_spacing(inspection, path, scan)
         elif off := difference(scan, grid):
             what = f"not on the grid of {images[0].name}: {off}"
@@ -235,9 +185,8 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
 
     complete = all_read and len(images) == files  # the survey of the layout names a missing file
     if complete and count != len(dataset.channels):
-        plural = "" if count == 1 else "s"
         names = ", ".join(dataset.channels)
-        what = f"{count} channel{plural}; the data set has {len(dataset.channels)} ({names})"
+        what = f"{plural(count, 'channel')}; the data set has {len(dataset.channels)} ({names})"
         remedy = "add the missing channels, or correct the list of channels"
         inspection.error("channels", images[0], what, remedy)
     return grid
@@ -375,12 +324,37 @@ def _check_labels(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[
     if all(inspection.classes is not None for inspection in labelled):
         present = set[int]().union(*(inspection.classes or () for inspection in labelled))
         absent = [name for k, name in enumerate(dataset.classes) if k > 0 and k not in present]
-        if absent:
+        if not present - {0, IGNORE}:
+            what = f"every label is empty: no voxel of {some(absent)} in any of them"
+            remedy = "see whether the labels were exported whole, or label a case with a class"
+            findings.append(Finding("error", "", folder, what, remedy, "nothing-labelled"))
+        elif absent:
             table = dataset.folder / "dataset.json"
             where = str(table) if table.is_file() else folder
             what = f"in no training label: {some(absent)}; it cannot be learnt"
             remedy = "add a case that shows it, or take it out of the labels"
             findings.append(Finding("warning", "", where, what, remedy, "absent-class"))
+    return findings
+
+
+def _check_vanishing(
+    dataset: Dataset, inspections: Sequence[_Inspection], strange: Collection[str]
+) -> list[Finding]:
+    """Parts of classes of which nothing is left at the spacing that is planned by default."""
+    known = {i.case.name: i for i in inspections if i.grid and i.case.name not in strange}
+    grids = {name: (i.orientation, *(i.grid or ((), ()))) for name, i in known.items()}
+    train = [case for case in dataset.train if case.label and case.name in grids]
+    if not train:
+        return []
+    spacing = usual_spacing(grids[case.name] for case in dataset.train if case.name in grids)
+    finer = [case for case in train if is_coarser(spacing, usual_spacing([grids[case.name]]))]
+    found = vanished_at(dataset, finer, AXIAL, spacing)
+    findings = []
+    for (what, remedy), rows in zip(vanished_sentences(found, spacing), found.values()):
+        names = tuple(row.case for row in rows)
+        what = f"{what} (the spacing planned by default)"
+        where = str(dataset.folder)
+        findings.append(Finding("warning", "", where, what, remedy, "vanishing", names))
     return findings
 
 
@@ -401,7 +375,8 @@ def _check_count(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[F
     train = len({case.name for case in dataset.train})
     if not isinstance(stated, int) or stated in (labelled, train, len(inspections)):
         return []
-    what = f"numTraining is {stated}; there are {train} training cases, {labelled} of them labelled"
+    there = plural(train, "training case")
+    what = f"numTraining is {stated}; there: {there}, {labelled} of them labelled"
     remedy = "see whether files are missing, or correct the number"
     return [Finding("warning", "", str(where), what, remedy, "count")]
 
@@ -466,85 +441,3 @@ def _check_patients(dataset: Dataset) -> list[Finding]:
             cases = tuple(dict.fromkeys([*a, *b]))
             findings.append(Finding("error", "", str(where), what, remedy, "patient", cases))
     return findings
-
-
-# --- for people and machines ----------------------------------------------------------------------
-
-
-def to_text(findings: Sequence[Finding]) -> str:
-    """The findings as plain text, case by case, with a last line that counts them.
-
-    Args:
-        findings: What `check` returned, in its order.
-
-    Returns:
-        Several lines, without a newline at the end.
-
-    Example:
-        >>> image = "every voxel of the image is 0"
-        >>> print(to_text([Finding("error", "a", "a.nii.gz", image, "export it again")]))
-        a
-          error: a.nii.gz: every voxel of the image is 0
-            remedy: export it again
-        <BLANKLINE>
-        1 error, 0 warnings
-    """
-    lines: list[str] = []
-    previous = None
-    for finding in findings:
-        if finding.case != previous:
-            if lines:
-                lines.append("")
-            lines.append(finding.case or "the data set")
-            previous = finding.case
-        lines.append(f"  {finding.level}: {finding.where}: {finding.what}")
-        lines.append(f"    remedy: {finding.remedy}")
-    if lines:
-        lines.append("")
-    return "\n".join([*lines, _count(findings)])
-
-
-def _count(findings: Sequence[Finding]) -> str:
-    errors = sum(finding.level == "error" for finding in findings)
-    warnings = len(findings) - errors
-    if not findings:
-        return "nothing is wrong"
-    return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
-
-
-def to_json(findings: Sequence[Finding]) -> str:
-    """The findings as JSON.
-
-    Args:
-        findings: What `check` returned.
-
-    Returns:
-        An object with `errors` and `warnings`, which count, and `findings`, a list of objects with
-        the fields of `Finding`.
-    """
-    errors = sum(finding.level == "error" for finding in findings)
-    content = {
-        "errors": errors,
-        "warnings": len(findings) - errors,
-        "findings": [asdict(finding) for finding in findings],
-    }
-    return json.dumps(content, indent=2)
-
-
-def raise_errors(findings: Sequence[Finding], dataset: str | Path) -> None:
-    """Raise the errors among findings as one `ContextsegError`; nothing for warnings alone.
-
-    Args:
-        findings: What `check` found.
-        dataset: Folder of the data set, for the remedy.
-
-    Raises:
-        ContextsegError: There is an error; the message names the first and counts the others.
-    """
-    errors = [finding for finding in findings if finding.level == "error"]
-    if not errors:
-        return
-    first = errors[0]
-    more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
-    remedy = f"{first.remedy}; `contextseg check {dataset}` lists every problem"
-    raise ContextsegError(first.where, first.what + more, remedy)

@@ -42,7 +42,7 @@ from contextseg.data.tables import (
 )
 from contextseg.data.unused import name_unused, unused_of_cases
 from contextseg.disk import readable
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.formats import WRITABLE, ending
 from contextseg.interop.names import named_values, segments_by_value
 from contextseg.interop.segments import Colour
@@ -517,8 +517,7 @@ def _held_out(dataset: Dataset, fold: int, of: int, seed: int) -> set[str]:
         raise ContextsegError(dataset.folder, f"there is no fold {fold} of {of}", remedy)
     patients = sorted({case.patient for case in dataset.train if case.label})
     if of < 2 or len(patients) < of:
-        plural = "" if len(patients) == 1 else "s"
-        what = f"{len(patients)} labelled patient{plural}, for {of} folds"
+        what = f"{plural(len(patients), 'labelled patient')}, for {of} folds"
         remedy = "use --fold all, which trains on everything, or 2 folds with a patient each"
         raise ContextsegError(dataset.folder, what, remedy)
     order = np.arange(len(patients))

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from contextseg.data.nnunet import NNUNetPlan
 from contextseg.data.plan import Channel, Plan
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.grids import times
 from contextseg.parallel import machine_gb
 from contextseg.resampling import resample, resample_labels
@@ -340,8 +340,7 @@ def check_channels(image: np.ndarray, names: Sequence[str], files: Sequence[str 
         ContextsegError: The number of channels is another, or there is NaN or infinity.
     """
     if len(image) != len(names):
-        plural = "" if len(image) == 1 else "s"
-        what = f"{len(image)} channel{plural}; this data set has {len(names)}"
+        what = f"{plural(len(image), 'channel')}; this data set has {len(names)}"
         remedy = f"give the channels {', '.join(names)}, in this order"
         raise ContextsegError(files[0], what, remedy)
     for i, channel in enumerate(image):

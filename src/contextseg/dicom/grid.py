@@ -10,7 +10,7 @@ import numpy as np
 
 from contextseg.dicom.frames import MARKS, Frame
 from contextseg.dicom.tags import tag_name
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.grids import TOLERANCE_VOX
 
 _EXPORT_AGAIN = "look for missing or double slices, and export the series again"
@@ -222,7 +222,7 @@ def _refuse_doubles(ordered: Sequence[Frame], normal: np.ndarray, where: Path) -
         raise ContextsegError(where, what, "take one of the two out of the folder")
     if len(counts) == 1 and (once > 1 or len(ordered) > 2):
         times = counts.pop()
-        what = f"{once} position{'' if once == 1 else 's'}, each with {times} slices"
+        what = f"{plural(once, 'position')}, each with {times} slices"
         what += f" that lie 0 mm apart, such as {one.name} and {other.name}"
         remedy = "it holds several time points, echoes or the like: give each its own folder"
         if one.frames > 1:

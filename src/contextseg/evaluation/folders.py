@@ -13,7 +13,7 @@ from contextseg.data.roi import restricted
 from contextseg.data.tables import read_label_table, read_table
 from contextseg.data.unused import name_unused
 from contextseg.disk import write_json
-from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean, plural
 from contextseg.evaluation.calibration import calibration, save_calibration
 from contextseg.evaluation.evaluate import (
     Pair,
@@ -121,7 +121,7 @@ def notices(table: DataFrame) -> list[str]:
     missing = table.attrs["without_prediction"]
     others = table.attrs["without_reference"]
     if missing:
-        lines.append(f"{_count(missing, 'reference')} without a prediction")
+        lines.append(f"{plural(len(missing), 'reference')} without a prediction")
         lines[-1] += " left out" if table.attrs["only_predicted"] else " counted as missed"
         if not table.attrs["only_predicted"]:
             lines[-1] += " (--only-predicted leaves them out)"
@@ -131,7 +131,8 @@ def notices(table: DataFrame) -> list[str]:
             pairs = some(f"{name} and {other}" for name, other in spelt.items())
             lines.append(f"names that differ in letter case alone do not match: {pairs}")
     if others:
-        lines.append(f"{_count(others, 'prediction')} without a reference left out: {some(others)}")
+        count = plural(len(others), "prediction")
+        lines.append(f"{count} without a reference left out: {some(others)}")
     if left_out := table.attrs.get("left_out"):
         lines.append(
             f"left out, since the classes are not named as the organs of FLARE22 (--labels): "
@@ -142,10 +143,6 @@ def notices(table: DataFrame) -> list[str]:
     if line := name_unused(Path(path) for path in table.attrs["unused_files"]):
         lines.append(line)
     return lines
-
-
-def _count(names: Sequence[str], noun: str) -> str:
-    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
 
 
 def _left(matched: Matched, only_predicted: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.disk import replacing, write_text
-from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean, plural
 from contextseg.evaluation.statistics import (
     LEVEL,
     RESAMPLES,
@@ -237,7 +237,7 @@ def markdown(results: Results) -> str:
         if class_name == results.classes[0]:
             parts += [_caption(results, class_name), *_pairs(results, class_name)]
         else:
-            count = _plural(results.tests(class_name), "test")
+            count = plural(results.tests(class_name), "test")
             parts.append(f"As above; {count} in this table.")
     return "\n\n".join(parts) + "\n"
 
@@ -378,14 +378,14 @@ def _data_and_runs(
     """The data, the repetitions and the interval, in words."""
     cases = table["case"].nunique()
     patients = table["patient"].nunique() if "patient" in table else cases
-    of_cases = _plural(cases, "case")
+    of_cases = plural(cases, "case")
     if patients != cases:
-        of_cases += f" of {_plural(patients, 'patient')}"
+        of_cases += f" of {plural(patients, 'patient')}"
 
     runs = "one run"
     seeds = sorted(table["seed"].dropna().unique()) if "seed" in table else []
     if seeds:
-        runs = f"{_plural(len(seeds), 'seed')} ({', '.join(str(int(seed)) for seed in seeds)})"
+        runs = f"{plural(len(seeds), 'seed')} ({', '.join(str(int(seed)) for seed in seeds)})"
     folds = len(set(table["fold"].dropna()) - {""}) if "fold" in over else 1
     if folds > 1:
         runs += f" of each of {folds} folds"
@@ -413,7 +413,7 @@ def _caption(results: Results, class_name: str) -> str:
     return (
         f"{results.caption} Bold: better than {others}, p < {results.alpha:g} (Wilcoxon's "
         "signed-rank test, paired by patient, two-sided; Holm's correction for the "
-        f"{_plural(tests, 'test')} of this table)."
+        f"{plural(tests, 'test')} of this table)."
     )
 
 
@@ -475,10 +475,6 @@ def _line(cells: Sequence[str]) -> str:
 
 def _number(value: float, digits: int) -> str:
     return "–" if isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"
-
-
-def _plural(count: int, one: str) -> str:
-    return f"{count} {one}{'' if count == 1 else 's'}"
 
 
 def _safe(text: str) -> str:

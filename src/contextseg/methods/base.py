@@ -22,7 +22,7 @@ from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached
 from contextseg.data.layouts import Case, Dataset
 from contextseg.data.plan import Plan
-from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean, plural
 from contextseg.losses import LOSSES, POOLED, Loss
 from contextseg.nets import NETS, Presence
 from contextseg.nets.sources import read_start_weights
@@ -551,7 +551,7 @@ def _check_weights(weights: Sequence[float], classes: Sequence[str]) -> None:
     """Raise `ContextsegError` unless each class has a weight, and one of an organ counts."""
     where = f"class_weights={','.join(f'{w:g}' for w in weights)}"
     if len(weights) != len(classes):
-        what = f"{len(weights)} weights for {len(classes)} classes"
+        what = f"{plural(len(weights), 'weight')} for {plural(len(classes), 'class', 'classes')}"
         raise ContextsegError(where, what, f"give one for each of {', '.join(classes)}, in order")
     if not all(isfinite(w) and w >= 0 for w in weights) or not any(weights[1:]):
         what = "weights are numbers from 0, and one beside the background's is above 0"

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,11 +43,29 @@ _MODEL = "model.json"
 _REMEDY = "make it again with `contextseg export RUN model.zip`"
 
 
+class TrainedModel(NamedTuple):
+    """What a model predicts with.
+
+    Attributes:
+        members: The trained methods with their plans.
+        settings: How they are applied.
+        largest_validated: Classes whose largest connected part alone is kept, by validation.
+    """
+
+    members: list[Member]
+    settings: PredictionSettings
+    largest_validated: tuple[str, ...] = ()
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
 def export_archive(
-    runs: Sequence[Run], output: str | Path, licence: str = "", note: str = ""
+    runs: Sequence[Run],
+    output: str | Path,
+    licence: str = "",
+    note: str = "",
+    largest_validated: Sequence[str] = (),
 ) -> Path:
     """Write finished runs as one zip file; several are an ensemble.
 
@@ -56,6 +74,7 @@ def export_archive(
         output: The file, ending in .zip; the same runs give the same bytes.
         licence: The model's licence: words, or a file of text.
         note: What the model card should say besides; words, or a file of text.
+        largest_validated: Classes whose largest connected part alone is kept, by validation.
 
     Returns:
         `output`.
@@ -78,6 +97,7 @@ def export_archive(
         "version": FORMAT_VERSION,
         "contextseg": contextseg.__version__,
         "prediction": asdict(runs[0].settings.prediction),
+        "largest_validated": list(largest_validated),
         "members": members,
     }
     words = {
@@ -121,7 +141,7 @@ def _json(content: Any) -> bytes:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def open_archive(path: str | Path, device: str = "") -> tuple[list[Member], PredictionSettings]:
+def open_archive(path: str | Path, device: str = "") -> TrainedModel:
     """The model in a zip file that `export_archive` wrote.
 
     Args:
@@ -143,6 +163,7 @@ def open_archive(path: str | Path, device: str = "") -> tuple[list[Member], Pred
             _check_version(path, content)
             known = {field.name for field in fields(PredictionSettings)}
             asked = {k: v for k, v in content["prediction"].items() if k in known}
+            largest = tuple(str(name) for name in content.get("largest_validated", ()))
             members = [_member(path, file, row) for row in content["members"]]
     except FileNotFoundError:
         remedy = "give the folder of a run, or the file of an exported model"
@@ -159,7 +180,7 @@ def open_archive(path: str | Path, device: str = "") -> tuple[list[Member], Pred
         raise ContextsegError(path, "there is no network in this model", _REMEDY)
     where = pick_device(device or "auto")
     placed = [Member(member.method.to(where).eval(), member.plan) for member in members]
-    return placed, PredictionSettings(**asked)
+    return TrainedModel(placed, PredictionSettings(**asked), largest)
 
 
 def archived_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], Plan]:
@@ -174,7 +195,7 @@ def archived_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], Plan]:
     Raises:
         ContextsegError: As `open_archive`.
     """
-    [first, *_], _ = open_archive(path, "cpu")
+    first = open_archive(path, "cpu").members[0]
     return dict(first.method.state_dict()), first.plan
 
 

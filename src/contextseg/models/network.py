@@ -59,6 +59,7 @@ _STEPS = (
     "patch // 2 with sigma patch / 8.",
     "Interpolate the logits linearly to the box before resampling, take the class of the largest, "
     "write its value from `values`; outside the box it is the first. Turn back.",
+    "Of each value in `largest_of` keep the largest connected part (26 neighbours) alone.",
 )
 
 
@@ -171,6 +172,7 @@ def network_description(predictor: Predictor, channels: Sequence[Channel]) -> di
         "lateral_axis": plan.lateral_axis,
         "classes": list(plan.classes),
         "values": list(plan.values),
+        "largest_of": [predictor.classes[name] for name in predictor.largest_of],
         "steps": list(_STEPS),
     }
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import prod
-from pathlib import Path
-
-from contextseg.errors import ContextsegError
 
 GIB = 2**30
 
@@ -16,47 +12,6 @@ REMEDY = (
     "train with a smaller patch_vox or coarser spacing_mm"
 )
 """What to lower."""
-
-_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate")
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether an exception says that there was not enough memory, on a processor or a GPU.
-
-    Args:
-        error: Any exception.
-
-    Returns:
-        True for `MemoryError`, and for what torch raises in its place.
-
-    Example:
-        >>> is_memory_error(RuntimeError("CUDA out of memory")), is_memory_error(ValueError("x"))
-        (True, False)
-    """
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in _SIGNS)
-
-
-@contextmanager
-def out_of_memory(where: str | Path, remedy: str = REMEDY) -> Iterator[None]:
-    """Turn "out of memory" inside the block into a `ContextsegError`.
-
-    Args:
-        where: What the error is about, such as the name of a case.
-        remedy: What to lower.
-
-    Raises:
-        ContextsegError: There was not enough memory.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if not is_memory_error(error):
-            raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ContextsegError(where, f"out of memory ({reason})", remedy) from error
 
 
 def scan_gb(

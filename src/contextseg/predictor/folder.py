@@ -12,8 +12,9 @@ from contextseg.data.layouts import Case, scans_in
 from contextseg.data.unused import name_unused
 from contextseg.disk import read_rows
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import out_of_memory
 from contextseg.methods.presence import write_flags
-from contextseg.predict.memory import out_of_memory
+from contextseg.predict.memory import REMEDY
 from contextseg.predict.record import RECORD
 from contextseg.predictor.segmentation import (
     CLASS_FILES,
@@ -196,7 +197,7 @@ def segment_missing(
         progress(done, len(cases))
         if not is_done(out):
             try:
-                with out_of_memory(case.name):
+                with out_of_memory(case.name, REMEDY):
                     segment(case, out)
             except ContextsegError as error:
                 failed[case.name] = str(error)

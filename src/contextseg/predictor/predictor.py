@@ -89,6 +89,8 @@ class Predictor:
     Args:
         members: Trained methods with their plans; one or more.
         settings: Step of the sliding window, mirroring, post-processing, confidence.
+        largest_validated: Classes for which keeping the largest connected part alone was better on
+            validation cases, see `PredictionSettings.largest_by_validation`.
 
     Raises:
         ContextsegError: No member, one with other classes or channels, or one that fills a scan
@@ -97,6 +99,7 @@ class Predictor:
 
     members: Sequence[Member]
     settings: PredictionSettings = field(default_factory=PredictionSettings)
+    largest_validated: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -131,11 +134,19 @@ class Predictor:
         """The classes, with the colours and terminology of the training labels."""
         return plan_segments(self.plan)
 
+    @property
+    def largest_of(self) -> tuple[str, ...]:
+        """The classes of which only the largest connected part each is kept."""
+        by_validation = self.largest_validated if self.settings.largest_by_validation else ()
+        return self.settings.largest_of or by_validation
+
     def made_by(self) -> dict[str, Any]:
         """What its label maps depend on, as JSON content: models and settings by name."""
         settings = asdict(self.settings)
-        for name in ("windows", "memory_gb"):  # how many patches go at once changes no label map
+        # How many patches go at once changes no label map; who chose `largest_of` neither.
+        for name in ("windows", "memory_gb", "largest_by_validation"):
             del settings[name]
+        settings["largest_of"] = self.largest_of
         if not settings["largest_of"]:  # folders of older versions do not have it
             del settings["largest_of"]
         models = [model_name(member.method, member.plan) for member in self.members]
@@ -437,7 +448,7 @@ class Predictor:
     def _postprocessed(self, whole: Volume) -> tuple[Volume, Change | None]:
         """The label map after what the settings ask for, and what was removed."""
         kept, removed = whole, None
-        if names := self.settings.largest_of:
+        if names := self.largest_of:
             self.check_classes(names)
             kept, removed = keep_largest_of(kept, [self.classes[name] for name in names])
         if self.settings.largest_component:
@@ -491,7 +502,8 @@ def scan_of(scan: Any, spacing_mm: Sequence[float] | None = None, series: str = 
     if not series:
         return as_volume(scan, spacing_mm)
     paths = scan if isinstance(scan, list | tuple) else [scan]
-    if spacing_mm is not None or not all(isinstance(path, str | Path) for path in paths):
+    folders = [path for path in paths if isinstance(path, str | Path) and Path(path).is_dir()]
+    if spacing_mm is not None or not folders:
         what = "only a DICOM folder has series"
         raise ContextsegError(f"series={series}", what, "leave it out, or give the folder")
     return read(*paths, series=series)

@@ -28,7 +28,7 @@ from contextseg.data.layouts import Case, open_dataset
 from contextseg.data.listing import some
 from contextseg.data.plan import Plan
 from contextseg.disk import changes, digest, read_json, replacing, write_json
-from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean, plural
 from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.formats.parts import files_of
 from contextseg.methods import METHODS
@@ -454,6 +454,6 @@ def scores_text(project: LabelProject, number: int) -> list[str]:
     table = pd.read_csv(path, dtype={"case": str, "class": str})
     means = table.groupby("class", sort=False)["dsc"].agg(["mean", "count"])
     return [
-        f"  {name}: mean Dice {row['mean']:.3f} over {int(row['count'])} locked cases"
+        f"  {name}: mean Dice {row['mean']:.3f} over {plural(int(row['count']), 'locked case')}"
         for name, row in means.iterrows()
     ]

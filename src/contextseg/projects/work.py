@@ -13,7 +13,7 @@ from contextseg.console import ProgressBar, no_progress_bar, say
 from contextseg.data.layouts import Case
 from contextseg.data.listing import some
 from contextseg.disk import read_json, write_json
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.projects import accepting, exporting, filling, rounds, worklist
 from contextseg.projects.drawings import (
     ANNOTATIONS,
@@ -209,14 +209,15 @@ class LabelProject:
         slices = sum(row.slices for row in table.values())
         minutes = sum(row.minutes for row in table.values())
         lines = [
-            f"{len(table)} cases: {counted}",
-            f"{slices} slices labelled, {minutes:g} minutes noted, {locked} cases for measuring",
+            f"{plural(len(table), 'case')}: {counted}",
+            f"{plural(slices, 'slice')} labelled, {minutes:g} min noted, "
+            f"{plural(locked, 'case')} for measuring",
         ]
         last = rounds.last_round(self)
         if last:
             facts = rounds.round_facts(self, last)
             learned = len(facts["cases"])
-            lines.append(f"round {last}: {facts['method']}, trained on {learned} cases")
+            lines.append(f"round {last}: {facts['method']}, trained on {plural(learned, 'case')}")
             lines += rounds.scores_text(self, last)
         worst = worklist.order_cases(self, "expected")[:5]
         if worst:
@@ -440,7 +441,7 @@ def _raise_of(done: str, failed: Mapping[str, str]) -> None:
     """Raise the failures of several cases as one error."""
     if failed:
         reasons = "".join(f"\n  {why}" for why in failed.values())
-        what = f"{len(failed)} cases could not be {done}:{reasons}\n"
+        what = f"{plural(len(failed), 'case')} could not be {done}:{reasons}\n"
         raise ContextsegError(some(failed), what, "mend them; all others are done")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contextseg.disk import write_text
+from contextseg.errors import plural
 from contextseg.metrics import DSC, FP_FAR, FP_NEAR, METRICS, PRC, QUANTITIES, SEN
 from contextseg.reports.contexts import (
     ERRORS,
@@ -35,7 +36,7 @@ from contextseg.reports.markup import (
     sentence,
     table_html,
 )
-from contextseg.reports.numbers import number, plural
+from contextseg.reports.numbers import number
 from contextseg.reports.pictures import KEY
 from contextseg.reports.planes import NEAR_MM
 

@@ -297,24 +297,6 @@ def memory(megabytes: float) -> str:
     return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1024:.1f} GB"
 
 
-def plural(count: int, one: str, several: str = "") -> str:
-    """A count with its noun.
-
-    Args:
-        count: The count.
-        one: The noun in the singular.
-        several: The noun in the plural; "" for a regular one.
-
-    Returns:
-        The text.
-
-    Example:
-        >>> plural(1, "case"), plural(2, "class", "classes")
-        ('1 case', '2 classes')
-    """
-    return f"{count} {one if count == 1 else several or one + 's'}"
-
-
 def finite(value: Any) -> float:
     """A value as a float; NaN for what is no number.
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from contextseg.disk import write_text
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.metrics import DEFAULT_METRICS, DSC, HD95, METRICS, NSD, Column
 from contextseg.reports import numbers
 from contextseg.reports.calibration import calibration_html
@@ -30,7 +30,7 @@ from contextseg.reports.markup import (
     sentence,
     swatch,
 )
-from contextseg.reports.numbers import Line, number, plural
+from contextseg.reports.numbers import Line, number
 from contextseg.reports.pictures import KEY, VIEW, annotated, svg
 from contextseg.reports.planes import Regions, planes
 

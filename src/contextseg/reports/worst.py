@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.metrics import MISSED, SPURIOUS
 from contextseg.reports.markup import row_names, sentence, table_html
-from contextseg.reports.numbers import number, plural
+from contextseg.reports.numbers import number
 from contextseg.reports.pictures import KEY, VIEW, annotated, svg
 from contextseg.reports.planes import Plane, Regions, side_by_side
 

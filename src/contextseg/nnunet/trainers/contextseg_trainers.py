@@ -22,7 +22,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import Tensor, nn
 
 from contextseg.data.layouts import open_dataset
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.methods import CoLab, Contexts, Supervised
 from contextseg.methods.context import kmeans, nearest_centre, with_contexts
 from contextseg.nnunet.bridge import (
@@ -330,7 +330,7 @@ class nnUNetTrainer_contextseg_partial(_MethodTrainer):
         """Read which classes are annotated, then start."""
         self.annotated = self._annotated()
         partly = sum(not all(flags) for flags in self.annotated.values())
-        self.print_to_log_file(f"contextseg: {partly} cases are annotated in part")
+        self.print_to_log_file(f"contextseg: annotated in part: {plural(partly, 'case')}")
         super().on_train_start()
 
     def _annotated(self) -> dict[str, list[bool]]:

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
-from contextseg.data.check import Finding, check, raise_errors, read_findings
+from contextseg.data.check import check
+from contextseg.data.findings import Finding, raise_errors, read_findings
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.roi import restricted
 from contextseg.disk import (
@@ -41,7 +42,7 @@ from contextseg.disk import (
     visible_files,
     write_json,
 )
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.evaluation.importing import Source, find, imported
 from contextseg.evaluation.tables import AS_IT_WAS, check_metrics
 from contextseg.metrics import DEFAULT_METRICS
@@ -222,7 +223,7 @@ def _run(
     if cluster is None and jobs == 1:
         failed = run_in_turn(tasks, progress_bar)
     else:
-        with progress_bar(f"{len(tasks)} runs") as progress:
+        with progress_bar(plural(len(tasks), "run")) as progress:
             if cluster:
                 failed = run_on_cluster(tasks, grid.folder, cluster, jobs, options, progress)
             else:

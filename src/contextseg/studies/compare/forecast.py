@@ -14,8 +14,9 @@ from contextseg.data.cache import fingerprint
 from contextseg.data.layouts import Case, Dataset, open_dataset
 from contextseg.data.plan import Facts
 from contextseg.data.roi import restricted
+from contextseg.errors import plural
 from contextseg.length import asked_seconds, seconds_spent
-from contextseg.reports.numbers import duration, plural
+from contextseg.reports.numbers import duration
 from contextseg.runs import Run, planned
 from contextseg.studies.compare.cell import begun_run
 from contextseg.studies.compare.comparison import due_splits, finished

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from contextseg.data.layouts import Case, Dataset
 from contextseg.disk import read_json, replacing
+from contextseg.errors import plural
 from contextseg.evaluation.learning_curve import learning_curve
 from contextseg.evaluation.tables import AS_IT_WAS, Results, results, save_results
 from contextseg.metrics import DEFAULT_METRICS, DSC, NSD
@@ -146,7 +147,7 @@ def write_comparison_tables(
         regions["ignore"] = [data.ignore]
     write_comparison(
         page,
-        title=f"{data.name}: {table['method'].nunique()} methods compared",
+        title=f"{data.name}: {plural(table['method'].nunique(), 'method')} compared",
         table=table,
         compared=compared,
         provenance=read_json(grid.folder / "comparison.json"),

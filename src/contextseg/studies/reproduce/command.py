@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.studies.reproduce.beside import published
 from contextseg.studies.reproduce.rows import Rows, method_rows, select_rows
 from contextseg.studies.reproduce.table import COMMON_NOTES, REPRODUCTIONS, Reproduction
@@ -111,7 +111,7 @@ def command_line(
 def listing() -> str:
     """One line for each data set, and one for the table of each other paper."""
     lines = [
-        f"{r.name:9} {r.title}: {r.count} cases, {r.train} to train, {r.test} to test"
+        f"{r.name:9} {r.title}: {plural(r.count, 'case')}, {r.train} to train, {r.test} to test"
         for r in REPRODUCTIONS.values()
     ]
     lines.append("cmunet    The table of CMU-Net: 17 scans of any labelled data set")
@@ -132,7 +132,7 @@ def arranged_text(arranged: Arranged, reproduction: Reproduction) -> str:
         The text.
     """
     counts = (len(arranged.train), len(arranged.test))
-    cases = f"{counts[0]} cases to train, {counts[1]} to test; {arranged.split_origin}"
+    cases = f"{plural(counts[0], 'case')} to train, {counts[1]} to test; {arranged.split_origin}"
     lines = [f"{arranged.folder}: {cases}"]
     if counts != (reproduction.train, reproduction.test):
         published = f"{reproduction.train} and {reproduction.test}"

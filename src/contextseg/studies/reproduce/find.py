@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from contextseg.data.tables import read_table
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.studies.reproduce.table import Reproduction
 
 Key = tuple[str, str]
@@ -176,7 +176,7 @@ def _absent(reproduction: Reproduction, known: set[str], files: Sequence[Path]) 
         numbers = f"{len(absent)} of {len(listed)} cases is there: number {number_ranges(absent)}"
         return [f"neither scan nor label of {numbers}"]
     if len(known) < reproduction.count:
-        return [f"{len(known)} cases are there, of {reproduction.count}"]
+        return [f"{plural(len(known), 'case')} there, of {reproduction.count}"]
     return []
 
 

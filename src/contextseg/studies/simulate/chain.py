@@ -24,7 +24,7 @@ from contextseg.data.layouts import Case, Dataset, open_dataset, to_classes, to_
 from contextseg.data.listing import some
 from contextseg.data.roi import restricted
 from contextseg.disk import changes, read_json, replacing, write_json, write_text
-from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.errors import ContextsegError, did_you_mean, plural
 from contextseg.evaluation import Pair, evaluate
 from contextseg.grids import onto
 from contextseg.projects import LabelProject, open_label_project, place_scan
@@ -124,7 +124,7 @@ class ChainStudy:
             what = "not shares of all slices, each larger than the one before"
             raise ContextsegError(f"--budgets {self.budgets}", what, "give 0.05,0.1,0.15")
         if self.slices < 1 or not self.seeds or self.minutes_per_slice < 0:
-            what = f"{self.slices} slices a case, {len(self.seeds)} seeds"
+            what = f"{plural(self.slices, 'slice')} a case, {plural(len(self.seeds), 'seed')}"
             raise ContextsegError("simulate --chain", what, "give one or more of each")
         for method in {arm_method(self, ARMS[name]) for name in self.chosen}:
             Settings("", method).set(self.settings)
@@ -229,11 +229,13 @@ def _open_truth(study: ChainStudy) -> _Truth:
     test = dict([(n, v) for n, v in labels.items() if n in tests][: study.cases])
     if left:
         say(
-            f"{len(left)} cases without all of the classes annotated are left out: "
+            f"{plural(len(left), 'case')} left out, without all of the classes annotated: "
             f"{some(case.name for case in left)}"
         )
     if not train or not test:
-        what = f"{len(train)} labelled training cases and {len(test)} test cases"
+        what = (
+            f"{plural(len(train), 'labelled training case')} and {plural(len(test), 'test case')}"
+        )
         raise ContextsegError(study.dataset, what, "give a data set with more labelled cases")
     return _Truth(data, train, test, axis)
 

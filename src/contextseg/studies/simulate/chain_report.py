@@ -9,6 +9,7 @@ import numpy as np
 
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.disk import replacing, write_text
+from contextseg.errors import plural
 from contextseg.evaluation.statistics import holm, paired_tests
 from contextseg.reports.charts import TERMS, chart
 from contextseg.studies.simulate.chain import ARMS, ChainStudy, run_chain
@@ -163,9 +164,10 @@ def chain_summary(
     parts = [
         "# The chain without a person",
         f"Dice of {cases} locked test cases, classes {', '.join(table['class'].unique())}; "
-        f"{seeds} seeds. Trained by {method}; {settings}. A budget is a share of all slices that "
-        f"hold a structure in the training cases; {study.slices} {study.plane} slices of a case "
-        "are labelled before the next is taken. Mean over cases ± standard deviation over seeds.",
+        f"{plural(seeds, 'seed')}. Trained by {method}; {settings}. A budget is a share of all "
+        f"slices that hold a structure in the training cases; {study.slices} {study.plane} slices "
+        "of a case are labelled before the next is taken. Mean over cases ± standard deviation "
+        "over seeds.",
         _means_text(table),
         "![Dice against slices spent](chain.svg)",
         _goal_text(table),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from contextseg.errors import plural
 from contextseg.studies.simulate.study import Study
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def summary(table: DataFrame, study: Study, goal: float = 0.9) -> str:
     ]
     for (start, taught), part in table.groupby(["start", "taught"], sort=False):
         cases, classes = part["case"].nunique(), ", ".join(part["class"].unique())
-        parts.append(f"## {heading(str(start), str(taught))}\n\n{cases} cases; {classes}.")
+        parts.append(
+            f"## {heading(str(start), str(taught))}\n\n{plural(cases, 'case')}; {classes}."
+        )
         parts.append(
             f"![Dice and NSD against labelled slices](curves-{slug(str(start), str(taught))}.svg)"
         )
