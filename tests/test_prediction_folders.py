@@ -307,6 +307,6 @@ def test_an_absurd_spacing_is_named_before_anything_is_made(
     """At 60 mm the phantom would have 1200 x 1440 x 1440 times as many voxels as fit."""
     scan = cs.read(next((data / "imagesTs").glob("*.nii.gz")))
     wrong = Volume(scan.array, np.diag([5e3, 80, 80, 1.0]) @ np.sign(scan.affine))
-    monkeypatch.setattr("contextseg.predictor.predictor.prepare", None)
+    monkeypatch.setattr("contextseg.predictor.predictor.prepared_scan", None)
     with pytest.raises(cs.ContextsegError, match=r"resampled it would have .* voxels"):
         cs.load(run).predict(wrong)

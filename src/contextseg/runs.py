@@ -32,6 +32,7 @@ from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached, fingerprint, load_record, preprocess, share_cache
 from contextseg.data.check import check, raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
+from contextseg.data.normalised import CachedImage
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sampling import Sampler
@@ -578,7 +579,8 @@ class Run(RunFolder):
         """
         keywords = sliding_window_arguments(method, self.plan, self.settings.prediction)
         predict = method.eval().predict
-        return sliding_window(predict, self.image(case), self.plan.patch_vox, **keywords)
+        image = CachedImage(case, self.plan.channels)
+        return sliding_window(predict, image, self.plan.patch_vox, **keywords)
 
     def _maps(self, of: Maps, labels: Mapping[str, Path]) -> dict[str, Path]:
         """The stage "maps": what a method asks to know of each voxel of each labelled case."""

@@ -6,7 +6,6 @@ its last byte.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from contextseg.batch import IGNORE
 from contextseg.console import Progress
-from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
+from contextseg.data.layouts import Case, Dataset, classes_of_values, some, survey
 from contextseg.data.prepare import TOO_LARGE, other_unit, too_large
 from contextseg.data.roi import restricted
 from contextseg.data.tables import read_table
@@ -28,6 +27,7 @@ from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.grids import difference, onto, times
 from contextseg.parallel import default_workers, map_cases
+from contextseg.slabs import slabs, unique_values, voxel_digest
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
 KINDS = {
@@ -220,7 +220,8 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
             continue
         _note_doubts(inspection, path, scan.doubts)
         if grid is None:
-            grid = scan
+            nothing = np.broadcast_to(np.uint8(0), scan.array.shape)
+            grid = scan.with_array(nothing)  # its place in space; the voxels need not be kept
             inspection.grid = scan.shape, scan.spacing_mm
             _check_spacing(inspection, path, scan)
         elif off := difference(scan, grid):
@@ -245,11 +246,14 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
 
 def _check_channel(inspection: _Inspection, path: Path, channel: np.ndarray, title: str) -> None:
     """Note NaN, infinity and a channel of one value; add the digest of its voxels."""
-    finite = np.isfinite(channel) if channel.dtype.kind == "f" else np.True_
-    usable = np.abs(channel) <= _LARGEST if channel.dtype.kind == "f" else np.True_
-    if not usable.all():
-        bad = int(channel.size - usable.sum())
-        kind = "NaN or infinite" if not finite.all() else f"beyond {_LARGEST:g}, a fill value?"
+    parts = list(slabs(channel.shape))
+    bad = 0
+    if channel.dtype.kind == "f":
+        good = (np.count_nonzero(np.abs(channel[part]) <= _LARGEST) for part in parts)
+        bad = channel.size - sum(map(int, good))
+    if bad:
+        finite = all(np.isfinite(channel[part]).all() for part in parts)
+        kind = f"beyond {_LARGEST:g}, a fill value?" if finite else "NaN or infinite"
         what = f"{bad} of {channel.size} voxels of {title} are {kind}"
         remedy = "write a number there, such as the value of air, or leave the case out"
         inspection.error("not-finite", path, what, remedy)
@@ -257,10 +261,7 @@ def _check_channel(inspection: _Inspection, path: Path, channel: np.ndarray, tit
         what = f"every voxel of {title} is {channel.flat[0]:g}"
         inspection.error("constant", path, what, "export it again, or leave the case out")
     else:
-        values = np.ascontiguousarray(channel, dtype=np.float32) + 0.0  # -0 becomes 0
-        shape = str(values.shape).encode()
-        voxels = hashlib.blake2b(values.data, digest_size=16, key=shape)
-        inspection.voxels.append(voxels.hexdigest())
+        inspection.voxels.append(voxel_digest(channel))
 
 
 def _note_doubts(inspection: _Inspection, path: Path, doubts: Iterable[tuple[str, str]]) -> None:
@@ -281,7 +282,7 @@ def _check_label(
     dataset: Dataset, inspection: _Inspection, path: Path, grid: Volume | None
 ) -> None:
     try:
-        label = read_labels(path)
+        label = read_labels(path, small=True)
     except ContextsegError as error:
         inspection.error("unreadable", error.where, error.what, error.remedy)
         return
@@ -289,12 +290,11 @@ def _check_label(
     if grid:
         label = _on_grid(inspection, path, label, grid)
     try:
-        classes = to_classes(dataset, label.array, path)
+        present = set(classes_of_values(dataset, unique_values(label.array), path))
     except ContextsegError as error:
         inspection.error("label-values", error.where, error.what, error.remedy)
         return
 
-    present = {int(k) for k in np.unique(classes)}
     inspection.classes = present
     if present == {IGNORE}:
         remedy = "take the label away, or annotate some slices"

@@ -17,12 +17,13 @@ from contextseg.data.components import Change, added, keep_largest, keep_largest
 from contextseg.data.layouts import Case
 from contextseg.data.nnunet import NNUNetPlan
 from contextseg.data.nnunet_prepare import logit_slices, wanted_mm
+from contextseg.data.normalised import NormalisedScan, normalised_scan, prepared_scan, whole_image
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import (
     TOO_LARGE,
+    Prepared,
     Record,
     normalise,
-    prepare,
     refuse_too_large,
     undo,
 )
@@ -395,7 +396,7 @@ class Predictor:
     ) -> _Part:
         """What the members of a group make of a scan; `keep` is where probabilities are kept."""
         plan = members[0].plan
-        raw, _, _, record = prepare(volume, plan, name, memory_gb=self.settings.memory_gb)
+        raw, record = prepared_scan(volume, plan, name, self.settings.memory_gb)
         confidence = np.empty(record.shape, np.uint8) if self.settings.confidence else None
         store = None
         if keep is not None:
@@ -418,7 +419,7 @@ class Predictor:
         if confidence is not None:
             on_grid = volume.with_array(undo(confidence, record, 255).array)
         views = [
-            (member.method, normalise(raw, member.plan.channels, record), member.plan)
+            (member.method, normalise(whole_image(raw), member.plan.channels, record), member.plan)
             for member in members
             if head_of(member.method)
         ]
@@ -450,12 +451,12 @@ class Predictor:
         self.check_contexts()
         member = self.members[0]
         plan, method = member.plan, member.method
-        raw, _, _, record = prepare(volume, plan, name, memory_gb=self.settings.memory_gb)
+        raw, record = prepared_scan(volume, plan, name, self.settings.memory_gb)
         first = max(plan.values) + 1
         values = [*plan.values, *range(first, first + method.context_classes - 1)]
         label = segment(
             method.context_logits,
-            normalise(raw, plan.channels, record),
+            normalised_scan(raw, [plan.channels], record),
             record.shape,
             plan.patch_vox,
             **sliding_window_arguments(method, plan, self.settings),
@@ -517,11 +518,11 @@ class _Part:
 
 
 def _networks(
-    members: Sequence[Member], raw: np.ndarray, record: Record
-) -> tuple[list[Callable[[torch.Tensor], torch.Tensor]], np.ndarray]:
+    members: Sequence[Member], raw: np.ndarray | Prepared, record: Record
+) -> tuple[list[Callable[[torch.Tensor], torch.Tensor]], np.ndarray | NormalisedScan]:
     """A network for each member, and the image they share: channels of every normalisation."""
     ways = list(dict.fromkeys(member.plan.channels for member in members))
-    image = np.concatenate([normalise(raw, channels, record) for channels in ways])
+    image = normalised_scan(raw, ways, record)
 
     def network(
         method: Method, channels: tuple[Channel, ...]
