@@ -445,23 +445,24 @@ def _check_twins(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[F
 
 def _check_patients(dataset: Dataset) -> list[Finding]:
     """Patients on both sides of a split, the data set's own or one of `splits_final.json`."""
-    sides: list[tuple[str, Sequence[Case], Sequence[Case]]] = [("", dataset.train, dataset.test)]
-    for fold, (train, validation) in enumerate(dataset.splits):
-        training = [case for case in dataset.train if case.name in train]
-        validated = [case for case in dataset.train if case.name in validation]
-        sides.append((f"fold {fold}: ", training, validated))
+    train = [case.name for case in dataset.train]
+    sides: list[tuple[str, Iterable[str], Iterable[str]]]
+    sides = [("", train, [case.name for case in dataset.test])]
+    sides += [(f"fold {fold}: ", *names) for fold, names in enumerate(dataset.splits)]
+    patients = {case.name: case.patient for case in (*dataset.train, *dataset.test)}
     findings = []
     for prefix, first, second in sides:
-        for patient in sorted({c.patient for c in first} & {c.patient for c in second}):
-            a = [case.name for case in first if case.patient == patient]
-            b = [case.name for case in second if case.patient == patient]
+        groups: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+        for side, names in enumerate((set(first), set(second))):
+            for name in (name for name in patients if name in names):
+                groups[patients[name]][side].append(name)
+        for patient in sorted(patient for patient, (a, b) in groups.items() if a and b):
+            a, b = groups[patient]
             if set(a) == set(b):  # the survey of the layout reports a case on both sides
                 continue
             where = dataset.folder / "splits_final.json" if prefix else dataset.folder
-            held_out = "val" if prefix else "test"
-            what = (
-                f"{prefix}patient {patient} is in train ({some(a)}) and in {held_out} ({some(b)})"
-            )
+            other = "val" if prefix else "test"
+            what = f"{prefix}patient {patient} is in train ({some(a)}) and in {other} ({some(b)})"
             remedy = "keep all scans of a patient on one side"
             cases = tuple(dict.fromkeys([*a, *b]))
             findings.append(Finding("error", "", str(where), what, remedy, "patient", cases))
