@@ -495,7 +495,7 @@ class _KnownTable:
 
     def cases_of(self, path: Path, columns: Sequence[str]) -> set[str]:
         """The cases that have rows, read again only where the file is not as it was left."""
-        state = _state_of(path)
+        state = file_state(path)
         if state is None or state != self.state:
             self.cases = {row["case"] for row in _whole_rows(path, columns)}
             self.state = state
@@ -523,7 +523,7 @@ class _KnownTable:
                 file.truncate(end)
                 raise
         self.cases |= {case} - {""}
-        self.state = _state_of(path)
+        self.state = file_state(path)
 
 
 _TABLES: dict[str, _KnownTable] = {}
@@ -536,8 +536,15 @@ def _whole_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]
     return rows[:-1] if rows and None in rows[-1].values() else rows
 
 
-def _state_of(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does: its number, size and time; None without a file."""
+def file_state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does: its number, size and time.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The three; None without a file.
+    """
     try:
         status = path.stat()
     except OSError:

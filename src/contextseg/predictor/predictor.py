@@ -37,7 +37,7 @@ from contextseg.methods.presence import head_of, presence_flags
 from contextseg.parallel import machine_gb
 from contextseg.predict import STEPS, ProbabilityStore, segment
 from contextseg.predict.memory import scan_gb, windows_at_once
-from contextseg.predict.record import PredictionRecord, weights_digest
+from contextseg.predict.record import PredictionRecord, gathered, weights_digest
 from contextseg.predictor.folder import (
     NO_EXTRAS,
     Extras,
@@ -269,9 +269,15 @@ class Predictor:
                     segmentation.probabilities.close()
 
         names = tuple(classes or self.classes)
-        return segment_missing(
-            cases, Path(folder), ending, segment_case, progress, lambda out: extras.done(out, names)
-        )
+        with gathered(record):
+            return segment_missing(
+                cases,
+                Path(folder),
+                ending,
+                segment_case,
+                progress,
+                lambda out: extras.done(out, names),
+            )
 
     def predict_folder(
         self,

@@ -30,7 +30,7 @@ from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.interop.names import describe_folder
 from contextseg.interop.reading import write_classes
 from contextseg.methods.presence import head_of
-from contextseg.predict.record import PredictionRecord
+from contextseg.predict.record import PredictionRecord, gathered
 from contextseg.predictor import (
     Member,
     Predictor,
@@ -467,7 +467,8 @@ def segment_cases(
         # Last: a label map that is there is a case that is done.
         write_classes(out, result.label, segments)
 
-    return segment_missing(cases, folder, ".nii.gz", segment_case, progress)
+    with gathered(record):
+        return segment_missing(cases, folder, ".nii.gz", segment_case, progress)
 
 
 def write_class_outcomes(
