@@ -21,6 +21,8 @@ from contextseg.data.prepare import (
 from contextseg.slabs import is_one_slab
 from contextseg.volume import Volume
 
+_AT_ONCE = 16  # slices that are resampled together
+
 
 class NormalisedScan:
     """A normalised image (C, D, H, W) that is indexed by slices and made a slab at a time.
@@ -60,8 +62,12 @@ class NormalisedScan:
             if not first <= start <= first + kept.shape[1]:
                 kept, first = kept[:, :0], start
             if stop > first + kept.shape[1]:
-                new = self._made(first + kept.shape[1], stop)
-                kept = np.concatenate([kept[:, start - first :], new], 1)
+                overlap = kept[:, start - first :]
+                kept = np.empty((kept.shape[0], stop - start, *kept.shape[2:]), np.float32)
+                kept[:, : overlap.shape[1]] = overlap
+                for i in range(start + overlap.shape[1], stop, _AT_ONCE):
+                    j = min(i + _AT_ONCE, stop)
+                    kept[:, i - start : j - start] = self._made(i, j)
                 first = start
                 self._kept, self._start = kept, first
         return kept[channels, start - first : stop - first, h, w]

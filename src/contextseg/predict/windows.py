@@ -15,7 +15,7 @@ Network = Callable[[Tensor], Tensor]
 """(B, C, *S) float32 to logits (B, K, *S). The caller has put it into evaluation mode."""
 
 
-_YIELDED = 1 << 24  # logits that leave at once: 64 MB
+_YIELDED = 1 << 22  # logits that leave at once: 16 MB
 
 
 class Image(Protocol):

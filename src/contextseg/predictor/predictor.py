@@ -16,15 +16,13 @@ from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.components import Change, added, keep_largest, keep_largest_of
 from contextseg.data.layouts import Case
 from contextseg.data.nnunet import NNUNetPlan
-from contextseg.data.nnunet_prepare import logit_slices, wanted_mm
+from contextseg.data.nnunet_prepare import logit_slices
 from contextseg.data.normalised import NormalisedScan, normalised_scan, prepared_scan, whole_image
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import (
-    TOO_LARGE,
     Prepared,
     Record,
     normalise,
-    refuse_too_large,
     undo,
 )
 from contextseg.disk import digest, lock_folder
@@ -34,10 +32,9 @@ from contextseg.interop.names import describe_folder
 from contextseg.interop.segments import Segment, class_segments
 from contextseg.methods import Method
 from contextseg.methods.presence import head_of, presence_flags
-from contextseg.parallel import machine_gb
 from contextseg.predict import STEPS, ProbabilityStore, segment
-from contextseg.predict.memory import scan_gb, windows_at_once
 from contextseg.predict.record import PredictionRecord, gathered, weights_digest
+from contextseg.predictor.fitting import check_scan_memory, sliding_window_arguments
 from contextseg.predictor.folder import (
     NO_EXTRAS,
     Extras,
@@ -413,7 +410,9 @@ class Predictor:
             image,
             record.shape,
             plan.patch_vox,
-            **sliding_window_arguments(members[0].method, plan, self.settings),
+            **sliding_window_arguments(
+                members[0].method, plan, self.settings, volume, image.shape[1:]
+            ),
             to_class=np.array(plan.values),
             confidence=confidence,
             probabilities=store,
@@ -465,7 +464,7 @@ class Predictor:
             normalised_scan(raw, [plan.channels], record),
             record.shape,
             plan.patch_vox,
-            **sliding_window_arguments(method, plan, self.settings),
+            **sliding_window_arguments(method, plan, self.settings, volume, raw.shape[1:]),
             to_class=np.array(values),
         )
         return volume.with_array(undo(label, record, plan.values[0]).array)
@@ -552,62 +551,6 @@ def _only(label: Volume, values: Sequence[int], background: int) -> Volume:
         return label
     array = np.where(np.isin(label.array, values), label.array, background)
     return label.with_array(array.astype(label.array.dtype))
-
-
-def check_scan_memory(
-    scan: Volume, plan: Plan, settings: PredictionSettings, name: str = ""
-) -> None:
-    """Refuse a scan that needs more memory than there is, before anything is made of it.
-
-    Of its grid at least an eighth is taken for the body; what is found then is checked again.
-
-    Args:
-        scan: The scan.
-        plan: Spacing, patch and classes.
-        settings: Give the memory.
-        name: Name of the case.
-
-    Raises:
-        ContextsegError: The scan needs more memory than there is.
-    """
-    turned = scan.oriented(plan.orientation_for(scan.orientation))
-    own = turned.spacing_mm
-    wanted = wanted_mm(plan, own) if isinstance(plan, NNUNetPlan) else plan.spacing_mm
-    sizes = zip(turned.shape, own, wanted)
-    shape = [max(1, round(n * s / t / 2)) for n, s, t in sizes]
-    refuse_too_large(name, turned, plan.spacing_mm, shape, settings.memory_gb)
-    voxels = int(np.prod(scan.shape))
-    need = scan_gb(voxels, len(scan.array), len(plan.classes), shape, plan.patch_vox)
-    limit = settings.memory_gb or machine_gb()
-    if need > limit:
-        what = f"it takes more than {need:.2g} GB of memory, and {limit:.2g} GB are allowed"
-        raise ContextsegError(name or "scan", what, TOO_LARGE)
-
-
-def sliding_window_arguments(
-    method: Method, plan: Plan, settings: PredictionSettings
-) -> dict[str, Any]:
-    """Keywords of `predict.sliding_window` and `predict.segment` for cases of a plan.
-
-    Args:
-        method: The trained method; its parameters say on which device it predicts.
-        plan: The plan that it was trained with.
-        settings: Step, mirroring and the number of patches at a time.
-
-    Returns:
-        The keywords, by name.
-    """
-    most = windows_at_once(plan.patch_vox, plan.widths[0], settings.memory_gb)
-    batch_size = settings.windows or most
-    axes = range(3 - plan.dims, 3)
-    return {
-        "device": next(method.parameters()).device,
-        "step": settings.step,
-        "mirror_axes": [axis for axis in axes if settings.mirror and plan.mirror[axis]],
-        "swaps": plan.swaps,
-        "lateral_axis": plan.lateral_axis,
-        "batch_size": batch_size,
-    }
 
 
 def plan_segments(plan: Plan) -> tuple[Segment, ...]:
