@@ -36,6 +36,7 @@ from contextseg.data.normalised import CachedImage
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sampling import Sampler
+from contextseg.data.sizes import PLAN, PREPROCESS, workers_for
 from contextseg.data.snapshot import FileDigests, Snapshot
 from contextseg.disk import read_json, readable, replacing, visible_files, write_json
 from contextseg.errors import ContextsegError
@@ -44,7 +45,6 @@ from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
 from contextseg.notices import not_learnt, training_line, warned
-from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
 from contextseg.provenance import provenance
@@ -257,7 +257,8 @@ class Run(RunFolder):
             self._write_snapshot()
             training = {case.name: case for case in self.split[0]}
             cases = [training.get(case.name, case) for case in self.dataset.train]
-            facts = fingerprint(self.dataset, cases, workers=default_workers(), progress=progress)
+            workers = workers_for(cases, PLAN, "plan")
+            facts = fingerprint(self.dataset, cases, workers=workers, progress=progress)
             rows = [{**asdict(f), "roi": len(f.roi[0]) if f.roi else 0} for f in facts]
             write_json(folder / "fingerprint.json", rows)
             facts = [f if f.name in training else replace(f, roi=()) for f in facts]
@@ -286,7 +287,7 @@ class Run(RunFolder):
                 cases,
                 self.plan,
                 self.folder / "cache",
-                workers=default_workers(),
+                workers=workers_for(cases, PREPROCESS, "preprocess"),
                 progress=progress,
             )
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}

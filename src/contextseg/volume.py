@@ -284,7 +284,7 @@ def write(path: str | Path, volume: Volume) -> None:
         low, high = int(array.min()), int(array.max())
         smallest = label_type(high, signed=low < 0)
         fits = low >= np.iinfo(smallest).min and smallest.itemsize <= array.dtype.itemsize
-        array = array.astype(smallest) if fits else array
+        array = array.astype(smallest, copy=False) if fits else array
     save(Path(path), array, volume.affine, volume.header)
 
 

@@ -21,12 +21,13 @@ from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, classes_of_values, some, survey
 from contextseg.data.prepare import TOO_LARGE, other_unit, too_large
 from contextseg.data.roi import restricted
+from contextseg.data.sizes import CHECK, workers_for
 from contextseg.data.tables import read_table
 from contextseg.data.unused import name_unused
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.grids import difference, onto, times
-from contextseg.parallel import default_workers, map_cases
+from contextseg.parallel import map_cases
 from contextseg.slabs import slabs, unique_values, voxel_digest
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
@@ -150,7 +151,8 @@ def check(
     Args:
         folder: The data set, in any of the known layouts.
         progress: Called with (done, of) after each case.
-        workers: Number of scans read at a time. None takes one for each core, at most 8.
+        workers: Number of scans read at a time. None takes one for each core, at most 8, and as
+            many as fit into the memory that is free.
         roi: Classes to check the data set for; labels without them are not opened. () checks all.
 
     Returns:
@@ -170,7 +172,8 @@ def check(
     files = max(len(case.images) for case in cases)
     inspections: list[_Inspection] = []
     inspect = partial(_inspect, dataset, files)
-    for case, result in map_cases(inspect, cases, workers or default_workers(8), progress):
+    workers = workers or workers_for(cases, CHECK, "check", 8)
+    for case, result in map_cases(inspect, cases, workers, progress):
         if isinstance(result, ContextsegError):
             inspection = _Inspection(case)
             inspection.error("unreadable", result.where, result.what, result.remedy)

@@ -136,7 +136,7 @@ def _stands_out(image: np.ndarray, ct: bool, size: tuple[int, ...]) -> np.ndarra
 
 
 def _block_means(x: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    if not is_one_slab(x.shape):
+    if not is_one_slab(x.shape) and len(x) > size[0]:
         return np.concatenate([_block_means(x[part], size) for part in slabs(x.shape, size[0])])
     out: Any = np.asarray(x, np.float32)
     for axis, n in enumerate(size):
@@ -613,7 +613,7 @@ def undo(label: np.ndarray, record: Record, outside: int = 0) -> Volume:
     """
     # By letters, not by affines, which are ambiguous at 45 degrees.
     order, flips = axis_moves(record.orientation, record.target)
-    full = np.full([record.grid[i] for i in order], outside, label.dtype)
-    full[tuple(slice(a, b) for a, b in record.box)] = label
-    full = np.flip(full, tuple(axis for axis, flip in enumerate(flips) if flip))
-    return Volume(np.ascontiguousarray(full.transpose(np.argsort(order))), np.array(record.affine))
+    full = np.full(record.grid, outside, label.dtype)
+    turned = np.flip(full.transpose(order), tuple(a for a, flip in enumerate(flips) if flip))
+    turned[body_slices(record)] = label
+    return Volume(full, np.array(record.affine))
