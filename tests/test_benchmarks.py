@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-OTHERS = {"run", "accuracy", "pretrained"}  # these take hours, and write pages of their own
+OTHERS = {
+    "run",
+    "accuracy",
+    "pretrained",
+    "scale",
+}  # these take hours, and write pages of their own
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in OTHERS)
 PEERS = {
     "nnunetv2",
