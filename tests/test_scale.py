@@ -520,3 +520,18 @@ def test_a_file_that_is_written_in_slabs_is_nibabels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             cs.read(tmp_path / "a.nii.gz").array, cs.read(tmp_path / "a.nii").array
         )
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_a_process_opens_no_more_files_than_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapped array keeps its file open: of 2,000 cases, 1,024 were too many."""
+    monkeypatch.setattr(cache, "_MOST_OPENED", 8)
+    folder = phantom.write_dataset(tmp_path / "data", labelled=12, test=0, shape=(8, 8, 8))
+    data = open_dataset(folder)
+    cases = cache.preprocess(data, data.train, plan((2.0, 1.0, 1.0)), tmp_path / "cache")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    sums = [(int(case.image.sum()), int(case.label.sum())) for case in cases]
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 8
+    assert [(int(case.image.sum()), int(case.label.sum())) for case in cases] == sums

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import weakref
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -69,12 +72,23 @@ class Cached:
     @cached_property
     def image(self) -> np.ndarray:
         """(C, *S) int16, memory-mapped; `patch` gives float32."""
-        return load_array(self.folder / "image.npy", _REMEDY)
+        return self._opened("image")
 
     @cached_property
     def label(self) -> np.ndarray | None:
         """(*S) int16 class indices with IGNORE, memory-mapped; None for an unlabelled case."""
-        return load_array(self.folder / "label.npy", _REMEDY) if self.labelled else None
+        return self._opened("label") if self.labelled else None
+
+    def _opened(self, name: str) -> np.ndarray:
+        """One of the arrays; of those of all cases, the ones opened longest ago are closed."""
+        array = load_array(self.folder / f"{name}.npy", _REMEDY)
+        with _OPENING:
+            _OPENED.append((weakref.ref(self), name))
+            while len(_OPENED) > _MOST_OPENED:
+                case, other = _OPENED.popleft()
+                if (before := case()) is not None:
+                    before.__dict__.pop(other, None)
+        return array
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
@@ -117,6 +131,10 @@ class Cached:
         stored = self.image[(slice(None), *box)]
         return rescaled(stored, steps, zeros, channels, self.record, places)
 
+
+_MOST_OPENED = 256  # of the 1024 files that a process may usually have open
+_OPENED: deque[tuple[weakref.ref[Cached], str]] = deque()
+_OPENING = threading.Lock()
 
 _REMEDY = (
     "delete the run's folder of the stage `preprocess`; "
