@@ -22,6 +22,7 @@ OTHERS = {
     "lookahead",
     "colab_choices",
     "time_budget",
+    "scale",
 }
 """These take hours, and write pages of their own."""
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in OTHERS)

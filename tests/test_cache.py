@@ -169,7 +169,7 @@ def test_a_second_time_nothing_is_done(
     calls: list[tuple[int, int]] = []
     first = done(data, tmp_path, progress=lambda *now: calls.append(now))
     before = stamps(tmp_path / "cache")
-    monkeypatch.setattr(cache, "prepare", None)  # would fail if it were called
+    monkeypatch.setattr(cache, "prepare_in_slabs", None)  # would fail if it were called
     again = done(data, tmp_path, progress=lambda *now: calls.append(now))
     assert stamps(tmp_path / "cache") == before
     assert again == first
@@ -351,7 +351,7 @@ def test_an_unexpected_error_stops_the_work(
         seen.append(name)
         raise MemoryError
 
-    monkeypatch.setattr(cache, "prepare", broken)
+    monkeypatch.setattr(cache, "prepare_in_slabs", broken)
     many = [replace(data.train[2], name=f"case_{i}") for i in range(50)]
     with pytest.raises(MemoryError):
         preprocess(data, many, PLAN, tmp_path / "cache", workers=1)

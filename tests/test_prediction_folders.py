@@ -297,7 +297,7 @@ def test_memory_gb_bounds_a_prediction(data: Path, run: Path, tmp_path: Path) ->
     assert windows_at_once((16, 16, 16), 32, 1e-6) == 1
     # One channel of 2**27 voxels at twice the spacing; 8 classes in slabs of 64 x 256 x 256.
     gigabytes = scan_gb(2**27, 1, 8, (256, 256, 256), (64, 64, 64))
-    assert gigabytes == pytest.approx(2 * 0.5 + 2 * 0.0625 + 2 * 0.125 + 0.5)
+    assert gigabytes == pytest.approx(0.5 + 2 * 0.0625 + 0.125 + 0.25 + 0.125)
     with pytest.raises(cs.ContextsegError, match="memory_gb"):
         PredictionSettings(memory_gb=-1)
 
@@ -308,6 +308,6 @@ def test_an_absurd_spacing_is_named_before_anything_is_made(
     """At 60 mm the phantom would have 1200 x 1440 x 1440 times as many voxels as fit."""
     scan = cs.read(next((data / "imagesTs").glob("*.nii.gz")))
     wrong = Volume(scan.array, np.diag([5e3, 80, 80, 1.0]) @ np.sign(scan.affine))
-    monkeypatch.setattr("contextseg.predictor.predictor.prepare", None)
+    monkeypatch.setattr("contextseg.predictor.predictor.prepared_scan", None)
     with pytest.raises(cs.ContextsegError, match=r"resampled it would have .* voxels"):
         cs.load(run).predict(wrong)

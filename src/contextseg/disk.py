@@ -479,12 +479,107 @@ def note_case(
     """
     with writing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+    new: list[Mapping[str, Any]] = [{"case": case, **row} for row in rows]
     with turn_in(Path(path).parent):
+        known = _TABLES.setdefault(os.path.abspath(path), _KnownTable())
+        if case not in known.cases_of(Path(path), columns) and Path(path).exists():
+            lines = csv_text(columns, new).partition("\n")[2]
+            known.append(Path(path), columns, lines, case if new else "")
+            return
         cases: dict[str, list[Mapping[str, Any]]] = {}
-        for row in read_rows(path, columns):
+        for row in _whole_rows(path, columns):
             cases.setdefault(row["case"], []).append(row)
-        cases[case] = [{"case": case, **row} for row in rows]
+        if csv_text(columns, cases.get(case, ())) == csv_text(columns, new) and cases:
+            return
+        cases[case] = new
         write_text(path, csv_text(columns, (row for rows in cases.values() for row in rows)))
+
+
+class _KnownTable:
+    """The cases of a table by its state on the disk, so that a row is added without reading it.
+
+    A process that is killed while it adds may leave a part of a line, which is cut off before more
+    is added. The case was not done then, and is added again.
+    """
+
+    def __init__(self) -> None:
+        self.state: tuple[int, int, int] | None = None
+        self.cases: set[str] = set()
+
+    def cases_of(self, path: Path, columns: Sequence[str]) -> set[str]:
+        """The cases that have rows, read again only where the file is not as it was left."""
+        state = file_state(path)
+        if state is None or state != self.state:
+            self.cases = {row["case"] for row in _whole_rows(path, columns)}
+            self.state = state
+        return self.cases
+
+    def append(self, path: Path, columns: Sequence[str], text: str, case: str) -> None:
+        """Add lines at the end of the file."""
+        with writing(path), open(path, "r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and file.seek(end - 1) >= 0 and file.read(1) != b"\n":
+                file.seek(0)
+                before = file.read()
+                last = before.rpartition(b"\n")[2].decode("utf-8", "replace")
+                if len(next(csv.reader([last]))) < len(columns):
+                    end -= len(before) - before.rfind(b"\n") - 1
+                else:
+                    text = f"\n{text}"
+            try:
+                file.seek(end)
+                file.truncate()
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+        self.cases |= {case} - {""}
+        self.state = file_state(path)
+
+
+_TABLES: dict[str, _KnownTable] = {}
+"""The tables that this process has added rows to, by their path."""
+
+
+def _whole_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a table, without a last one that a killed process left half-written."""
+    rows = read_rows(path, columns)
+    return rows[:-1] if rows and None in rows[-1].values() else rows
+
+
+def file_state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does: its number, size and time.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The three; None without a file.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def cases_in_table(path: str | Path, columns: Sequence[str]) -> set[str]:
+    """The cases that have rows in a table which `note_case` writes.
+
+    Args:
+        path: File of the table; it need not exist.
+        columns: Names of the columns, in order; the first is "case".
+
+    Returns:
+        Their names. The file is read again only where it changed.
+
+    Raises:
+        ContextsegError: The table has other columns.
+    """
+    known = _TABLES.setdefault(os.path.abspath(path), _KnownTable())
+    return set(known.cases_of(Path(path), columns))
 
 
 def digest(*parts: Any) -> str:

@@ -52,9 +52,10 @@ def plural(count: int, one: str, several: str = "") -> str:
 
 _NEAREST = 5
 _FEW = 20  # names that a person can still read
+_COMPARED = 64  # names that are all compared with a misspelt one
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str] | Spellings) -> str:
     """The remedy for an unknown name: the nearest known ones, or all of a few.
 
     Args:
@@ -69,13 +70,62 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         >>> did_you_mean("supervized", ["supervised", "colab"])
         'did you mean supervised?'
     """
-    known = sorted(known)
-    near = nearest(name, known, 0.6)
+    spellings = known if isinstance(known, Spellings) else Spellings(known)
+    names = spellings.names
+    alike = spellings.like(name) if isinstance(known, Spellings) else names
+    near = nearest(name, alike, 0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    if len(known) <= _FEW:
-        return f"choose from {', '.join(known)}"
-    return f"the nearest of {len(known)} are {', '.join(nearest(name, known))}"
+    if len(names) <= _FEW:
+        return f"choose from {', '.join(names)}"
+    return f"the nearest of {len(names)} are {', '.join(nearest(name, alike))}"
+
+
+class Spellings:
+    """Many names, to find those that are spelt like another without comparing it with each.
+
+    Of a few names all are compared. Of more, those that stand beside it in alphabetical order, read
+    from the front and from the back, without regard to case and signs.
+
+    Args:
+        names: The names that exist.
+
+    Example:
+        >>> names = Spellings(f"case_{i:03d}" for i in range(500))
+        >>> "case_017" in names.like("Case-017"), len(names.like("Case-017")) < 20
+        (True, True)
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = sorted(names)
+        self._orders: tuple[list[tuple[str, str]], ...] = ()
+        if len(self.names) > _COMPARED:
+            keys = [(_bare(name), name) for name in self.names]
+            self._orders = sorted(keys), sorted((key[::-1], name) for key, name in keys)
+
+    def like(self, name: str) -> list[str]:
+        """The names that may be spelt like another.
+
+        Args:
+            name: What somebody wrote.
+
+        Returns:
+            Some of the names; all of them where there are few.
+        """
+        if not self._orders:
+            return self.names
+        from bisect import bisect
+
+        key = _bare(name)
+        found: dict[str, None] = {}
+        for order, own in zip(self._orders, (key, key[::-1])):
+            place = bisect(order, (own, ""))
+            found |= dict.fromkeys(n for _, n in order[max(0, place - 4) : place + 4])
+        return list(found)
+
+
+def _bare(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def nearest(name: str, known: Iterable[str], similarity: float = 0.0) -> list[str]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from contextseg.console import Progress
+from contextseg.console import Progress, say
 from contextseg.errors import ContextsegError
 from contextseg.memory_errors import out_of_memory
 
@@ -39,9 +39,67 @@ def machine_gb() -> float:
     return min(limits) / 2**30
 
 
-def default_workers(most: int = 4) -> int:
-    """Number of threads for work over cases: one for each core, at most `most`."""
-    return min(most, os.cpu_count() or 1)
+def free_gb() -> float:
+    """Memory that this process could take now, in gibibytes.
+
+    What the system says is available, or what is left of a container's limit. Of a container, files
+    that are kept in memory and can be dropped count as free.
+
+    Returns:
+        Gibibytes; infinity where nobody says it.
+    """
+    free = [math.inf]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        free.append(int(line.split()[1]) * 1024)
+    for limit, used, key in _CONTAINERS:
+        with suppress(OSError, ValueError):
+            most = int(Path(limit).read_text(encoding="utf-8"))
+            taken = int(Path(used).read_text(encoding="utf-8"))
+            text = Path(limit).with_name("memory.stat").read_text(encoding="utf-8")
+            stat = dict(line.split() for line in text.splitlines())
+            free.append(max(0, most - taken + int(stat.get(key, 0))))
+    return min(free) / 2**30
+
+
+_CONTAINERS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+"""Where a container says its limit and its use, and the entry of files that can be dropped."""
+
+
+def default_workers(most: int = 4, each_gb: float = 0.0, what: str = "") -> int:
+    """Number of threads for work over cases: one for each core, at most `most`, as memory allows.
+
+    Args:
+        most: The largest number.
+        each_gb: Gibibytes that a case takes; 0 for next to nothing.
+        what: The work, for the line that says that memory allows fewer; "" says nothing.
+
+    Returns:
+        One or more; four fifths of the memory that is free are shared out.
+
+    Example:
+        >>> default_workers(8, each_gb=1e9)
+        1
+    """
+    workers = min(most, os.cpu_count() or 1)
+    free = free_gb()
+    if not each_gb or not math.isfinite(free):
+        return workers
+    fit = max(1, int(0.8 * free / each_gb))
+    if fit < workers and what:
+        say(
+            f"{what}: {fit} case{'s' * (fit != 1)} at a time, not {workers}; the largest takes "
+            f"about {each_gb:.2g} GB, and {free:.2g} GB are free"
+        )
+    return min(workers, fit)
 
 
 def map_cases(

@@ -8,8 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from contextseg.slabs import is_one_slab, slabs, value_counts
 
-@lru_cache(maxsize=64)
+_NEGLIGIBLE = 1e-9
+"""Weights of a spline below this change no float32 number."""
+
+
+@lru_cache(maxsize=16)
 def _interpolation(n: int, new: int, order: int) -> np.ndarray:
     """(new, n): one row of weights for each new sample: scipy's spline of unit impulses."""
     from scipy import ndimage
@@ -55,6 +60,37 @@ def resample(array: np.ndarray, shape: Sequence[int], order: int | Sequence[int]
     return out.reshape(*lead, *out.shape[1:])
 
 
+def resample_slab(
+    array: np.ndarray, shape: Sequence[int], order: int | Sequence[int], start: int, stop: int
+) -> np.ndarray:
+    """Some slices along D of what `resample` gives, equal to it to rounding.
+
+    A spline reaches over the whole axis, but its weights fall to a quarter from voxel to voxel, so
+    that about twenty slices on both sides decide.
+
+    Args:
+        array: (..., D, H, W) of any number type; only the slices that matter are read.
+        shape: The new (D, H, W) of the whole.
+        order: As for `resample`.
+        start: The first slice.
+        stop: The one after the last.
+
+    Returns:
+        (..., stop - start, H, W) float32.
+    """
+    orders = [order] * 3 if isinstance(order, int) else list(order)
+    new = (stop - start, *shape[1:])
+    if array.shape[-3] == shape[0]:
+        return resample(array[..., start:stop, :, :], new, orders)
+    weights = _interpolation(array.shape[-3], shape[0], orders[0])[start:stop]
+    used = np.flatnonzero((np.abs(weights) > _NEGLIGIBLE).any(0))
+    first, last = int(used[0]), int(used[-1]) + 1
+    part = np.ascontiguousarray(array[..., first:last, :, :], dtype=np.float32)
+    lead, plane = part.shape[:-3], part.shape[-2:]
+    out = weights[:, first:last] @ part.reshape(-1, last - first, plane[0] * plane[1])
+    return resample(out.reshape(*lead, stop - start, *plane), new, orders)
+
+
 def resample_labels(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Resample a label map: each value's mask is resampled linearly, and the largest wins.
 
@@ -70,19 +106,57 @@ def resample_labels(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     if tuple(label.shape) == tuple(shape):
         return label
+    values, counts = value_counts(label)
+    values = values[np.argsort(-counts)]
+    if is_one_slab(label.shape) and is_one_slab(shape):
+        return _resampled_labels(label, shape, values)
+    out = np.empty(tuple(shape), label.dtype)
+    for part in slabs(shape):
+        out[part] = _label_slab(label, shape, values, part)
+    return out
+
+
+def _label_slab(
+    label: np.ndarray, shape: Sequence[int], values: np.ndarray, part: slice
+) -> np.ndarray:
+    """Some slices along D of `resample_labels`: linear weights reach to the next slice alone."""
+    planes = (part.stop - part.start, *shape[1:])
+    if len(label) == shape[0]:
+        return _resampled_labels(label[part], planes, values)
+    weights = _interpolation(len(label), shape[0], 1)[part]
+    used = np.flatnonzero(weights.any(0))
+    near = slice(int(used[0]), int(used[-1]) + 1)
+    return _resampled_labels(label[near], planes, values, weights[:, near])
+
+
+def _resampled_labels(
+    label: np.ndarray,
+    shape: Sequence[int],
+    values: np.ndarray,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """`resample_labels` at once, for values with the commonest first.
+
+    `weights` are those along D where `label` is a part of the slices.
+    """
     scale = np.array(label.shape) / np.array(shape)
-    values, counts = np.unique(label, return_counts=True)
-    order = np.argsort(-counts)
-    out = np.full(tuple(shape), values[order[0]], label.dtype)
+    rows = [_interpolation(n, new, 1) for n, new in zip(label.shape, shape)]
+    if weights is not None:
+        rows[0] = weights
+    out = np.full(tuple(shape), values[0], label.dtype)
     best = np.full(tuple(shape), np.nan, np.float32)
-    common = label == values[order[0]]
-    for value in values[order[1:]]:
+    common = label == values[0]
+    for value in values[1:]:
         mask = label == value
+        if not mask.any():  # in this slab
+            continue
         inside = _box_of(mask, scale, shape)
+        if weights is not None:
+            inside = (slice(0, shape[0]), *inside[1:])
         best[inside] = np.where(
-            np.isnan(best[inside]), _linear_part(common, shape, inside), best[inside]
+            np.isnan(best[inside]), _linear_part(common, rows, inside), best[inside]
         )
-        share = _linear_part(mask, shape, inside)
+        share = _linear_part(mask, rows, inside)
         wins = share >= best[inside]
         out[inside][wins] = value
         best[inside][wins] = share[wins]
@@ -100,9 +174,11 @@ def _box_of(mask: np.ndarray, scale: np.ndarray, shape: Sequence[int]) -> tuple[
     return tuple(box)
 
 
-def _linear_part(mask: np.ndarray, shape: Sequence[int], box: Iterable[slice]) -> np.ndarray:
-    """The part `box` of a mask resampled linearly to `shape`, float32."""
-    rows = [_interpolation(n, new, 1)[s] for n, new, s in zip(mask.shape, shape, box)]
+def _linear_part(
+    mask: np.ndarray, weights: Sequence[np.ndarray], box: Iterable[slice]
+) -> np.ndarray:
+    """The part `box` of a mask resampled linearly, float32; `weights` are those of each axis."""
+    rows = [matrix[s] for matrix, s in zip(weights, box)]
     used = [np.flatnonzero(r.any(0)) for r in rows]
     spans = [slice(int(u[0]), int(u[-1]) + 1) for u in used]
     out: Any = mask[tuple(spans)].astype(np.float32)

@@ -15,6 +15,7 @@ from contextseg.console import Progress
 from contextseg.data.augment import Augmentation
 from contextseg.data.cache import Cached, load_record
 from contextseg.data.layouts import Case
+from contextseg.data.normalised import CachedImage
 from contextseg.data.plan import Plan
 from contextseg.data.sampling import Sampler
 from contextseg.disk import read_json, replacing, visible_files
@@ -177,7 +178,8 @@ class RunCases(RunFolder):
         """
         keywords = sliding_window_arguments(method, self.plan, self.settings.prediction)
         predict = method.eval().predict
-        return sliding_window(predict, self.image(case), self.plan.patch_vox, **keywords)
+        image = CachedImage(case, self.plan.channels)
+        return sliding_window(predict, image, self.plan.patch_vox, **keywords)
 
 
 def annotated_label(case: Cached) -> np.ndarray:

@@ -34,6 +34,7 @@ from contextseg.data.findings import raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
+from contextseg.data.sizes import PLAN, PREPROCESS, workers_for
 from contextseg.data.snapshot import FileDigests, Snapshot
 from contextseg.data.vanishing import save_vanished, vanished_in_cache
 from contextseg.disk import lock_folder, read_json, readable, visible_files, write_json
@@ -55,7 +56,6 @@ from contextseg.methods.base import BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
 from contextseg.notices import memory_remedy, not_learnt, training_line, vanished_parts, warned
-from contextseg.parallel import default_workers
 from contextseg.predictor import Member, Predictor
 from contextseg.provenance import provenance
 from contextseg.ranks import ranks
@@ -276,7 +276,8 @@ class Run(RunCases):
             self._write_snapshot()
             training = {case.name: case for case in self.split[0]}
             cases = [training.get(case.name, case) for case in self.dataset.train]
-            facts = fingerprint(self.dataset, cases, workers=default_workers(), progress=progress)
+            workers = workers_for(cases, PLAN, "plan")
+            facts = fingerprint(self.dataset, cases, workers=workers, progress=progress)
             rows = [{**asdict(f), "roi": len(f.roi[0]) if f.roi else 0} for f in facts]
             write_json(folder / "fingerprint.json", rows)
             facts = [f if f.name in training else replace(f, roi=()) for f in facts]
@@ -307,7 +308,7 @@ class Run(RunCases):
                     cases,
                     self.plan,
                     self.folder / "cache",
-                    workers=default_workers(),
+                    workers=workers_for(cases, PREPROCESS, "preprocess"),
                     progress=progress,
                 )
             rows = {c.record.name: [c.folder.name, c.annotated, c.labelled] for c in cached}

@@ -20,6 +20,7 @@ from contextseg.formats import Header, ending, from_itk, from_nibabel, load, sav
 from contextseg.grids import TOLERANCE_VOX, apart_mm, label_type, onto, same_grid
 from contextseg.interop.reading import segmented, segmented_on
 from contextseg.picture import axial_png
+from contextseg.slabs import slabs
 
 __all__ = [
     "AXIAL",
@@ -245,11 +246,12 @@ def read(*paths: str | Path, series: str = "") -> Volume:
     return _channels([(path, _load(Path(path), series=series)) for path in paths])
 
 
-def read_labels(path: str | Path) -> Volume:
+def read_labels(path: str | Path, small: bool = False) -> Volume:
     """Read a label map.
 
     Args:
         path: A file or DICOM folder.
+        small: Keep numbers of one byte as the file has them.
 
     Returns:
         A label map (D, H, W), int16 or, for larger values, int32.
@@ -258,7 +260,7 @@ def read_labels(path: str | Path) -> Volume:
         ContextsegError: The file cannot be read, has several channels that differ, or holds values
             that are not whole numbers.
     """
-    return _whole_numbers(_load(Path(path), labels=True), path)
+    return _whole_numbers(_load(Path(path), labels=True), path, small)
 
 
 def write(path: str | Path, volume: Volume) -> None:
@@ -282,7 +284,7 @@ def write(path: str | Path, volume: Volume) -> None:
         low, high = int(array.min()), int(array.max())
         smallest = label_type(high, signed=low < 0)
         fits = low >= np.iinfo(smallest).min and smallest.itemsize <= array.dtype.itemsize
-        array = array.astype(smallest) if fits else array
+        array = array.astype(smallest, copy=False) if fits else array
     save(Path(path), array, volume.affine, volume.header)
 
 
@@ -308,7 +310,7 @@ def _channels(images: Sequence[tuple[str | Path, Volume]]) -> Volume:
     return first.with_array(np.concatenate([image.array for _, image in images]))
 
 
-def _whole_numbers(volume: Volume, where: str | Path) -> Volume:
+def _whole_numbers(volume: Volume, where: str | Path, small: bool = False) -> Volume:
     """A label map (D, H, W), int16 or int32, of an image whose channels are the same."""
     channels = volume.array
     if len(channels) != 1 and not (channels == channels[:1]).all():  # grey pictures saved as RGB
@@ -320,19 +322,17 @@ def _whole_numbers(volume: Volume, where: str | Path) -> Volume:
 
     array = channels[0]
     if array.dtype.kind == "f":
-        rounded = np.rint(array)
-        with np.errstate(invalid="ignore"):
-            # A scaled file holds 1.00002 for 1. NaN and infinity are not whole either.
-            off = ~(np.abs(array - rounded) <= 0.01)
-        if off.any():
-            examples = ", ".join(f"{value:.3g}" for value in np.unique(array[off])[:3])
-            voxels = f"{off.sum()} voxel{'s' if off.sum() > 1 else ''}"
+        off = [part[_is_off(part)] for part in map(array.__getitem__, slabs(array.shape))]
+        values = np.concatenate(off) if off else array.reshape(-1)[:0]
+        if len(values):
+            examples = ", ".join(f"{value:.3g}" for value in np.unique(values)[:3])
+            voxels = f"{len(values)} voxel{'s' if len(values) > 1 else ''}"
             raise ContextsegError(
                 where,
                 f"{voxels} whose label is not a whole number, such as {examples}",
                 "save the labels as integers; resample them without interpolation",
             )
-        array = rounded
+        array = np.rint(array)
 
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low < -(2**31) or high >= 2**31:
@@ -341,8 +341,17 @@ def _whole_numbers(volume: Volume, where: str | Path) -> Volume:
             f"label values from {low} to {high}",
             "use whole numbers from 0 to 2147483647, one for each class",
         )
+    if small and array.dtype.itemsize == 1 and array.dtype.kind in "iu":
+        return volume.with_array(array)
     fits = low >= -(2**15) and high < 2**15
     return volume.with_array(array.astype(np.int16 if fits else np.int32, copy=False))
+
+
+def _is_off(array: np.ndarray) -> np.ndarray:
+    """Where numbers are not whole: a scaled file holds 1.00002 for 1. Nor are NaN and infinity."""
+    with np.errstate(invalid="ignore"):
+        off: np.ndarray = ~(np.abs(array - np.rint(array)) <= 0.01)
+    return off
 
 
 # --- anything that is an image --------------------------------------------------------------------

@@ -63,6 +63,7 @@ def plan(
     from contextseg.data.cache import fingerprint
     from contextseg.data.layouts import open_dataset
     from contextseg.data.roi import restricted
+    from contextseg.data.sizes import PLAN, workers_for
     from contextseg.data.vanishing import vanished_at, vanished_sentences
     from contextseg.runs import planned
     from contextseg.settings import Settings
@@ -71,7 +72,8 @@ def plan(
     planning = Settings(str(dataset)).set(asked, used=["planning"], by="`plan`").planning
     data = restricted(open_dataset(dataset), roi)
     with progress_of(verbose)("plan") as progress:
-        facts = fingerprint(data, data.train, progress=progress)
+        workers = workers_for(data.train, PLAN, "plan")
+        facts = fingerprint(data, data.train, workers=workers, progress=progress)
     made = planned(data, facts, planning)
     if verbose:
         lost = vanished_at(data, data.train, made.orientation, made.spacing_mm)

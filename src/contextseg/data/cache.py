@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import weakref
 import zipfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,12 +26,16 @@ import numpy as np
 
 from contextseg.console import Progress, say
 from contextseg.data.layouts import Case, Dataset, to_classes
+from contextseg.data.nnunet import NNUNetPlan
 from contextseg.data.plan import Channel, Facts, Plan, is_ct
 from contextseg.data.prepare import (
+    Prepared,
     Record,
     body_box,
     check_channels,
     prepare,
+    prepare_in_slabs,
+    resample_mask,
     rescaled,
     slice_places,
 )
@@ -37,6 +44,7 @@ from contextseg.errors import ContextsegError
 from contextseg.formats.parts import files_of
 from contextseg.grids import onto
 from contextseg.parallel import map_cases
+from contextseg.slabs import sample_of, save_slabs, slabs, unique_values
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
 VERSION = 2
@@ -64,12 +72,23 @@ class Cached:
     @cached_property
     def image(self) -> np.ndarray:
         """(C, *S) int16, memory-mapped; `patch` gives float32."""
-        return load_array(self.folder / "image.npy", _REMEDY)
+        return self._opened("image")
 
     @cached_property
     def label(self) -> np.ndarray | None:
         """(*S) int16 class indices with IGNORE, memory-mapped; None for an unlabelled case."""
-        return load_array(self.folder / "label.npy", _REMEDY) if self.labelled else None
+        return self._opened("label") if self.labelled else None
+
+    def _opened(self, name: str) -> np.ndarray:
+        """One of the arrays; of those of all cases, the ones opened longest ago are closed."""
+        array = load_array(self.folder / f"{name}.npy", _REMEDY)
+        with _OPENING:
+            _OPENED.append((weakref.ref(self), name))
+            while len(_OPENED) > _MOST_OPENED:
+                case, other = _OPENED.popleft()
+                if (before := case()) is not None:
+                    before.__dict__.pop(other, None)
+        return array
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
@@ -112,6 +131,10 @@ class Cached:
         stored = self.image[(slice(None), *box)]
         return rescaled(stored, steps, zeros, channels, self.record, places)
 
+
+_MOST_OPENED = 256  # of the 1024 files that a process may usually have open
+_OPENED: deque[tuple[weakref.ref[Cached], str]] = deque()
+_OPENING = threading.Lock()
 
 _REMEDY = (
     "delete the run's folder of the stage `preprocess`; "
@@ -212,7 +235,10 @@ def _preprocess_case(dataset: Dataset, case: Case, plan: Plan, folder: Path) -> 
     )
     if not _whole(place, case.label is not None):
         scan, label = _read(dataset, case)
-        _save(place, *prepare(scan, plan, case.name, label))
+        if isinstance(plan, NNUNetPlan):
+            _save(place, *prepare(scan, plan, case.name, label))
+        else:
+            _save(place, *prepare_in_slabs(scan, plan, case.name, label))
     return Cached(place, load_record(place / "record.json"), annotated, case.label is not None)
 
 
@@ -258,8 +284,8 @@ def _read(dataset: Dataset, case: Case) -> tuple[Volume, np.ndarray | None]:
     check_channels(scan.array, dataset.channels, case.images)
     if case.label is None:
         return scan, None
-    on_disk = onto(read_labels(case.label), scan, case.label)
-    return scan, to_classes(dataset, on_disk.array, case.label)
+    on_disk = onto(read_labels(case.label, small=True), scan, case.label)
+    return scan, to_classes(dataset, on_disk.array, case.label, small=True)
 
 
 def _whole(place: Path, labelled: bool) -> bool:
@@ -273,19 +299,23 @@ def _whole(place: Path, labelled: bool) -> bool:
 
 
 def _save(
-    place: Path, image: np.ndarray, label: np.ndarray | None, body: np.ndarray, record: Record
+    place: Path,
+    image: np.ndarray | Prepared,
+    label: np.ndarray | None,
+    body: np.ndarray,
+    record: Record,
 ) -> None:
     """Write a case beside `place`, then move it there, unless another process was faster."""
-    channels = zip(image, record.low, record.high)
-    ints = np.stack([_to_int16(channel, low, high) for channel, low, high in channels])
     temporary = temporary_beside(place)
     old = temporary_beside(place)
     with writing(place):
         try:
             temporary.mkdir(parents=True)
-            _save_array(temporary / "image.npy", ints)
+            save_slabs(temporary / "image.npy", image.shape, np.int16, _ints(image, record))
             if label is not None:
-                _save_array(temporary / "label.npy", label.astype(np.int16))
+                parts = ((part, label[part]) for part in slabs(label.shape))
+                save_slabs(temporary / "label.npy", label.shape, np.int16, parts)
+            body = resample_mask(body, image.shape[1:])
             voxels: dict[str, Any] = places_of(body, label, record.name)
             np.savez(temporary / "voxels.npz", **voxels)
             write_json(temporary / "record.json", asdict(record))
@@ -300,11 +330,15 @@ def _save(
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut can leave a file of zeros at its full length
+def _ints(image: np.ndarray | Prepared, record: Record) -> Iterator[tuple[slice, np.ndarray]]:
+    """The image as it is stored, slab by slab: where each lies along D, and (C, n, H, W) int16."""
+    for part in slabs(image.shape[1:]):
+        if isinstance(image, Prepared):
+            channels = image.slab(part.start, part.stop)
+        else:
+            channels = image[:, part]
+        ends = zip(channels, record.low, record.high)
+        yield part, np.stack([_to_int16(channel, low, high) for channel, low, high in ends])
 
 
 def load_record(path: Path) -> Record:
@@ -357,17 +391,18 @@ def places_of(
         text.
     """
     rng = np.random.default_rng(int(digest(name), 16))
-    masks = {}
-    if body is not None:
-        masks["body"] = body if body.any() else np.ones_like(body)
-    if label is not None:
-        masks |= {str(k): label == k for k in np.unique(label) if k > 0}
     out = {}
-    for key, mask in masks.items():
-        flat = np.flatnonzero(mask)
-        if len(flat) > most:
-            flat = np.sort(rng.choice(flat, most, replace=False))
+
+    def note(key: str, mask: np.ndarray) -> None:
+        flat = np.sort(sample_of(mask, most, rng))
         out[key] = np.stack(np.unravel_index(flat, mask.shape), 1).astype(np.int16)
+
+    if body is not None:
+        note("body", body if body.any() else np.ones_like(body))
+    if label is not None:
+        for k in unique_values(label):
+            if k > 0:
+                note(str(k), label == k)
     return out
 
 
@@ -404,12 +439,12 @@ def fingerprint(
         axial_label = None if label is None else scan.with_array(label).oriented(AXIAL).array
         _, box = body_box(turned, is_ct(dataset.channels[0]), axial_label)
         roi: tuple[np.ndarray, ...] = ()
-        flat = np.flatnonzero(label > 0) if label is not None else np.zeros(0, int)
-        if len(flat) > sample:
+        if label is not None:
             rng = np.random.default_rng(int(digest(case.name), 16))
-            flat = rng.choice(flat, sample, replace=False)
-        if len(flat):
-            roi = tuple(channel.ravel()[flat].astype(np.float32) for channel in scan.array)
+            flat = sample_of(label > 0, sample, rng)
+            voxels = np.unravel_index(flat, label.shape)
+            if len(flat):
+                roi = tuple(channel[voxels].astype(np.float32) for channel in scan.array)
         d, h, w = (stop - start for start, stop in box)
         return Facts(case.name, (d, h, w), turned.spacing_mm, scan.orientation, roi, turned.shape)
 

@@ -6,7 +6,6 @@ its last byte.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ import numpy as np
 from contextseg.batch import IGNORE
 from contextseg.console import Progress
 from contextseg.data.findings import Finding
-from contextseg.data.layouts import Case, Dataset, some, survey, to_classes
+from contextseg.data.layouts import Case, Dataset, classes_of_values, some, survey
 from contextseg.data.prepare import TOO_LARGE, other_unit, too_large
 from contextseg.data.roi import restricted
+from contextseg.data.sizes import CHECK, workers_for
 from contextseg.data.tables import read_table
 from contextseg.data.unused import name_unused
 from contextseg.data.vanishing import (
@@ -31,7 +31,8 @@ from contextseg.data.vanishing import (
 )
 from contextseg.errors import ContextsegError, plural
 from contextseg.grids import difference, onto, times
-from contextseg.parallel import default_workers, map_cases
+from contextseg.parallel import map_cases
+from contextseg.slabs import slabs, unique_values, voxel_digest
 from contextseg.volume import AXIAL, Volume, read, read_labels
 
 KINDS = {
@@ -98,7 +99,8 @@ def check(
     Args:
         folder: The data set, in any of the known layouts.
         progress: Called with (done, of) after each case.
-        workers: Number of scans read at a time. None takes one for each core, at most 8.
+        workers: Number of scans read at a time. None takes one for each core, at most 8, and as
+            many as fit into the memory that is free.
         roi: Classes to check the data set for; labels without them are not opened. () checks all.
 
     Returns:
@@ -118,7 +120,8 @@ def check(
     files = max(len(case.images) for case in cases)
     inspections: list[_Inspection] = []
     inspect = partial(_inspect, dataset, files)
-    for case, result in map_cases(inspect, cases, workers or default_workers(8), progress):
+    workers = workers or workers_for(cases, CHECK, "check", 8)
+    for case, result in map_cases(inspect, cases, workers, progress):
         if isinstance(result, ContextsegError):
             inspection = _Inspection(case)
             inspection.error("unreadable", result.where, result.what, result.remedy)
@@ -169,7 +172,8 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
             continue
         _note_doubts(inspection, path, scan.doubts)
         if grid is None:
-            grid = scan
+            nothing = np.broadcast_to(np.uint8(0), scan.array.shape)
+            grid = scan.with_array(nothing)  # its place in space; the voxels need not be kept
             inspection.grid = scan.shape, scan.spacing_mm
             inspection.orientation = scan.orientation
             _check_spacing(inspection, path, scan)
@@ -194,11 +198,14 @@ def _check_images(dataset: Dataset, inspection: _Inspection, files: int) -> Volu
 
 def _check_channel(inspection: _Inspection, path: Path, channel: np.ndarray, title: str) -> None:
     """Note NaN, infinity and a channel of one value; add the digest of its voxels."""
-    finite = np.isfinite(channel) if channel.dtype.kind == "f" else np.True_
-    usable = np.abs(channel) <= _LARGEST if channel.dtype.kind == "f" else np.True_
-    if not usable.all():
-        bad = int(channel.size - usable.sum())
-        kind = "NaN or infinite" if not finite.all() else f"beyond {_LARGEST:g}, a fill value?"
+    parts = list(slabs(channel.shape))
+    bad = 0
+    if channel.dtype.kind == "f":
+        good = (np.count_nonzero(np.abs(channel[part]) <= _LARGEST) for part in parts)
+        bad = channel.size - sum(map(int, good))
+    if bad:
+        finite = all(np.isfinite(channel[part]).all() for part in parts)
+        kind = f"beyond {_LARGEST:g}, a fill value?" if finite else "NaN or infinite"
         what = f"{bad} of {channel.size} voxels of {title} are {kind}"
         remedy = "write a number there, such as the value of air, or leave the case out"
         inspection.error("not-finite", path, what, remedy)
@@ -206,10 +213,7 @@ def _check_channel(inspection: _Inspection, path: Path, channel: np.ndarray, tit
         what = f"every voxel of {title} is {channel.flat[0]:g}"
         inspection.error("constant", path, what, "export it again, or leave the case out")
     else:
-        values = np.ascontiguousarray(channel, dtype=np.float32) + 0.0  # -0 becomes 0
-        shape = str(values.shape).encode()
-        voxels = hashlib.blake2b(values.data, digest_size=16, key=shape)
-        inspection.voxels.append(voxels.hexdigest())
+        inspection.voxels.append(voxel_digest(channel))
 
 
 def _note_doubts(inspection: _Inspection, path: Path, doubts: Iterable[tuple[str, str]]) -> None:
@@ -230,7 +234,7 @@ def _check_label(
     dataset: Dataset, inspection: _Inspection, path: Path, grid: Volume | None
 ) -> None:
     try:
-        label = read_labels(path)
+        label = read_labels(path, small=True)
     except ContextsegError as error:
         inspection.error("unreadable", error.where, error.what, error.remedy)
         return
@@ -238,12 +242,11 @@ def _check_label(
     if grid:
         label = _on_grid(inspection, path, label, grid)
     try:
-        classes = to_classes(dataset, label.array, path)
+        present = set(classes_of_values(dataset, unique_values(label.array), path))
     except ContextsegError as error:
         inspection.error("label-values", error.where, error.what, error.remedy)
         return
 
-    present = {int(k) for k in np.unique(classes)}
     inspection.classes = present
     if present == {IGNORE}:
         remedy = "take the label away, or annotate some slices"
@@ -420,23 +423,24 @@ def _check_twins(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[F
 
 def _check_patients(dataset: Dataset) -> list[Finding]:
     """Patients on both sides of a split, the data set's own or one of `splits_final.json`."""
-    sides: list[tuple[str, Sequence[Case], Sequence[Case]]] = [("", dataset.train, dataset.test)]
-    for fold, (train, validation) in enumerate(dataset.splits):
-        training = [case for case in dataset.train if case.name in train]
-        validated = [case for case in dataset.train if case.name in validation]
-        sides.append((f"fold {fold}: ", training, validated))
+    train = [case.name for case in dataset.train]
+    sides: list[tuple[str, Iterable[str], Iterable[str]]]
+    sides = [("", train, [case.name for case in dataset.test])]
+    sides += [(f"fold {fold}: ", *names) for fold, names in enumerate(dataset.splits)]
+    patients = {case.name: case.patient for case in (*dataset.train, *dataset.test)}
     findings = []
     for prefix, first, second in sides:
-        for patient in sorted({c.patient for c in first} & {c.patient for c in second}):
-            a = [case.name for case in first if case.patient == patient]
-            b = [case.name for case in second if case.patient == patient]
+        groups: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+        for side, names in enumerate((set(first), set(second))):
+            for name in (name for name in patients if name in names):
+                groups[patients[name]][side].append(name)
+        for patient in sorted(patient for patient, (a, b) in groups.items() if a and b):
+            a, b = groups[patient]
             if set(a) == set(b):  # the survey of the layout reports a case on both sides
                 continue
             where = dataset.folder / "splits_final.json" if prefix else dataset.folder
-            held_out = "val" if prefix else "test"
-            what = (
-                f"{prefix}patient {patient} is in train ({some(a)}) and in {held_out} ({some(b)})"
-            )
+            other = "val" if prefix else "test"
+            what = f"{prefix}patient {patient} is in train ({some(a)}) and in {other} ({some(b)})"
             remedy = "keep all scans of a patient on one side"
             cases = tuple(dict.fromkeys([*a, *b]))
             findings.append(Finding("error", "", str(where), what, remedy, "patient", cases))

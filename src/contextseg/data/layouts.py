@@ -47,6 +47,7 @@ from contextseg.formats import WRITABLE, ending
 from contextseg.interop.names import named_values, segments_by_value
 from contextseg.interop.segments import Colour
 from contextseg.parallel import map_cases
+from contextseg.slabs import slabs, unique_values
 from contextseg.volume import read, read_labels
 
 _WRITTEN_AS = {".mhd": ".mha", ".nhdr": ".nrrd", ".bmp": ".png", ".jpg": ".png", ".jpeg": ".png"}
@@ -311,7 +312,7 @@ def _table_of_values(cases: Sequence[Case], problems: Problems, most: int = 255)
     def label_values(case: Case) -> set[int]:
         if not case.label:
             return set()
-        return set(np.unique(read_labels(case.label).array).tolist())
+        return set(unique_values(read_labels(case.label, small=True).array).tolist())
 
     known: set[int] = set()
     for case, values in map_cases(label_values, cases):
@@ -368,13 +369,16 @@ def _ending(table: Mapping[str, Any], cases: Sequence[Case]) -> str:
 # --- label values ---------------------------------------------------------------------------------
 
 
-def to_classes(dataset: Dataset, label_array: np.ndarray, where: str | Path) -> np.ndarray:
+def to_classes(
+    dataset: Dataset, label_array: np.ndarray, where: str | Path, small: bool = False
+) -> np.ndarray:
     """Label values of a file to class indices.
 
     Args:
         dataset: Whose label table it is.
         label_array: Label values, any integer type, any shape.
         where: The file, for the message.
+        small: Give int8 where that holds all of the classes.
 
     Returns:
         Class indices, int16, of the same shape, with `IGNORE` for the ignore value.
@@ -383,24 +387,45 @@ def to_classes(dataset: Dataset, label_array: np.ndarray, where: str | Path) -> 
         ContextsegError: There are values that the label table lacks; the message names them and
             says where they may come from.
     """
-    known = dict.fromkeys(dataset.others, 0) | {value: k for k, value in enumerate(dataset.values)}
-    if dataset.ignore is not None:
-        known[dataset.ignore] = IGNORE
-    values = np.unique(label_array)
-    unknown = [int(value) for value in values if int(value) not in known]
-    if unknown:
-        raise _unknown_values(dataset, unknown, where)
+    values = unique_values(label_array)
+    kind: Any = np.int8 if small and len(dataset.values) <= 127 else np.int16
+    codes = np.array(classes_of_values(dataset, values, where), kind)
     if not len(values):
-        return np.zeros(label_array.shape, np.int16)
+        return np.zeros(label_array.shape, kind)
 
-    codes = np.array([known[int(value)] for value in values], np.int16)
     first = int(values[0])
     span = int(values[-1]) - first
     if span > 1 << 20:  # too many for a table
         return codes[np.searchsorted(values, label_array)]
-    lookup = np.zeros(span + 1, np.int16)
+    lookup = np.zeros(span + 1, kind)
     lookup[values.astype(np.int64) - first] = codes
-    return lookup[label_array.astype(np.int32, copy=False) - np.int32(first)]
+    out = np.empty(label_array.shape, kind)
+    for part in slabs(out.shape):
+        out[part] = lookup[label_array[part].astype(np.int32, copy=False) - np.int32(first)]
+    return out
+
+
+def classes_of_values(dataset: Dataset, values: np.ndarray, where: str | Path) -> tuple[int, ...]:
+    """The class of each label value.
+
+    Args:
+        dataset: Whose label table it is.
+        values: Label values, each once.
+        where: The file, for the message.
+
+    Returns:
+        A class index, or `IGNORE`, for each.
+
+    Raises:
+        ContextsegError: As `to_classes`.
+    """
+    known = dict.fromkeys(dataset.others, 0) | {value: k for k, value in enumerate(dataset.values)}
+    if dataset.ignore is not None:
+        known[dataset.ignore] = IGNORE
+    unknown = [int(value) for value in values if int(value) not in known]
+    if unknown:
+        raise _unknown_values(dataset, unknown, where)
+    return tuple(known[int(value)] for value in values)
 
 
 def _unknown_values(dataset: Dataset, unknown: Sequence[int], where: str | Path) -> ContextsegError:

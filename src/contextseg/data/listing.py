@@ -16,7 +16,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.errors import ContextsegError, Spellings, did_you_mean
 
 PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 """Pictures; beside scans of other kinds they are previews as a rule."""
@@ -251,14 +251,15 @@ def _folder_cases(
     label_files = _scans(labels, endings, problems)
     groups = _grouped(image_files, label_files, strict, problems)
     _check_channels(groups, channels, problems)
-    unlabelled = [name for name in groups if name not in label_files]
+    unlabelled = Spellings(name for name in groups if name not in label_files)
+    folded = {name.casefold(): name for name in reversed(unlabelled.names)}
     for name, path in label_files.items():
         if name not in groups:
             remedy = "add the image, or take the label away"
-            alike = next((n for n in unlabelled if n.casefold() == name.casefold()), None)
+            alike = folded.get(name.casefold())
             if alike is not None:
                 remedy = f"the image is called {alike}: write both in the same letter case"
-            elif get_close_matches(name, unlabelled, 1, 0.6):
+            elif get_close_matches(name, unlabelled.like(name), 1, 0.6):
                 near = did_you_mean(name, unlabelled)
                 remedy = f"{near} Rename it, or take the label away"
             problems.append((name, ContextsegError(path, "a label without an image", remedy)))

@@ -32,7 +32,11 @@ LABELS, STRUCTURES = "labels", "structures"
 
 
 def read_masks(
-    folder: str | Path, case: str, scan: Volume, names: Sequence[str] | None = None
+    folder: str | Path,
+    case: str,
+    scan: Volume,
+    names: Sequence[str] | None = None,
+    maps: Mapping[str, Sequence[Path]] | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The structures of a case as one label map on the grid of its scan.
 
@@ -46,6 +50,7 @@ def read_masks(
         names: The structures that are wanted, as `structures` gives them for all cases; one that
             this case lacks has no voxel. None takes those that the case has, in the order of
             `structures`.
+        maps: What `label_maps` gives of the folder, for many cases. None lists it.
 
     Returns:
         (D, H, W) int16 (int32 for more than 32767 structures), i + 1 in the structure `names[i]`
@@ -57,7 +62,7 @@ def read_masks(
             in space.
     """
     folder = Path(folder)
-    layout, files = _files(folder, case)
+    layout, files = _files(folder, case, maps)
     if layout == LABELS:
         label = read_labels(files[0])
         meaning = label_names(folder) or _numbered_names(label.array, files[0])
@@ -101,8 +106,9 @@ def structures(folder: str | Path, cases: Iterable[str]) -> tuple[str, ...]:
     table = label_names(folder)
     values: dict[int, str] = {}
     stems: set[str] = set()
+    maps = label_maps(folder)
     for case in cases:
-        layout, files = _files(folder, case)
+        layout, files = _files(folder, case, maps)
         if layout == LABELS:
             values |= table or _numbered_names(read_labels(files[0]).array, files[0])
         else:
@@ -133,13 +139,14 @@ def check_masks(
     """
 
     def read_case(case: Case) -> None:
-        read_masks(folder, case.name, read(*case.images), names)
+        read_masks(folder, case.name, read(*case.images), names, maps)
 
     try:
         if cases and not _holds_masks(Path(folder)):
             remedy = "give label maps called as the cases, or a folder of masks for each"
             raise ContextsegError(folder, "no masks here", remedy)
         label_names(folder)
+        maps = label_maps(folder)
     except ContextsegError as error:
         return [error]
     results = [result for _, result in map_cases(read_case, cases, workers, progress)]
@@ -261,11 +268,28 @@ def _holds_masks(folder: Path) -> bool:
     return bool(_scans(folder)) or any(_parts(path) for path in folder.iterdir() if path.is_dir())
 
 
-def _files(folder: Path, case: str) -> tuple[str, tuple[Path, ...]]:
+def label_maps(folder: str | Path) -> dict[str, tuple[Path, ...]]:
+    """The label maps that lie in a folder of masks itself, by the name of their case.
+
+    Args:
+        folder: The folder of masks.
+
+    Returns:
+        The files of each name, of which there should be one; {} for single masks.
+    """
+    maps: dict[str, tuple[Path, ...]] = {}
+    for path in _scans(Path(folder)):
+        maps[stem(path)] = (*maps.get(stem(path), ()), path)
+    return maps
+
+
+def _files(
+    folder: Path, case: str, listed: Mapping[str, Sequence[Path]] | None = None
+) -> tuple[str, tuple[Path, ...]]:
     """A case's layout and files. Raises `ContextsegError` if there are none, or two label maps."""
     if not folder.is_dir():
         raise ContextsegError(folder, "there is no such folder", "check the path")
-    maps = tuple(path for path in _scans(folder) if stem(path) == case)
+    maps = tuple((label_maps(folder) if listed is None else listed).get(case, ()))
     if len(maps) > 1:
         raise ContextsegError(maps[1], f"the same name as {maps[0].name}", "keep one of the two")
     if maps:

@@ -16,7 +16,8 @@ from contextseg.data.plan import Channel, Plan
 from contextseg.errors import ContextsegError, plural
 from contextseg.grids import times
 from contextseg.parallel import machine_gb
-from contextseg.resampling import resample, resample_labels
+from contextseg.resampling import resample, resample_labels, resample_slab
+from contextseg.slabs import extent_of, is_one_slab, low_and_high, masked_mean_sd, slabs
 from contextseg.volume import Volume, axis_moves
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -101,7 +102,8 @@ def body_mask(scan: Volume, ct: bool) -> np.ndarray:
     from scipy import ndimage
 
     first = scan.array[0]
-    if first.min() == first.max():
+    low, high = low_and_high(first)
+    if low == high:
         return np.ones(first.shape, bool)
     size = tuple(max(1, n // _BLOCKS) for n in first.shape)
     mask = _stands_out(np.asarray(scan.array), ct, size)
@@ -129,14 +131,21 @@ def _stands_out(image: np.ndarray, ct: bool, size: tuple[int, ...]) -> np.ndarra
         return _block_means(first, size) > _AIR_HU
     corners = image[:, [0, 0, 0, 0, -1, -1, -1, -1], [0, 0, -1, -1] * 2, [0, -1] * 4]
     constant = np.sort(corners, axis=1)[:, 4].reshape(-1, 1, 1, 1)  # what most corners are
-    if (first == constant[0]).mean() > 0.25:
-        return _block_means((image != constant).any(0), size) > 0
+    same = sum(int(np.count_nonzero(first[part] == constant[0])) for part in slabs(first.shape))
+    if same / first.size > 0.25:
+        other = [
+            _block_means((image[:, part] != constant).any(0), size)
+            for part in slabs(first.shape, size[0])
+        ]
+        return np.concatenate(other) > 0
     means = _block_means(first, size)
     darkest = min(0.0, float(means.min()))  # air; in a crop without air the darkest tissue is none
     return means > darkest + 0.1 * (np.percentile(means, 98) - darkest)
 
 
 def _block_means(x: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    if not is_one_slab(x.shape) and len(x) > size[0]:
+        return np.concatenate([_block_means(x[part], size) for part in slabs(x.shape, size[0])])
     out: Any = np.asarray(x, np.float32)
     for axis, n in enumerate(size):
         if n > 1:
@@ -154,6 +163,55 @@ def _eroded(mask: np.ndarray, axial: int) -> np.ndarray:
     cross = ndimage.generate_binary_structure(3, 1)
     cross = cross & (np.arange(3).reshape([-1 if i == axial else 1 for i in range(3)]) == 1)
     return ndimage.binary_erosion(mask, cross, border_value=1)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on the plan's grid, of which a slab at a time is made.
+
+    Attributes:
+        source: (C, d, h, w), the scan inside the body's box, a view in its own number type.
+        shape: (C, *S) on the plan's grid.
+        orders: Orders of the splines along D, H, W.
+        low: Smallest value of each channel, which the splines must not undershoot.
+        high: Largest value of each channel.
+    """
+
+    source: np.ndarray
+    shape: tuple[int, ...]
+    orders: tuple[int, int, int]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def slab(self, start: int, stop: int) -> np.ndarray:
+        """Some slices along D.
+
+        Args:
+            start: The first slice.
+            stop: The one after the last.
+
+        Returns:
+            (C, stop - start, H, W) float32, in the scan's own units.
+        """
+        if self.source.shape == self.shape:
+            return np.ascontiguousarray(self.source[:, start:stop], dtype=np.float32)
+        whole = stop - start == self.shape[1]
+        if whole:
+            image = resample(self.source, self.shape[1:], self.orders)
+        else:
+            image = resample_slab(self.source, self.shape[1:], self.orders, start, stop)
+        for channel, a, b in zip(image, self.low, self.high):
+            np.clip(channel, a, b, out=channel)  # where the spline overshoots
+        return image
+
+    def whole(self) -> np.ndarray:
+        """The whole image, (C, *S) float32."""
+        if is_one_slab(self.shape[1:]):
+            return self.slab(0, self.shape[1])
+        image = np.empty(self.shape, np.float32)
+        for part in slabs(self.shape[1:]):
+            image[:, part] = self.slab(part.start, part.stop)
+        return image
 
 
 def prepare(
@@ -186,23 +244,62 @@ def prepare(
         from contextseg.data.nnunet_prepare import prepare_like_nnunet
 
         return prepare_like_nnunet(scan, plan, name, label, memory_gb)
+    prepared, record, body = _cropped(scan, plan, name, label, memory_gb)
+    inside, shape = body_slices(record), prepared.shape[1:]
+    if label is not None:
+        turned = scan.with_array(label).oriented(plan.orientation).array
+        label = resample_labels(np.ascontiguousarray(turned[inside]), shape)
+    return prepared.whole(), label, resample_mask(body[inside], shape), record
+
+
+def prepare_in_slabs(
+    scan: Volume,
+    plan: Plan,
+    name: str = "",
+    label: np.ndarray | None = None,
+    memory_gb: float = 0.0,
+) -> tuple[Prepared, np.ndarray | None, np.ndarray, Record]:
+    """What `prepare` does, with an image that is made when it is read, a slab at a time.
+
+    Args:
+        scan: As for `prepare`; it must not change while the image is used.
+        plan: As for `prepare`; not one of nnU-Net's.
+        name: As for `prepare`.
+        label: As for `prepare`.
+        memory_gb: As for `prepare`.
+
+    Returns:
+        As `prepare`; the image as `Prepared`, and the body (d, h, w) bool before resampling.
+
+    Raises:
+        ContextsegError: As `prepare`.
+    """
+    prepared, record, body = _cropped(scan, plan, name, label, memory_gb)
+    inside = body_slices(record)
+    if label is not None:
+        turned = scan.with_array(label).oriented(plan.orientation).array
+        label = resample_labels(np.ascontiguousarray(turned[inside]), prepared.shape[1:])
+    return prepared, label, body[inside], record
+
+
+def _cropped(
+    scan: Volume, plan: Plan, name: str, label: np.ndarray | None, memory_gb: float
+) -> tuple[Prepared, Record, np.ndarray]:
+    """A scan inside its body's box, its record, and the body (D, H, W) on the turned grid."""
     turned = scan.oriented(plan.orientation)
-    with np.errstate(over="ignore"):  # what is too large for float32 is named below
-        image = np.ascontiguousarray(turned.array, dtype=np.float32)
-    check_channels(image, plan.scanned, [name])
+    check_channels(turned.array, plan.scanned, [name])
     if label is not None:
         label = scan.with_array(label).oriented(plan.orientation).array
-    body, box = body_box(turned.with_array(image), plan.ct, label)
+    body, box = body_box(turned, plan.ct, label)
     if plan.native:
         d, h, w = body.shape
         box = ((0, d), (0, h), (0, w))
 
     inside = tuple(slice(a, b) for a, b in box)
-    image = image[(slice(None), *inside)]
-    body = body[inside]
-    values = [channel[body].astype(np.float64) for channel in image]
-    low = [float(x) for x in image.min(axis=(1, 2, 3))]
-    high = [float(x) for x in image.max(axis=(1, 2, 3))]
+    source = turned.array[(slice(None), *inside)]
+    statistics = [masked_mean_sd(channel, body[inside]) for channel in source]
+    ends = [tuple(float(np.float32(x)) for x in low_and_high(channel)) for channel in source]
+    low, high = tuple(a for a, _ in ends), tuple(b for _, b in ends)
     record = Record(
         name=name,
         orientation=scan.orientation,
@@ -210,24 +307,41 @@ def prepare(
         grid=scan.shape,
         target=plan.orientation,
         box=box,
-        mean=tuple(float(v.mean()) for v in values),
-        sd=tuple(safe_sd(v, b - a) for v, a, b in zip(values, low, high)),
-        low=tuple(low),
-        high=tuple(high),
+        mean=tuple(mean for mean, _ in statistics),
+        sd=tuple(_safe(sd, b - a) for (_, sd), (a, b) in zip(statistics, ends)),
+        low=low,
+        high=high,
     )
-
     spacing = turned.spacing_mm
-    target = plan.target_mm(spacing)
-    shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(body.shape, spacing, target))
+    sizes = zip(record.shape, spacing, plan.target_mm(spacing))
+    shape = tuple(max(1, round(n * s / t)) for n, s, t in sizes)
     refuse_too_large(name, turned, plan.spacing_mm, shape, memory_gb)
-    if shape != body.shape:
-        image = resample(image, shape, plan.orders)
-        for channel, a, b in zip(image, low, high):
-            np.clip(channel, a, b, out=channel)  # where the spline overshoots
-    body = resample(body, shape, 1) > 0.5
-    if label is not None:
-        label = resample_labels(np.ascontiguousarray(label[inside]), shape)
-    return image, label, body, record
+    return Prepared(source, (len(source), *shape), plan.orders, low, high), record, body
+
+
+def body_slices(record: Record) -> tuple[slice, ...]:
+    """The box of the body, as an index of the oriented grid."""
+    return tuple(slice(a, b) for a, b in record.box)
+
+
+def resample_mask(mask: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A mask on another grid: where it is more than half, resampled linearly.
+
+    Args:
+        mask: (D, H, W) bool.
+        shape: The new (D, H, W).
+
+    Returns:
+        `shape` bool.
+    """
+    if is_one_slab(shape):
+        return resample(mask, shape, 1) > 0.5
+    if tuple(mask.shape) == tuple(shape):
+        return mask
+    out = np.empty(tuple(shape), bool)
+    for part in slabs(shape):
+        out[part] = resample_slab(mask, shape, 1, part.start, part.stop) > 0.5
+    return out
 
 
 def other_unit(shape: ArrayLike, spacing_mm: ArrayLike, usual: ArrayLike) -> bool:
@@ -324,7 +438,10 @@ def safe_sd(values: np.ndarray, span: float) -> float:
     Returns:
         The standard deviation, or `span`, or 1 where that is 0 too.
     """
-    sd = float(values.std())
+    return _safe(float(values.std()), span)
+
+
+def _safe(sd: float, span: float) -> float:
     return sd if sd > 1e-6 * span else span or 1.0
 
 
@@ -346,7 +463,9 @@ def check_channels(image: np.ndarray, names: Sequence[str], files: Sequence[str 
     for i, channel in enumerate(image):
         if channel.dtype.kind in "iub":
             continue
-        bad = channel.size - int((np.abs(channel) <= np.finfo(np.float32).max).sum())
+        largest = np.finfo(np.float32).max
+        good = (np.count_nonzero(np.abs(channel[p]) <= largest) for p in slabs(channel.shape))
+        bad = channel.size - sum(map(int, good))
         if bad:
             where = files[i] if len(files) == len(image) else files[0]
             subject = "intensities are" if bad > 1 else "intensity is"
@@ -366,8 +485,14 @@ def body_box(turned: Volume, ct: bool, label: np.ndarray | None) -> tuple[np.nda
         The body (D, H, W) bool, and (start, stop) along each axis.
     """
     body = body_mask(turned, ct)
-    keep = body if label is None else body | (label > 0)
-    return body, (mask_extent(keep, 0), mask_extent(keep, 1), mask_extent(keep, 2))
+    box = []
+    for axis in range(3):
+        start, stop = mask_extent(body, axis)
+        labelled = None if label is None else extent_of(label, axis)
+        if labelled is not None:
+            start, stop = min(start, labelled[0]), max(stop, labelled[1])
+        box.append((start, stop))
+    return body, (box[0], box[1], box[2])
 
 
 def mask_extent(mask: np.ndarray, axis: int) -> tuple[int, int]:
@@ -501,7 +626,7 @@ def undo(label: np.ndarray, record: Record, outside: int = 0) -> Volume:
     """
     # By letters, not by affines, which are ambiguous at 45 degrees.
     order, flips = axis_moves(record.orientation, record.target)
-    full = np.full([record.grid[i] for i in order], outside, label.dtype)
-    full[tuple(slice(a, b) for a, b in record.box)] = label
-    full = np.flip(full, tuple(axis for axis, flip in enumerate(flips) if flip))
-    return Volume(np.ascontiguousarray(full.transpose(np.argsort(order))), np.array(record.affine))
+    full = np.full(record.grid, outside, label.dtype)
+    turned = np.flip(full.transpose(order), tuple(a for a, flip in enumerate(flips) if flip))
+    turned[body_slices(record)] = label
+    return Volume(full, np.array(record.affine))

@@ -221,8 +221,8 @@ def _add_statements(
 
     Names without a scan are a problem only where a scan is left without an entry.
     """
-    without_entry = [name for name in facts if name not in entries]
     unknown = [name for name in entries if name not in facts]
+    without_entry = [name for name in facts if name not in entries] if unknown else []
     if unknown and without_entry:
         what = f"names cases without an image: {some(unknown)}"
         remedy = did_you_mean(unknown[0], without_entry)

@@ -36,17 +36,21 @@ def unused_files(
         ()
     """
     taken = {Path(os.path.abspath(path)) for path in used}
-    inside = {parent for path in taken for parent in path.parents}
+    by_folder: dict[Path, list[Path]] = {}
+    for path in taken:
+        by_folder.setdefault(path.parent, []).append(path)
+    inside = {parent for folder in by_folder for parent in (folder, *folder.parents)}
     stems = {(path.parent, stem(path)) for path in taken}
     found = []
     for folder in {Path(os.path.abspath(folder)): folder for folder in folders}.values():
         place = Path(os.path.abspath(folder))
         if not folder.is_dir() or place in taken:
             continue
-        voxels = {p for path in taken if path.parent == place for p in files_of(path)}
+        voxels = {p for path in by_folder.get(place, ()) for p in files_of(path)}
+        mine = taken | inside | voxels
         for path in sorted(folder.iterdir()):
             name = path.name.lower()
-            if place / path.name in taken | inside | voxels or name.startswith("."):
+            if place / path.name in mine or name.startswith("."):
                 continue
             if path.is_dir():
                 holds = path.name not in known and any(path.iterdir())

@@ -23,6 +23,7 @@ from contextseg.errors import ContextsegError
 from contextseg.formats.content import ending, sibling
 from contextseg.formats.header import Header, apart_vox, as_matrix, upright
 from contextseg.grids import TOLERANCE_VOX
+from contextseg.slabs import slabs
 
 Read = tuple[np.ndarray, np.ndarray, Header | None]
 
@@ -461,16 +462,27 @@ def write_nifti(
         _write_header(header, told, affine)
     else:
         _write_affine(header, affine)
-    image = kind(data, None, header)
-    content = image.to_bytes()
+    # The header is nibabel's of one voxel; the voxels follow in the order of the array.
+    one = kind(np.zeros((1,) * data.ndim, array.dtype), None, header)
+    head = kind.header_class(one.to_bytes()[: kind.header_class.sizeof_hdr], check=False)
+    head.set_data_shape(data.shape)
+    start = bytearray(head.binaryblock + bytes(4))
     if slope != 1:  # nibabel sets it from the array
-        stored = bytearray(content)
         kind_of_slope, place = ("f", 112) if kind is nibabel.Nifti1Image else ("d", 176)
-        struct.pack_into(f"={kind_of_slope}", stored, place, slope)
-        content = bytes(stored)
-    with replacing(path) as temporary:
-        packed = ending(path) == ".nii.gz"
-        temporary.write_bytes(igzip.compress(content, 1) if packed else content)
+        struct.pack_into(f"={kind_of_slope}", start, place, slope)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        if ending(path) != ".nii.gz":
+            _write_voxels(file, bytes(start), array)
+            return
+        with igzip.IGzipFile("", "wb", 1, file, mtime=0) as packed:
+            _write_voxels(packed, bytes(start), array)
+
+
+def _write_voxels(file: Any, start: bytes, array: np.ndarray) -> None:
+    file.write(start)
+    for channel in array.reshape(-1, *array.shape[-3:]):
+        for part in slabs(channel.shape):
+            file.write(np.ascontiguousarray(channel[part]).data)
 
 
 def _write_header(header: Any, told: Header, affine: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from contextseg.console import Progress
 from contextseg.data.cache import Cached
 from contextseg.data.layouts import Case, Dataset, open_dataset, to_classes
-from contextseg.data.masks import check_masks, read_masks, recoded, structures
+from contextseg.data.masks import check_masks, label_maps, read_masks, recoded, structures
 from contextseg.data.plan import lateral
 from contextseg.data.prepare import placed
 from contextseg.disk import read_json, write_json
@@ -196,8 +196,12 @@ def _anatomy(
 
     names = read_json(run.stage("structures", survey) / "structures.json")
 
+    listed: list[dict[str, tuple[Path, ...]]] = []
+
     def organs(case: Case) -> np.ndarray:
-        return read_masks(masks, case.name, read(*case.images), names)[0]
+        if not listed:
+            listed.append(label_maps(masks))
+        return read_masks(masks, case.name, read(*case.images), names, listed[0])[0]
 
     return names, organs, lambda case: None
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contextseg.predict.store import STEPS, ProbabilityStore
-from contextseg.predict.windows import Network, sliding_window
+from contextseg.predict.windows import Image, Network, sliding_window
 
 _CHUNK = 1 << 18  # voxels whose logits are interpolated at once
 _OPEN = -1  # no class yet: the corners of the cell disagree
@@ -269,7 +269,7 @@ def _values(to_class: np.ndarray | Sequence[int] | None, channels: int) -> np.nd
 
 def segment(
     predict: Network | Sequence[Network],
-    image: np.ndarray | Tensor,
+    image: Image,
     shape: Sequence[int],
     patch_vox: Sequence[int],
     *,

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import torch
+
+from contextseg.parallel import free_gb
+from contextseg.slabs import is_one_slab
+
 GIB = 2**30
 
 REMEDY = (
@@ -15,12 +20,19 @@ REMEDY = (
 
 
 def scan_gb(
-    scan_vox: int, channels: int, classes: int, shape: Sequence[int], patch: Sequence[int]
+    scan_vox: int,
+    channels: int,
+    classes: int,
+    shape: Sequence[int],
+    patch: Sequence[int],
+    scan_bytes: int = 4,
+    logit_bytes: int = 4,
 ) -> float:
     """About the memory of predicting a scan, without the networks, in gibibytes.
 
-    The scan twice (as it was read, and as float32), the resampled image twice (before and after
-    normalisation), a slab of logits twice, and label and confidence maps.
+    The scan as it was read, the image before and after normalisation (of a large scan a slab of
+    it), a slab of logits and what leaves it, and two label maps. `benchmarks/SCALE.md` compares it
+    with what was measured.
 
     Args:
         scan_vox: Voxels of the scan.
@@ -28,14 +40,68 @@ def scan_gb(
         classes: Number of classes.
         shape: (D, H, W) of the resampled image.
         patch: Size of the sliding window, two or three numbers.
+        scan_bytes: Bytes of a voxel as it was read.
+        logit_bytes: Bytes of a logit in the slab.
 
     Returns:
         Gibibytes.
     """
-    depth = 1 if len(patch) == 2 else min(patch[0], shape[0])
-    slab = classes * depth * prod(shape[1:]) * 4
-    image = channels * prod(shape) * 4
-    return (2 * channels * scan_vox * 4 + 2 * image + 2 * slab + 4 * scan_vox) / GIB
+    depth = _slab_depth(shape, patch)
+    made = prod(shape) if is_one_slab(shape) else 2 * depth * prod(shape[1:])
+    image = 2 * channels * made * 4
+    slab = slab_gb(classes, shape, patch, logit_bytes)
+    return slab + (channels * scan_vox * scan_bytes + image + 2 * scan_vox) / GIB + _LEAVING_GB
+
+
+def slab_gb(
+    classes: int, shape: Sequence[int], patch: Sequence[int], logit_bytes: int = 4
+) -> float:
+    """Memory of the logits that are not finished yet, in gibibytes.
+
+    Args:
+        classes: Number of classes.
+        shape: (D, H, W) of the resampled image.
+        patch: Size of the sliding window, two or three numbers.
+        logit_bytes: Bytes of a logit.
+
+    Returns:
+        Gibibytes.
+
+    Example:
+        >>> slab_gb(8, (256, 256, 256), (64, 64, 64))
+        0.125
+    """
+    return classes * _slab_depth(shape, patch) * prod(shape[1:]) * logit_bytes / GIB
+
+
+def _slab_depth(shape: Sequence[int], patch: Sequence[int]) -> int:
+    return 1 if len(patch) == 2 else min(patch[0], shape[0])
+
+
+def slab_home(
+    slab: float, others: float, device: torch.device, memory_gb: float = 0.0
+) -> tuple[torch.device, torch.dtype]:
+    """Where the logits of windows are summed, and in which number type.
+
+    On the device, in float32, where it has room. Else a GPU's are summed in the computer's memory,
+    and where that has none, in float16, as nnU-Net sums all of them: half the memory, and errors of
+    a thousandth of a logit.
+
+    Args:
+        slab: Gibibytes of the logits in float32.
+        others: Gibibytes of what else a prediction needs in the computer's memory.
+        device: Where the network runs.
+        memory_gb: Gibibytes that a prediction may take; 0 for what is free.
+
+    Returns:
+        Device and number type.
+    """
+    if device.type == "cuda":
+        free = memory_gb or torch.cuda.mem_get_info(device)[0] / GIB
+        if slab <= free / 2:  # the windows take the rest
+            return device, torch.float32
+    fits = slab + others <= (memory_gb or free_gb())
+    return torch.device("cpu"), torch.float32 if fits else torch.float16
 
 
 def windows_at_once(patch: Sequence[int], width: int, memory_gb: float) -> int:
@@ -55,6 +121,9 @@ def windows_at_once(patch: Sequence[int], width: int, memory_gb: float) -> int:
     each = prod(patch) * width * 4 * _LAYERS / GIB
     return max(1, min(fill, int(memory_gb / each)))
 
+
+_LEAVING_GB = 0.125
+"""Finished logits on their way to labels."""
 
 _LAYERS = 6
 """Layers of the first level that are in memory at once: inputs and outputs of two, and the skip."""

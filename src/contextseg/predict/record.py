@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,27 @@ from typing import Any
 import torch
 
 from contextseg.data.listing import Case, some
-from contextseg.disk import changes, digest, read_json, turn_in, write_json, writing
+from contextseg.disk import (
+    changes,
+    digest,
+    file_state,
+    note_case,
+    read_json,
+    read_rows,
+    turn_in,
+    write_json,
+    writing,
+)
 from contextseg.errors import ContextsegError
 from contextseg.formats.parts import files_of
 
 RECORD = "predicted_by.json"
 """File beside label maps: what made them, and for each case a digest of its scan."""
+
+NEW_SCANS = "predicted_by.csv"
+"""File beside it while many cases are predicted: the digests that are not in it yet."""
+
+_WHOLE = 64  # cases of which the record is written whole for each
 
 
 def weights_digest(network: torch.nn.Module) -> str:
@@ -59,6 +75,8 @@ class PredictionRecord:
     scans: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._written: tuple[int, int, int] | None = None
+        self._gathered = 0
         # As it is read again: tuples are lists.
         self.made_by = json.loads(json.dumps(dict(self.made_by)))
 
@@ -93,7 +111,8 @@ class PredictionRecord:
     def note(self, case: Case) -> None:
         """Write down that the label map of a case is of this kind.
 
-        Several processes may do so at once; each waits for its turn.
+        Several processes may do so at once; each waits for its turn. Of many cases, a line is added
+        to `NEW_SCANS`, and the record is written whole when they have doubled, and by `gather`.
 
         Args:
             case: The case, before its label map is written.
@@ -105,12 +124,31 @@ class PredictionRecord:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with turn_in(self.folder):
-            before, theirs = self._read()
-            if theirs and before == dict(self.made_by):
-                self.scans = {**theirs, **self.scans}
             self.scans[case.name] = mine
-            content = {"made_by": dict(self.made_by), "scans": self.scans}
-            write_json(self.folder / RECORD, content)
+            known = file_state(self.folder / RECORD)
+            if known is None or known != self._written:
+                self._gather()
+                return
+            if len(self.scans) <= _WHOLE or len(self.scans) >= 2 * self._gathered:
+                self._gather()
+                return
+        note_case(self.folder / NEW_SCANS, ("case", "scan"), case.name, [{"scan": mine}])
+
+    def gather(self) -> None:
+        """Write the record whole, where lines were added beside it."""
+        if (self.folder / NEW_SCANS).exists():
+            with turn_in(self.folder):
+                self._gather()
+
+    def _gather(self) -> None:
+        before, theirs = self._read()
+        if theirs and before == dict(self.made_by):
+            self.scans = {**theirs, **self.scans}
+        content = {"made_by": dict(self.made_by), "scans": self.scans}
+        write_json(self.folder / RECORD, content)
+        (self.folder / NEW_SCANS).unlink(missing_ok=True)
+        self._written = file_state(self.folder / RECORD)
+        self._gathered = len(self.scans)
 
     def _read(self) -> tuple[dict[str, Any], dict[str, str]]:
         path = self.folder / RECORD
@@ -118,10 +156,27 @@ class PredictionRecord:
             return {}, {}
         try:
             content = read_json(path)
-            return dict(content["made_by"]), {str(k): str(v) for k, v in content["scans"].items()}
+            scans = {str(k): str(v) for k, v in content["scans"].items()}
+            added = read_rows(self.folder / NEW_SCANS, ("case", "scan"))
+            scans |= {row["case"]: row["scan"] for row in added if row["scan"] is not None}
+            return dict(content["made_by"]), scans
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"it does not say what made the label maps here ({error!r})"
             raise ContextsegError(path, what, "choose another --output folder") from error
+
+
+@contextmanager
+def gathered(record: PredictionRecord | None) -> Iterator[None]:
+    """A block that predicts many cases, after which their record is written whole.
+
+    Args:
+        record: The record; None does nothing.
+    """
+    try:
+        yield
+    finally:
+        if record is not None:
+            record.gather()
 
 
 def _digest(images: Sequence[Path]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,19 @@ from torch import Tensor
 
 Network = Callable[[Tensor], Tensor]
 """(B, C, *S) float32 to logits (B, K, *S). The caller has put it into evaluation mode."""
+
+
+_YIELDED = 1 << 22  # logits that leave at once: 16 MB
+
+
+class Image(Protocol):
+    """An image (C, D, H, W) of which parts are read: an array, or what makes slices as asked."""
+
+    @property
+    def ndim(self) -> int: ...  # noqa: D102
+    @property
+    def shape(self) -> Sequence[int]: ...  # noqa: D102
+    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 def positions(size: int, patch: int, step: float = 0.5) -> list[int]:
@@ -116,7 +129,7 @@ def _batches(
     return [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
 
 
-def _cut(image: np.ndarray | Tensor, window: _Window, patch: Sequence[int]) -> Tensor:
+def _cut(image: Image, window: _Window, patch: Sequence[int]) -> Tensor:
     """(C, *patch) float32: the image inside a window, zeros around it where it is smaller."""
     d, h, w = (slice(s.start, s.stop) for s in window)
     part = image[:, d, h, w]
@@ -128,7 +141,7 @@ def _cut(image: np.ndarray | Tensor, window: _Window, patch: Sequence[int]) -> T
 
 def sliding_window(
     predict: Network | Sequence[Network],
-    image: np.ndarray | Tensor,
+    image: Image,
     patch_vox: Sequence[int],
     *,
     device: torch.device | str,
@@ -138,16 +151,19 @@ def sliding_window(
     lateral_axis: int | None = None,
     batch_size: int = 1,
     progress: Callable[[int, int], object] | None = None,
+    slab_device: torch.device | str | None = None,
+    slab_type: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Predict an image patch by patch, and yield the logits slab by slab.
 
     The logits are the Gaussian-weighted mean of the windows. Slices are yielded as soon as no later
-    window touches them, so that memory is that of K * patch D * H * W numbers, whatever D. An image
-    smaller than the patch is padded with zeros on both sides, and the logits are cropped.
+    window touches them, so that memory is that of K * patch D * H * W numbers, whatever D, and a
+    few at a time. An image smaller than the patch is padded with zeros on both sides, and the
+    logits are cropped.
 
     Args:
         predict: A network, or several: the mean of their logits. Mixed precision on CUDA only.
-        image: (C, D, H, W).
+        image: (C, D, H, W): an array, a tensor, or what gives arrays when it is indexed.
         patch_vox: (D, H, W), or (H, W) for a 2-D network, which sees one slice at a time.
         device: Where the network runs.
         step: Distance of the windows, as a share of the patch.
@@ -157,6 +173,8 @@ def sliding_window(
             in `swaps` change places.
         batch_size: Windows per call of a network, across rows and slices.
         progress: Called with (windows done, windows in all) after each batch.
+        slab_device: Where logits are summed that are not yielded yet. None for `device`.
+        slab_type: Number type in which they are summed, such as float16 for half the memory.
 
     Yields:
         `(start, stop, logits)` for slices along D, in order; the logits (K, stop - start, H, W)
@@ -191,16 +209,18 @@ def sliding_window(
 
     patch = (1, *patch_vox) if flat else tuple(patch_vox)
     batches = _batches(image.shape[1:], patch, step, batch_size)
-    return _slabs(infer, image, patch, batches, device, progress)
+    home = (slab_device, slab_type)
+    return _slabs(infer, image, patch, batches, device, progress, home)
 
 
 def _slabs(
     infer: Network,
-    image: np.ndarray | Tensor,
+    image: Image,
     patch: Sequence[int],
     batches: Sequence[Sequence[_Window]],
     device: torch.device | str,
     progress: Callable[[int, int], object] | None,
+    home: tuple[torch.device | str | None, torch.dtype],
 ) -> Iterator[tuple[int, int, Tensor]]:
     """What `sliding_window` yields, of windows in the order of D."""
     depth = max(batch[-1][0].stop - batch[0][0].start for batch in batches)
@@ -211,18 +231,30 @@ def _slabs(
     for batch in batches:
         finished = batch[0][0].start - base
         if finished > 0:
-            yield base, base + finished, total[:, :finished].clone()
+            yield from _pieces(total, base, finished, device, copy=True)
             _advance(total, finished)
             base += finished
         z = infer(torch.stack([_cut(image, window, patch) for window in batch]).to(device))
         if total is None:
-            total = torch.zeros(z.shape[1], depth, *image.shape[2:], device=z.device)
+            size = z.shape[1], depth, *image.shape[2:]
+            total = torch.zeros(size, device=home[0] or z.device, dtype=home[1])
         for window, logits in zip(batch, z):
             _add(total, base, window, logits)
         done += len(batch)
         if progress is not None:
             progress(done, windows)
-    yield base, image.shape[1], total[:, : image.shape[1] - base]
+    yield from _pieces(total, base, image.shape[1] - base, device, copy=False)
+
+
+def _pieces(
+    total: Tensor, base: int, finished: int, device: torch.device | str, copy: bool
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The first `finished` slices, which begin at slice `base`, as float32 and a few at a time."""
+    step = max(1, _YIELDED // total[:, 0].numel())
+    for start in range(0, finished, step):
+        stop = min(start + step, finished)
+        piece = total[:, start:stop]
+        yield base + start, base + stop, piece.to(device, torch.float32, copy=copy)
 
 
 def _advance(total: Tensor, n: int) -> None:
@@ -242,7 +274,11 @@ def _add(total: Tensor, base: int, window: _Window, logits: Tensor) -> None:
         slice(window[0].start - base, window[0].stop - base),
         *(slice(s.start, s.stop) for s in window[1:]),
     )
-    total[(slice(None), *place)].addcmul_(inside, d[:, None, None] * h[:, None] * w)
+    weight = d[:, None, None] * h[:, None] * w
+    if total.dtype == torch.float32:
+        total[(slice(None), *place)].addcmul_(inside.to(total.device), weight)
+    else:  # a weight alone may be too small for the type
+        total[(slice(None), *place)] += (inside.to(total.device) * weight).to(total.dtype)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Trained networks, ready to segment scans: the dear part once, the cheap part often."""
 
+from contextseg.predictor.fitting import sliding_window_arguments
 from contextseg.predictor.folder import (
     Extras,
     cases_to_segment,
@@ -14,7 +15,6 @@ from contextseg.predictor.predictor import (
     model_name,
     plan_segments,
     scan_of,
-    sliding_window_arguments,
 )
 from contextseg.predictor.segmentation import Probabilities, Segmentation
 from contextseg.predictor.statistics import class_statistics

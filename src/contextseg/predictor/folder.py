@@ -10,7 +10,7 @@ from contextseg.console import Progress, say
 from contextseg.data.components import write_change
 from contextseg.data.layouts import Case, scans_in
 from contextseg.data.unused import name_unused
-from contextseg.disk import read_rows
+from contextseg.disk import cases_in_table
 from contextseg.errors import ContextsegError
 from contextseg.memory_errors import out_of_memory
 from contextseg.methods.presence import write_flags
@@ -63,8 +63,8 @@ class Extras:
         if not all(path.exists() for path in expected):
             return False
         name = beside(out, "").name
-        rows = read_rows(out.parent / STATISTICS, STATISTICS_COLUMNS) if self.statistics else []
-        return not self.statistics or any(row["case"] == name for row in rows)
+        table = out.parent / STATISTICS
+        return not self.statistics or name in cases_in_table(table, STATISTICS_COLUMNS)
 
 
 NO_EXTRAS = Extras()

@@ -16,14 +16,13 @@ from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.components import Change, added, keep_largest, keep_largest_of
 from contextseg.data.layouts import Case
 from contextseg.data.nnunet import NNUNetPlan
-from contextseg.data.nnunet_prepare import logit_slices, wanted_mm
+from contextseg.data.nnunet_prepare import logit_slices
+from contextseg.data.normalised import NormalisedScan, normalised_scan, prepared_scan, whole_image
 from contextseg.data.plan import Channel, Plan
 from contextseg.data.prepare import (
-    TOO_LARGE,
+    Prepared,
     Record,
     normalise,
-    prepare,
-    refuse_too_large,
     undo,
 )
 from contextseg.disk import digest, lock_folder
@@ -33,10 +32,9 @@ from contextseg.interop.names import describe_folder
 from contextseg.interop.segments import Segment, class_segments
 from contextseg.methods import Method
 from contextseg.methods.presence import head_of, presence_flags
-from contextseg.parallel import machine_gb
 from contextseg.predict import STEPS, ProbabilityStore, segment
-from contextseg.predict.memory import scan_gb, windows_at_once
-from contextseg.predict.record import PredictionRecord, weights_digest
+from contextseg.predict.record import PredictionRecord, gathered, weights_digest
+from contextseg.predictor.fitting import check_scan_memory, sliding_window_arguments
 from contextseg.predictor.folder import (
     NO_EXTRAS,
     Extras,
@@ -279,9 +277,15 @@ class Predictor:
                     segmentation.probabilities.close()
 
         names = tuple(classes or self.classes)
-        return segment_missing(
-            cases, Path(folder), ending, segment_case, progress, lambda out: extras.done(out, names)
-        )
+        with gathered(record):
+            return segment_missing(
+                cases,
+                Path(folder),
+                ending,
+                segment_case,
+                progress,
+                lambda out: extras.done(out, names),
+            )
 
     def predict_folder(
         self,
@@ -406,7 +410,7 @@ class Predictor:
     ) -> _Part:
         """What the members of a group make of a scan; `keep` is where probabilities are kept."""
         plan = members[0].plan
-        raw, _, _, record = prepare(volume, plan, name, memory_gb=self.settings.memory_gb)
+        raw, record = prepared_scan(volume, plan, name, self.settings.memory_gb)
         confidence = np.empty(record.shape, np.uint8) if self.settings.confidence else None
         store = None
         if keep is not None:
@@ -417,7 +421,9 @@ class Predictor:
             image,
             record.shape,
             plan.patch_vox,
-            **sliding_window_arguments(members[0].method, plan, self.settings),
+            **sliding_window_arguments(
+                members[0].method, plan, self.settings, volume, image.shape[1:]
+            ),
             to_class=np.array(plan.values),
             confidence=confidence,
             probabilities=store,
@@ -429,7 +435,7 @@ class Predictor:
         if confidence is not None:
             on_grid = volume.with_array(undo(confidence, record, 255).array)
         views = [
-            (member.method, normalise(raw, member.plan.channels, record), member.plan)
+            (member.method, normalise(whole_image(raw), member.plan.channels, record), member.plan)
             for member in members
             if head_of(member.method)
         ]
@@ -461,15 +467,15 @@ class Predictor:
         self.check_contexts()
         member = self.members[0]
         plan, method = member.plan, member.method
-        raw, _, _, record = prepare(volume, plan, name, memory_gb=self.settings.memory_gb)
+        raw, record = prepared_scan(volume, plan, name, self.settings.memory_gb)
         first = max(plan.values) + 1
         values = [*plan.values, *range(first, first + method.context_classes - 1)]
         label = segment(
             method.context_logits,
-            normalise(raw, plan.channels, record),
+            normalised_scan(raw, [plan.channels], record),
             record.shape,
             plan.patch_vox,
-            **sliding_window_arguments(method, plan, self.settings),
+            **sliding_window_arguments(method, plan, self.settings, volume, raw.shape[1:]),
             to_class=np.array(values),
         )
         return volume.with_array(undo(label, record, plan.values[0]).array)
@@ -529,11 +535,11 @@ class _Part:
 
 
 def _networks(
-    members: Sequence[Member], raw: np.ndarray, record: Record
-) -> tuple[list[Callable[[torch.Tensor], torch.Tensor]], np.ndarray]:
+    members: Sequence[Member], raw: np.ndarray | Prepared, record: Record
+) -> tuple[list[Callable[[torch.Tensor], torch.Tensor]], np.ndarray | NormalisedScan]:
     """A network for each member, and the image they share: channels of every normalisation."""
     ways = list(dict.fromkeys(member.plan.channels for member in members))
-    image = np.concatenate([normalise(raw, channels, record) for channels in ways])
+    image = normalised_scan(raw, ways, record)
 
     def network(
         method: Method, channels: tuple[Channel, ...]
@@ -557,62 +563,6 @@ def _only(label: Volume, values: Sequence[int], background: int) -> Volume:
         return label
     array = np.where(np.isin(label.array, values), label.array, background)
     return label.with_array(array.astype(label.array.dtype))
-
-
-def check_scan_memory(
-    scan: Volume, plan: Plan, settings: PredictionSettings, name: str = ""
-) -> None:
-    """Refuse a scan that needs more memory than there is, before anything is made of it.
-
-    Of its grid at least an eighth is taken for the body; what is found then is checked again.
-
-    Args:
-        scan: The scan.
-        plan: Spacing, patch and classes.
-        settings: Give the memory.
-        name: Name of the case.
-
-    Raises:
-        ContextsegError: The scan needs more memory than there is.
-    """
-    turned = scan.oriented(plan.orientation_for(scan.orientation))
-    own = turned.spacing_mm
-    wanted = wanted_mm(plan, own) if isinstance(plan, NNUNetPlan) else plan.target_mm(own)
-    sizes = zip(turned.shape, own, wanted)
-    shape = [max(1, round(n * s / t / 2)) for n, s, t in sizes]
-    refuse_too_large(name, turned, plan.spacing_mm, shape, settings.memory_gb)
-    voxels = int(np.prod(scan.shape))
-    need = scan_gb(voxels, len(scan.array), len(plan.classes), shape, plan.patch_vox)
-    limit = settings.memory_gb or machine_gb()
-    if need > limit:
-        what = f"it takes more than {need:.2g} GB of memory, and {limit:.2g} GB are allowed"
-        raise ContextsegError(name or "scan", what, TOO_LARGE)
-
-
-def sliding_window_arguments(
-    method: Method, plan: Plan, settings: PredictionSettings
-) -> dict[str, Any]:
-    """Keywords of `predict.sliding_window` and `predict.segment` for cases of a plan.
-
-    Args:
-        method: The trained method; its parameters say on which device it predicts.
-        plan: The plan that it was trained with.
-        settings: Step, mirroring and the number of patches at a time.
-
-    Returns:
-        The keywords, by name.
-    """
-    most = windows_at_once(plan.patch_vox, plan.widths[0], settings.memory_gb)
-    batch_size = settings.windows or most
-    axes = range(3 - plan.dims, 3)
-    return {
-        "device": next(method.parameters()).device,
-        "step": settings.step,
-        "mirror_axes": [axis for axis in axes if settings.mirror and plan.mirror[axis]],
-        "swaps": plan.swaps,
-        "lateral_axis": plan.lateral_axis,
-        "batch_size": batch_size,
-    }
 
 
 def plan_segments(plan: Plan) -> tuple[Segment, ...]:

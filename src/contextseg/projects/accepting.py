@@ -66,14 +66,14 @@ def accept_cases(
             and row.expected_dice >= above
         ]
         chosen = [name for name in cases or sure if name in sure]
-    if undo:
+    with project.table.together():
         for name in chosen:
-            project.table.note(name, accepted="")
-        return chosen
-    for name in chosen:
-        accept_case(project, name, take=take, label=label)
-        if minutes is not None:
-            project.table.note(name, minutes=project.table.case(name).minutes + minutes)
+            if undo:
+                project.table.note(name, accepted="")
+                continue
+            accept_case(project, name, take=take, label=label)
+            if minutes is not None:
+                project.table.note(name, minutes=project.table.case(name).minutes + minutes)
     return chosen
 
 

@@ -136,9 +136,10 @@ def train_round(
         round_folder(project, number) / "round.json",
         {**round_facts(project, number), "finished": True},
     )
-    for name in round_facts(project, number)["cases"]:
-        trained = project.table.case(name).trained
-        project.table.note(name, trained=tuple(sorted({*trained, number})))
+    with project.table.together():
+        for name in round_facts(project, number)["cases"]:
+            trained = project.table.case(name).trained
+            project.table.note(name, trained=tuple(sorted({*trained, number})))
     return run
 
 
@@ -366,13 +367,11 @@ def predict_round(project: LabelProject, cases: Sequence[str], *, device: str) -
     with project.progress_bar("predict") as progress:
         failed = predictor.predict_cases(todo, folder, progress=progress, record=record)
     done = {case.name: folder / f"{case.name}.nii.gz" for case in todo if case.name not in failed}
-    for name, path in done.items():
-        row = project.table.case(name)
-        if row.predicted != number:
-            classes = project.labels.values[1:]
-            project.table.note(
-                name, predicted=number, expected_dice=expected_of_files(path, classes)
-            )
+    with project.table.together():
+        for name, path in done.items():
+            if project.table.case(name).predicted != number:
+                expected = expected_of_files(path, project.labels.values[1:])
+                project.table.note(name, predicted=number, expected_dice=expected)
     measure_round(project, number)
     raise_failed(failed, len(todo))
     return done

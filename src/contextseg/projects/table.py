@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contextseg.disk import csv_text, read_rows, write_text
+from contextseg.disk import csv_text, file_state, read_rows, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 
 STATES = (
@@ -145,6 +146,25 @@ class ProjectTable:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._state: tuple[int, int, int] | None = None
+        self._known: dict[str, ProjectCase] = {}
+        self._waiting: int | None = None  # notes that are not written; None: each is
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Write the notes of a block in about twenty parts, not the whole table for each.
+
+        After a kill the last of them are missing; what is noted is done again then.
+        """
+        outer = self._waiting is not None
+        self._waiting = self._waiting or 0
+        try:
+            yield
+        finally:
+            if not outer:
+                waiting, self._waiting = self._waiting, None
+                if waiting:
+                    self._write(self._known)
 
     def cases(self) -> dict[str, ProjectCase]:
         """Every case by name, in the order of the table.
@@ -152,6 +172,9 @@ class ProjectTable:
         Raises:
             ContextsegError: The table has other columns, or a value that cannot be read.
         """
+        state = file_state(self.path)
+        if self._waiting or (state is not None and state == self._state):
+            return dict(self._known)
         cases = {}
         for number, row in enumerate(read_rows(self.path, TABLE_COLUMNS), start=2):
             try:
@@ -159,7 +182,8 @@ class ProjectTable:
             except (TypeError, ValueError) as error:
                 what = f"line {number} cannot be read ({error})"
                 raise ContextsegError(self.path, what, "mend the line in a text editor") from error
-        return cases
+        self._known, self._state = cases, state
+        return dict(cases)
 
     def case(self, name: str) -> ProjectCase:
         """One case.
@@ -170,10 +194,11 @@ class ProjectTable:
         Raises:
             ContextsegError: There is no such case.
         """
-        cases = self.cases()
-        if name not in cases:
-            raise ContextsegError(name, "no case of this project", did_you_mean(name, cases))
-        return cases[name]
+        if not self._waiting and file_state(self.path) != self._state:
+            self.cases()
+        if name not in self._known:
+            raise ContextsegError(name, "no case of this project", did_you_mean(name, self._known))
+        return self._known[name]
 
     def add(self, cases: Iterable[ProjectCase]) -> None:
         """Add rows for cases that have none yet.
@@ -199,9 +224,16 @@ class ProjectTable:
         Raises:
             ContextsegError: There is no such case, or the disk cannot be written to.
         """
-        cases = {**self.cases(), name: replace(self.case(name), **facts)}
-        self._write(cases)
-        return cases[name]
+        row = replace(self.case(name), **facts)
+        self._write({**self._known, name: row})
+        return row
 
     def _write(self, cases: dict[str, ProjectCase]) -> None:
+        if self._waiting is not None:
+            self._waiting += 1
+            if self._waiting <= len(cases) // 20:
+                self._known = cases
+                return
+            self._waiting = 0
         write_text(self.path, csv_text(TABLE_COLUMNS, (case.to_row() for case in cases.values())))
+        self._known, self._state = cases, file_state(self.path)

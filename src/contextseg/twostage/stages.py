@@ -32,7 +32,7 @@ from contextseg.evaluation.efficiency import Efficiency
 from contextseg.interop.names import describe_folder
 from contextseg.interop.reading import write_classes
 from contextseg.methods.presence import head_of
-from contextseg.predict.record import PredictionRecord, weights_digest
+from contextseg.predict.record import PredictionRecord, gathered, weights_digest
 from contextseg.predictor import (
     Member,
     Predictor,
@@ -571,7 +571,8 @@ def segment_cases(
         # Last: a label map that is there is a case that is done.
         write_classes(out, result.label, segments)
 
-    return segment_missing(cases, folder, ".nii.gz", segment_case, progress)
+    with gathered(record):
+        return segment_missing(cases, folder, ".nii.gz", segment_case, progress)
 
 
 def write_class_outcomes(
