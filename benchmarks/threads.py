@@ -27,7 +27,7 @@ from typing import IO, Any
 DEFAULT = "OpenMP's defaults"
 SPINS = (300, 1000, 3000, 10_000, 30_000)
 ENVIRONMENTS: dict[str, dict[str, str]] = {
-    DEFAULT: {},
+    DEFAULT: {"OMP_DISPLAY_ENV": "FALSE"},  # so that contextseg sets nothing
     **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in SPINS},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
@@ -50,18 +50,18 @@ def rows(quick: bool) -> Iterator[tuple[str, str, float, float, str]]:
         return
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        children = {
-            name: stack.enter_context(_child(name, folder, quick)) for name in ENVIRONMENTS
-        }
+        children = {name: stack.enter_context(_child(name, folder, quick)) for name in ENVIRONMENTS}
         for busy in (False, True):
-            where = "one core busy elsewhere" if busy else "idle cores"
             with _counting() if busy else ExitStack():
                 seconds, others = _measured(
                     children, 2 if quick else ROUNDS[busy], 1 if quick else STEPS, busy
                 )
+            where = "one core busy elsewhere"
+            if not busy:
+                quiet = others <= OTHERS
+                where = "idle cores" if quiet else f"others use {others:.1f} cores"
             for name, values in seconds.items():
-                note = "" if others <= OTHERS or busy else f", others used {others:.1f} cores"
-                given = f"{name}; {_given(quick)}, {cores} cores, wall time{note}"
+                given = f"{name}; {_given(quick)}, {cores} cores, wall time"
                 if name != DEFAULT:
                     yield (
                         f"training step, {where}, s",
@@ -121,7 +121,7 @@ def _child(name: str, folder: str, quick: bool) -> Iterator[subprocess.Popen[str
     words = [sys.executable, __file__, "--child", folder, *(["--quick"] if quick else [])]
     child = subprocess.Popen(
         words,
-        env={**environment, "CONTEXTSEG_THREADS": "as-they-are", **ENVIRONMENTS[name]},
+        env={**environment, **ENVIRONMENTS[name]},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",

@@ -31,6 +31,7 @@ FLOORS = (
         "provenance",
         "ranks",
         "stopping",
+        "threads",
     },
     {"data", "nets", "losses", "metrics"},
     {"propagation", "evaluation", "validation"},
@@ -86,6 +87,7 @@ def test_the_ground_floor_has_no_cycle() -> None:
     order = [
         "errors",
         "stopping",
+        "threads",
         "console",
         "ranks",
         "disk",

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from contextseg.console import Progress
 from contextseg.errors import ContextsegError
+from contextseg.threads import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,8 +34,8 @@ def machine_gb() -> float:
 
 
 def default_workers(most: int = 4) -> int:
-    """Number of threads for work over cases: one for each core, at most `most`."""
-    return min(most, os.cpu_count() or 1)
+    """Number of threads for work over cases: one for each core it may use, at most `most`."""
+    return min(most, usable_cores())
 
 
 def map_cases(

@@ -42,7 +42,7 @@ from contextseg.methods import METHODS, Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
-from contextseg.notices import not_learnt, training_line, warned
+from contextseg.notices import not_learnt, other_threads, training_line, warned
 from contextseg.parallel import default_workers
 from contextseg.predict import sliding_window
 from contextseg.predictor import Member, Predictor, sliding_window_arguments
@@ -434,7 +434,9 @@ class Run(RunFolder):
         maps = self._maps(method.maps, labels) if method.maps else {}
 
         def work(folder: Path, progress: Progress) -> None:
-            if not (folder / "checkpoint.pt").exists():
+            if (folder / "checkpoint.pt").exists():
+                self._warn(other_threads(self.folder, self._device()))
+            else:
                 self._initialise(method, folder)
             lr = method.settle(settings.training.steps, settings.training.lr)
             if self.progress_bar is not no_progress_bar:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contextseg.disk import csv_text, read_rows, write_text
+from contextseg.disk import csv_text, read_rows, turn_in, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 
 STATES = (
@@ -139,6 +139,8 @@ class ProjectCase:
 class ProjectTable:
     """The table of a project: read anew before each change, and written whole, atomically.
 
+    Processes that change it at the same time wait for their turn.
+
     Args:
         path: File of the table; it need not exist.
     """
@@ -181,9 +183,13 @@ class ProjectTable:
         Args:
             cases: The cases; those that are there stay as they are.
         """
+        given = list(cases)
         known = self.cases()
-        new = {case.case: case for case in cases if case.case not in known}
-        if new:
+        if all(case.case in known for case in given):
+            return
+        with turn_in(self.path.parent):
+            known = self.cases()
+            new = {case.case: case for case in given if case.case not in known}
             self._write({**known, **new})
 
     def note(self, name: str, **facts: Any) -> ProjectCase:
@@ -199,8 +205,11 @@ class ProjectTable:
         Raises:
             ContextsegError: There is no such case, or the disk cannot be written to.
         """
-        cases = {**self.cases(), name: replace(self.case(name), **facts)}
-        self._write(cases)
+        self.case(name)
+        with turn_in(self.path.parent):
+            cases = self.cases()
+            cases[name] = replace(cases[name], **facts)
+            self._write(cases)
         return cases[name]
 
     def _write(self, cases: dict[str, ProjectCase]) -> None:
