@@ -151,11 +151,10 @@ def _counting() -> Iterator[None]:
 
 def _serve(folder: Path, quick: bool, words: IO[str]) -> None:
     """Train so many steps as each line says, and answer what they took."""
-    from training import Size, embedded
-
     from contextseg.data.sampling import Sampler
     from contextseg.methods import Supervised
     from contextseg.training import Training, TrainingState, pick_device, training_step
+    from training import Size, embedded
 
     width, items = (8, 2) if quick else (16, 4)
     size = Size((32,) * 3, items, width, (4.0,) * 3, 1, 1, 1, 1)

@@ -2,8 +2,8 @@
 
 A thread of OpenMP's that waits for the others spins on its core: the next piece of work then begins
 at once. Where another process wants that core, all threads wait for the one that is held up, and a
-training step takes many times as long. A short spin, and then sleep, loses nothing on idle cores and
-nearly nothing on busy ones (`benchmarks/threads.py`). OpenMP reads its environment when torch is
+training step takes many times as long. A short spin, and then sleep, loses nothing on idle cores
+and little on busy ones (`benchmarks/threads.py`). OpenMP reads its environment when torch is
 imported, so it is set before.
 """
 

@@ -177,13 +177,14 @@ class LabelProject:
             if now == row.drawn:
                 continue
             try:
-                self._take_drawing(row, now)
+                drawing = self.drawing(name)
             except ContextsegError as error:
                 say(f"{name}: {error}")
+                continue
+            self._take_drawing(row, drawing, now)
         return self.table.cases()
 
-    def _take_drawing(self, row: ProjectCase, now: str) -> None:
-        drawing = self.drawing(row.case)
+    def _take_drawing(self, row: ProjectCase, drawing: DrawnLabel | None, now: str) -> None:
         facts: dict[str, Any] = {"drawn": now if drawing else ""}
         facts["slices"] = len(drawing.labelled.slices) if drawing else 0
         minutes, _, _ = annotator_facts(self.folder / "drawn", row.case)
