@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,7 @@ LOCKED = sorted(name for name, verb in VERBS.items() if verb.locked or name == "
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("place")
     data = phantom.write_dataset(folder / "data", labelled=3, test=1)
     scan = next(iter((data / "imagesTs").glob("*.nii.gz")))
@@ -125,7 +125,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     for path in data.glob("images*/*.nii.gz"):
         shutil.copy(path, scans / path.name.replace("_0000", ""))
     projects = project_states(folder, data, scans)
-    yield Place(
+    return Place(
         folder, data, scan, folder / "drawn.nii.gz", folder / "run", folder / "flat", projects
     )
 
