@@ -37,6 +37,7 @@ SCRIPTS = (
     "preprocessing",
     "distances",
     "threads",
+    "refill",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OURS = ("contextseg", "torch", "numpy", "scipy", "edt", "connected-components-3d")

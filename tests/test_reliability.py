@@ -436,6 +436,14 @@ def test_two_processes_in_one_folder(place: Place, tmp_path: Path, name: str) ->
     assert f"process {os.getpid()} on" in message
 
 
+@pytest.mark.parametrize("chain", [[], ["--chain"]])
+def test_simulate_is_locked(place: Place, tmp_path: Path, chain: list[str]) -> None:
+    out = tmp_path / "out"
+    with lock_folder(out):
+        done = attempt(["simulate", place.data, "-o", out, *chain], out)
+    assert "another process works in this folder" in one_message(done)
+
+
 def test_a_project_is_looked_at_while_a_verb_works(place: Place, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(place.projects["train"], out)
