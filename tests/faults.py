@@ -161,7 +161,7 @@ def results(folder: Path) -> Mapping[str, object]:
             pixels = np.ascontiguousarray(volume.array).tobytes()
             content[name] = digest(crc32(pixels), np.round(volume.affine, 4).tolist())
         elif name.endswith((".csv", ".md")) and not name.endswith("log.csv"):  # it has seconds
-            content[name] = path.read_text(encoding="utf-8")
+            content[name] = path.read_text(encoding="utf-8").replace(str(folder), "")
         elif name.endswith("model.pt"):
             weights = torch.load(path, map_location="cpu", weights_only=True)
             content[name] = {n: v.flatten().tolist() for n, v in weights.items()}
