@@ -562,7 +562,8 @@ def test_another_thread_ends_it(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_ends_the_command(tmp_path: Path, name: str) -> None:
     import signal
 
     command = [sys.executable, "-m", "contextseg", "annotate", "--demo", "--no-browser"]
@@ -573,7 +574,7 @@ def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
     assert "http://127.0.0.1:" in line, line + process.stderr.read()
     process.stderr.readline()
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[name])
     assert process.wait(timeout=30) == 0
     assert process.stderr.read() == ""
 

@@ -78,7 +78,9 @@ VERBS = {
     "predict": Verb(
         lambda p, out: ["predict", p.run, "-i", p.scan, "-o", out, "--statistics"],
     ),
-    "two-stage": Verb(lambda p, out: ["two-stage", p.flat, "-i", p.scan, "-o", out]),
+    "two-stage": Verb(
+        lambda p, out: ["two-stage", p.flat, "-i", p.scan, "-o", out, "--way", "interpolation"]
+    ),
     "propagate": Verb(
         lambda p, out: [
             "propagate",
@@ -387,15 +389,16 @@ def test_inputs_are_added_and_changed_in_the_middle(tmp_path: Path) -> None:
     assert "phantom_004" in done.text
 
 
-def test_a_changed_test_scan_is_predicted_again(place: Place, tmp_path: Path) -> None:
+def test_a_scan_that_was_predicted_is_another_one(place: Place, tmp_path: Path) -> None:
     """The label map of another scan under the same name is never taken for its own."""
     shutil.copy(place.scan, tmp_path / "scan.nii.gz")
     words = ["predict", place.run, "-i", tmp_path / "scan.nii.gz", "-o", tmp_path / "out"]
     assert attempt(words, tmp_path / "out").code == 0
     scan = cs.read(tmp_path / "scan.nii.gz")
     cs.write(tmp_path / "scan.nii.gz", scan.with_array(scan.array[:, ::-1] + np.float32(1)))
-    done = attempt(words, tmp_path / "out")
-    assert done.code == 1 or "again" in done.text
+    assert "label maps of other scans with the same names" in one_message(
+        attempt(words, tmp_path / "out")
+    )
 
 
 # --- clocks, processes, names ---------------------------------------------------------------------
