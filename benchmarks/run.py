@@ -36,6 +36,8 @@ SCRIPTS = (
     "augment",
     "preprocessing",
     "distances",
+    "threads",
+    "refill",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OURS = ("contextseg", "torch", "numpy", "scipy", "edt", "connected-components-3d")
@@ -57,8 +59,9 @@ THREADS = (
 METHOD = (
     "Both sides had the same input in one run, in turn, round by round, or (logits, preprocessing) "
     "each in a process of its own. Numbers are medians: seconds of CPU time on one thread (wall "
-    "time where the input names a GPU), or MB of peak memory above that of the imports, or slices "
-    "a second, or a mean Dice. Above a ratio of 1, ours is faster, smaller or more accurate."
+    "time where the input says so or names a GPU), or MB of peak memory above that of the imports, "
+    "or slices a second, or a mean Dice. Above a ratio of 1, ours is faster, smaller or more "
+    "accurate."
 )
 Row = tuple[str, str, float, float, str]
 

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "index.md": ROOT / "README.md",
     "contributing.md": ROOT / "CONTRIBUTING.md",
     "changelog.md": ROOT / "CHANGELOG.md",
+    "security.md": ROOT / "SECURITY.md",
     "benchmarks.md": ROOT / "benchmarks" / "RESULTS.md",
     "benchmarks-nnunet.md": ROOT / "benchmarks" / "agreement" / "NNUNET.md",
 }

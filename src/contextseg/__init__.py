@@ -16,6 +16,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from contextseg.threads import settle_threads
+
+settle_threads()  # before torch is imported, which reads it
+
 __version__ = "0.2.0.dev0"
 
 __all__ = [

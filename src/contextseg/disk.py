@@ -37,6 +37,7 @@ _LOCKED_REMEDY = "choose an output folder that can be written to"
 _READ_REMEDY = "change its permissions, or those of the folders above it, or choose another"
 _LEFTOVER = re.compile(r"\.[0-9a-f]{8}-.+")
 _LOCK = ".lock"
+_OTHER_LOCKS = (_LOCK, ".annotate.lock")  # that of the annotator's folder
 _TURN = ".turn"
 _DISK_ERRORS = {
     errno.ENOSPC: ("the disk is full", _FULL_REMEDY),
@@ -195,7 +196,9 @@ def sweep_leftovers(folder: str | Path) -> int:
     leftovers: list[Path] = []
     for parent, folders, files in os.walk(folder):
         here = Path(parent)
-        if here != Path(folder) and _LOCK in files and _held(here / _LOCK):
+        if here != Path(folder) and any(
+            name in files and _held(here / name) for name in _OTHER_LOCKS
+        ):
             return 0
         leftovers += [here / name for name in [*folders, *files] if _LEFTOVER.fullmatch(name)]
         folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
@@ -212,7 +215,7 @@ def sweep_leftovers(folder: str | Path) -> int:
 
 
 @contextmanager
-def lock_folder(folder: str | Path, shared: bool = False) -> Iterator[None]:
+def lock_folder(folder: str | Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of a folder inside the block, and sweep what killed ones left.
 
     The lock is the operating system's, so that it ends with its process, however that ends. The
@@ -222,6 +225,7 @@ def lock_folder(folder: str | Path, shared: bool = False) -> Iterator[None]:
     Args:
         folder: The folder; made if it is not there.
         shared: Let others in that share, too, such as the parts of a prediction.
+        wait: Wait until no other process works in the folder.
 
     Raises:
         ContextsegError: Another process works in the folder; the message names it.
@@ -235,7 +239,7 @@ def lock_folder(folder: str | Path, shared: bool = False) -> Iterator[None]:
         return turn_in(folder) if shared else nullcontext()
 
     with turn():
-        file = _locked(path, wait=False)
+        file = _locked(path, wait)
         if file is None and shared:
             file = _locked(path, wait=False, shared=True)
         if file is None:
@@ -286,7 +290,8 @@ class _LockFile:
             return
         import fcntl
 
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+        words = sys.argv[1 : 3 if sys.argv[1:2] == ["project"] else 2]  # its verb
+        command = " ".join([Path(sys.argv[0]).name, *words])
         holder = {
             "process": os.getpid(),
             "machine": platform.node(),

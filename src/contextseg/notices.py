@@ -12,9 +12,11 @@ from contextseg.data.cache import Cached
 from contextseg.data.findings import read_findings
 from contextseg.data.plan import Plan
 from contextseg.data.vanishing import read_vanished, vanished_sentences
+from contextseg.disk import read_json
 from contextseg.errors import plural
 from contextseg.methods import Method
 from contextseg.methods.base import SHORT_STRENGTH
+from contextseg.threads import usable_cores
 
 
 def warned(folder: Path) -> list[str]:
@@ -71,6 +73,28 @@ def vanished_parts(folder: Path, plan: Plan) -> list[str]:
     return [f"{what}; {remedy}" for what, remedy in sentences]
 
 
+def other_threads(run: Path, device: torch.device) -> list[str]:
+    """That a run goes on with another number of threads than it was begun with, on a CPU.
+
+    Sums are then added in another order, so that the result is another in its last digits.
+
+    Args:
+        run: Folder of the run.
+        device: Where it is trained.
+
+    Returns:
+        A sentence; [] where the number is the same, or nothing is known of it.
+    """
+    begun = read_json(run / "run.json").get("provenance", {}).get("threads")
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or begun in (None, threads):
+        return []
+    return [
+        f"the run was begun with {begun} threads and goes on with {threads}: the result is not bit "
+        f"for bit that of an undisturbed run; OMP_NUM_THREADS={begun} makes it so"
+    ]
+
+
 def training_line(method: Method, lr: float, device: torch.device, steps: int) -> str:
     """Where and how a method is trained, in one line.
 
@@ -83,8 +107,9 @@ def training_line(method: Method, lr: float, device: torch.device, steps: int) -
     Returns:
         The line.
     """
-    threads = torch.get_num_threads()
+    threads, cores = torch.get_num_threads(), usable_cores()
     where = f"{device}, {threads} thread{'s' * (threads > 1)}"
+    where += f" on {cores} core{'s' * (cores > 1)}"
     how = f"{method.optimizer} at {lr:g}"
     if method.short:
         how += f", augmentation x {SHORT_STRENGTH} (a short training; give lr for nnU-Net's SGD)"

@@ -13,6 +13,7 @@ from typing import TypeVar
 from contextseg.console import Progress, say
 from contextseg.errors import ContextsegError
 from contextseg.memory_errors import out_of_memory
+from contextseg.threads import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,7 +76,7 @@ _CONTAINERS = (
 
 
 def default_workers(most: int = 4, each_gb: float = 0.0, what: str = "") -> int:
-    """Number of threads for work over cases: one for each core, at most `most`, as memory allows.
+    """Number of threads for work over cases: one for each core it may use, as memory allows.
 
     Args:
         most: The largest number.
@@ -89,7 +90,7 @@ def default_workers(most: int = 4, each_gb: float = 0.0, what: str = "") -> int:
         >>> default_workers(8, each_gb=1e9)
         1
     """
-    workers = min(most, os.cpu_count() or 1)
+    workers = min(most, usable_cores())
     free = free_gb()
     if not each_gb or not math.isfinite(free):
         return workers

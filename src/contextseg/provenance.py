@@ -12,9 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from contextseg.threads import thread_count
+
 
 def provenance() -> dict[str, Any]:
-    """Date, command, versions and machine, as plain JSON content."""
+    """Date, command, versions, machine and threads, as plain JSON content."""
     packages = ("contextseg", "torch", "numpy", "scipy", "nibabel", "SimpleITK")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -22,6 +24,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
         "machine": machine(),
+        "threads": thread_count(),
     }
 
 

@@ -55,7 +55,14 @@ from contextseg.methods import METHODS, Method
 from contextseg.methods.base import BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
-from contextseg.notices import memory_remedy, not_learnt, training_line, vanished_parts, warned
+from contextseg.notices import (
+    memory_remedy,
+    not_learnt,
+    other_threads,
+    training_line,
+    vanished_parts,
+    warned,
+)
 from contextseg.predictor import Member, Predictor
 from contextseg.provenance import provenance
 from contextseg.ranks import ranks
@@ -452,7 +459,9 @@ class Run(RunCases):
             return self.samplers(self.split, method, labels, annotated or {}, maps, draws, steps)
 
         def work(folder: Path, progress: Progress) -> None:
-            if not (folder / "checkpoint.pt").exists():
+            if (folder / "checkpoint.pt").exists():
+                self._warn(other_threads(self.folder, self._device()))
+            else:
                 self._initialise(method, folder)
             length = self._length(method, folder, sources)
             lr = method.settle(length.first, settings.training.lr)

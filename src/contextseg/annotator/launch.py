@@ -82,9 +82,14 @@ class Annotating:
         )
         self._server = Server(config)
         self._thread: threading.Thread | None = None
+        self._closing = threading.Lock()
+        self._closed = False
+        self._ended = threading.Event()
+        self._ended.set()
 
     def start(self) -> Annotating:
         """Serve in a thread, so that a notebook goes on."""
+        self._ended.clear()
         self._thread = threading.Thread(target=self._serve, name="annotate", daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
@@ -92,7 +97,8 @@ class Annotating:
         return self
 
     def serve(self) -> None:
-        """Serve until Ctrl-C."""
+        """Serve until Ctrl-C, or until another thread calls `stop`."""
+        self._ended.clear()
         try:
             self._serve()
         except (KeyboardInterrupt, Stopped):
@@ -101,19 +107,25 @@ class Annotating:
             self._close()
 
     def stop(self) -> None:
-        """End the server; everything drawn is saved already."""
+        """End the server, from any thread; everything drawn is saved already."""
         self._server.should_exit = True
-        if self._thread is not None:
-            self._thread.join(timeout=15)
+        self._ended.wait(timeout=15)  # its socket is closed after that
         self._close()
 
     def _close(self) -> None:
-        self._socket.close()
-        self.session.close()
-        self._lock.release()
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._socket.close()
+            self.session.close()
+            self._lock.release()
 
     def _serve(self) -> None:
-        self._server.run(sockets=[self._socket])
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._ended.set()
 
     def __enter__(self) -> Annotating:
         return self if self._thread else self.start()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contextseg.disk import csv_text, file_state, read_rows, write_text
+from contextseg.disk import csv_text, file_state, read_rows, turn_in, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 
 STATES = (
@@ -140,6 +140,8 @@ class ProjectCase:
 class ProjectTable:
     """The table of a project: read anew before each change, and written whole, atomically.
 
+    Processes that change it at the same time wait for their turn.
+
     Args:
         path: File of the table; it need not exist.
     """
@@ -148,7 +150,8 @@ class ProjectTable:
         self.path = Path(path)
         self._state: tuple[int, int, int] | None = None
         self._known: dict[str, ProjectCase] = {}
-        self._waiting: int | None = None  # notes that are not written; None: each is
+        self._together = False
+        self._pending: dict[str, dict[str, Any]] = {}  # notes that are not written yet
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -156,15 +159,13 @@ class ProjectTable:
 
         After a kill the last of them are missing; what is noted is done again then.
         """
-        outer = self._waiting is not None
-        self._waiting = self._waiting or 0
+        outer, self._together = self._together, True
         try:
             yield
         finally:
+            self._together = outer
             if not outer:
-                waiting, self._waiting = self._waiting, None
-                if waiting:
-                    self._write(self._known)
+                self._write_pending()
 
     def cases(self) -> dict[str, ProjectCase]:
         """Every case by name, in the order of the table.
@@ -173,7 +174,7 @@ class ProjectTable:
             ContextsegError: The table has other columns, or a value that cannot be read.
         """
         state = file_state(self.path)
-        if self._waiting or (state is not None and state == self._state):
+        if state is not None and state == self._state:
             return dict(self._known)
         cases = {}
         for number, row in enumerate(read_rows(self.path, TABLE_COLUMNS), start=2):
@@ -182,6 +183,8 @@ class ProjectTable:
             except (TypeError, ValueError) as error:
                 what = f"line {number} cannot be read ({error})"
                 raise ContextsegError(self.path, what, "mend the line in a text editor") from error
+        for name, facts in self._pending.items():
+            cases[name] = replace(cases[name], **facts)
         self._known, self._state = cases, state
         return dict(cases)
 
@@ -194,7 +197,7 @@ class ProjectTable:
         Raises:
             ContextsegError: There is no such case.
         """
-        if not self._waiting and file_state(self.path) != self._state:
+        if file_state(self.path) != self._state:
             self.cases()
         if name not in self._known:
             raise ContextsegError(name, "no case of this project", did_you_mean(name, self._known))
@@ -206,9 +209,13 @@ class ProjectTable:
         Args:
             cases: The cases; those that are there stay as they are.
         """
+        given = list(cases)
         known = self.cases()
-        new = {case.case: case for case in cases if case.case not in known}
-        if new:
+        if all(case.case in known for case in given):
+            return
+        with turn_in(self.path.parent):
+            known = self.cases()
+            new = {case.case: case for case in given if case.case not in known}
             self._write({**known, **new})
 
     def note(self, name: str, **facts: Any) -> ProjectCase:
@@ -225,15 +232,26 @@ class ProjectTable:
             ContextsegError: There is no such case, or the disk cannot be written to.
         """
         row = replace(self.case(name), **facts)
-        self._write({**self._known, name: row})
-        return row
+        if self._together:
+            self._pending[name] = {**self._pending.get(name, {}), **facts}
+            self._known[name] = row
+            if len(self._pending) > len(self._known) // 20:
+                self._write_pending()
+            return row
+        with turn_in(self.path.parent):
+            cases = self.cases()
+            cases[name] = replace(cases[name], **facts)
+            self._write(cases)
+        return cases[name]
+
+    def _write_pending(self) -> None:
+        """Write the notes that wait, beside what other processes noted meanwhile."""
+        if self._pending:
+            with turn_in(self.path.parent):
+                cases = self.cases()
+                self._pending.clear()
+                self._write(cases)
 
     def _write(self, cases: dict[str, ProjectCase]) -> None:
-        if self._waiting is not None:
-            self._waiting += 1
-            if self._waiting <= len(cases) // 20:
-                self._known = cases
-                return
-            self._waiting = 0
         write_text(self.path, csv_text(TABLE_COLUMNS, (case.to_row() for case in cases.values())))
         self._known, self._state = cases, file_state(self.path)

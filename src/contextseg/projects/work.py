@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from contextseg.console import ProgressBar, no_progress_bar, say
 from contextseg.data.layouts import Case
 from contextseg.data.listing import some
-from contextseg.disk import read_json, write_json
+from contextseg.disk import lock_folder, read_json, write_json
 from contextseg.errors import ContextsegError, plural
 from contextseg.projects import accepting, exporting, filling, rounds, worklist
 from contextseg.projects.drawings import (
@@ -145,6 +146,12 @@ class LabelProject:
 
     # --- the verbs --------------------------------------------------------------------------------
 
+    @contextmanager
+    def _alone(self, wait: bool = False) -> Iterator[None]:
+        """Keep other verbs out of the project; `status` and drawing go on meanwhile."""
+        with lock_folder(self.folder, wait=wait):
+            yield
+
     def refresh(self) -> dict[str, ProjectCase]:
         """Take up new scans, and what was drawn since, into the table.
 
@@ -170,13 +177,14 @@ class LabelProject:
             if now == row.drawn:
                 continue
             try:
-                self._take_drawing(row, now)
+                drawing = self.drawing(name)
             except ContextsegError as error:
                 say(f"{name}: {error}")
+                continue
+            self._take_drawing(row, drawing, now)
         return self.table.cases()
 
-    def _take_drawing(self, row: ProjectCase, now: str) -> None:
-        drawing = self.drawing(row.case)
+    def _take_drawing(self, row: ProjectCase, drawing: DrawnLabel | None, now: str) -> None:
         facts: dict[str, Any] = {"drawn": now if drawing else ""}
         facts["slices"] = len(drawing.labelled.slices) if drawing else 0
         minutes, _, _ = annotator_facts(self.folder / "drawn", row.case)
@@ -249,9 +257,10 @@ class LabelProject:
         Raises:
             ContextsegError: A case has no drawing, or could not be filled; all others are.
         """
-        filled, failed = filling.fill_cases(
-            self, cases, model=model, way=way, between=between, again=again
-        )
+        with self._alone():
+            filled, failed = filling.fill_cases(
+                self, cases, model=model, way=way, between=between, again=again
+            )
         _raise_of("filled", failed)
         return filled
 
@@ -286,15 +295,16 @@ class LabelProject:
         Raises:
             ContextsegError: Nothing is labelled, a setting does not exist, or the data has errors.
         """
-        return rounds.train_round(
-            self,
-            method=method,
-            fills=fills,
-            seed=seed,
-            plan=plan,
-            restart=restart,
-            settings=settings,
-        )
+        with self._alone():
+            return rounds.train_round(
+                self,
+                method=method,
+                fills=fills,
+                seed=seed,
+                plan=plan,
+                restart=restart,
+                settings=settings,
+            )
 
     def predict(self, cases: Sequence[str] = (), *, device: str = "") -> dict[str, Path]:
         """Predict with the last round what it has not learned from, and measure locked cases.
@@ -311,7 +321,8 @@ class LabelProject:
             ContextsegError: No round is finished, a case was trained on, or could not be predicted;
                 all others are.
         """
-        return rounds.predict_round(self, cases, device=device)
+        with self._alone():
+            return rounds.predict_round(self, cases, device=device)
 
     def worklist(self, order: str = "expected", *, seed: int = 0) -> list[str]:
         """The predicted cases that nobody has looked at, in the order to look at them.
@@ -359,8 +370,14 @@ class LabelProject:
         """
         chosen = worklist.cases_to_review(self, cases, count, order, seed)
         worklist.open_annotator(self, chosen, host=host, port=port, browser=browser)
+        with self._alone(wait=True):
+            self._take_review(chosen)
+        return chosen
+
+    def _take_review(self, cases: Sequence[str]) -> None:
+        """Take up what was drawn, finished and accepted in the annotator."""
         self.refresh()
-        for name in chosen:
+        for name in cases:
             row = self.table.case(name)
             _, finished, accepted = annotator_facts(self.folder / "drawn", name)
             if finished and row.predicted:
@@ -368,7 +385,6 @@ class LabelProject:
             label = self.folder / ANNOTATIONS / "filled" / f"{name}.nii.gz"
             if finished and accepted and not row.accepted and label.exists():
                 accepting.accept_case(self, name, label=label)
-        return chosen
 
     def accept(
         self,
@@ -398,9 +414,10 @@ class LabelProject:
         Raises:
             ContextsegError: A case has nothing to accept, or the label map does not fit.
         """
-        return accepting.accept_cases(
-            self, cases, label=label, take=take, above=above, minutes=minutes, undo=undo
-        )
+        with self._alone():
+            return accepting.accept_cases(
+                self, cases, label=label, take=take, above=above, minutes=minutes, undo=undo
+            )
 
     def export(
         self,
@@ -427,9 +444,10 @@ class LabelProject:
             ContextsegError: Nothing is accepted, the format is unknown, or the folder holds
                 something else.
         """
-        return exporting.export_cases(
-            self, Path(output), format=format, everything=everything, link=link
-        )
+        with self._alone():
+            return exporting.export_cases(
+                self, Path(output), format=format, everything=everything, link=link
+            )
 
     def __repr__(self) -> str:
         states = Counter(row.state for row in self.table.cases().values())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import Methods, StrPath, assignments, progress_of, seconds_of, words
+from contextseg.disk import lock_folder
 from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
@@ -276,7 +277,8 @@ def simulate(
             tolerance_mm=tolerance_mm,
             cases=cases,
         )
-        return study_chain(asked, Path(output), progress_of(verbose))
+        with lock_folder(output):
+            return study_chain(asked, Path(output), progress_of(verbose))
     of_chain: dict[str, Any] = {
         "arms": words(arms),
         "budgets": words(budgets),
@@ -300,7 +302,8 @@ def simulate(
         steps=steps,
         seed=seed,
     )
-    return run_study(study, Path(output), cases, goal, progress_of(verbose))
+    with lock_folder(output):
+        return run_study(study, Path(output), cases, goal, progress_of(verbose))
 
 
 _ALONE = {

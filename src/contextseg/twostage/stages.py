@@ -26,7 +26,7 @@ import numpy as np
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.components import Change, keep_largest, write_change
 from contextseg.data.layouts import Case
-from contextseg.disk import changes, note_case, read_json, write_json
+from contextseg.disk import changes, lock_folder, note_case, read_json, write_json
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.evaluation.efficiency import Efficiency
 from contextseg.interop.names import describe_folder
@@ -489,8 +489,8 @@ def segment_folder(
 
     Raises:
         ContextsegError: For runs that do not go together, an ensemble as reference, a folder that
-            holds results of other settings, and scans that cannot be segmented; all others are
-            done.
+            holds results of other settings or in which another process works, and scans that
+            cannot be segmented; all others are done.
     """
     if len(reference.members) != 1:
         what = "an ensemble of several runs"
@@ -501,15 +501,24 @@ def segment_folder(
     cases = cases_to_segment(images, folder)
     made_by = {"models": [model_name(member.method, member.plan), *_name_of(model)]}
     record = PredictionRecord(folder, {**made_by, **asdict(stages), **asdict(reference.settings)})
-    record.check(cases)
-    check_folder(folder, {**asked, **asdict(stages), **asdict(reference.settings)})
-    efficiency = Efficiency(folder, profile_formula) if profile else None
-    with progress_bar("two-stage") as progress:
-        failed = segment_cases(
-            cases, member, model, stages, reference.settings, folder, progress, record, efficiency
-        )
-    if efficiency:
-        efficiency.plot()
+    with lock_folder(folder):
+        record.check(cases)
+        check_folder(folder, {**asked, **asdict(stages), **asdict(reference.settings)})
+        efficiency = Efficiency(folder, profile_formula) if profile else None
+        with progress_bar("two-stage") as progress:
+            failed = segment_cases(
+                cases,
+                member,
+                model,
+                stages,
+                reference.settings,
+                folder,
+                progress,
+                record,
+                efficiency,
+            )
+        if efficiency:
+            efficiency.plot()
     raise_failed(failed, len(cases))
     return {case.name: folder / f"{case.name}.nii.gz" for case in cases}
 

@@ -1,24 +1,8 @@
 // Drawing: tools, pointer, keys, undo. It changes the pixels of the slice in the main view.
 
+import { pressed } from "./keys.js";
+import { drawMarks } from "./marks.js";
 import { NOBODY, flood, inside, isWhole, pack, sweep, unpack, visible } from "./pixels.js";
-
-export const TOOLS = {
-  brush: { key: "b", name: "Brush", title: "Paint with a round brush", icon: '<path d="M12 3.5 16.5 8l-6.7 6.7-4.5-4.5zM5.3 10.2 9.8 14.7C9 17 6 17 3 17c1.400-1.500.5-5 2.300-6.800z"/>' },
-  eraser: { key: "e", name: "Eraser", title: "Erase with a round eraser", icon: '<path d="m8.500 16-5-5 8-8 5.500 5.500L9.500 16zM7 7.500l5.500 5.500M8.500 16.500h8"/>' },
-  lasso: { key: "l", name: "Lasso", title: "Draw an outline by hand", icon: '<path d="M10 4c4.500 0 7 2 7 4.500S14.500 13 10 13 3 11 3 8.500 5.500 4 10 4zM6 12c-1.500 1-1.500 2.500 0 3s2 1.500.5 2.500"/>' },
-  polygon: { key: "p", name: "Polygon", title: "Click the corners of an outline; double click or Enter closes it", icon: '<path d="m10 3 7 5-2.500 8h-9L3 8z"/>' },
-  flood: { key: "g", name: "Flood", title: "Fill what is connected with a pixel", icon: '<path d="m9 4 6.500 6.500-5.500 5.500a1.500 1.500 0 0 1-2 0L3.500 11.500a1.500 1.500 0 0 1 0-2zM7 2l3 3M17 13.500c1 1.500 1 3.500 0 3.500s-1-2 0-3.500z"/>' },
-};
-
-export const KEYS = [
-  ["1 – 9", "class"], ["B E L P G", "brush, eraser, lasso, polygon, flood"], ["[ ]", "size of the brush"],
-  ["Ctrl", "held: erase with any tool"], ["↑ ↓", "slice; also the wheel; Page keys: ten"], ["N", "the slice worth drawing next"],
-  ["F R", "fill by shapes, by the network"], ["A X C", "accept, nothing here, copy"], ["Ctrl Z", "undo; Ctrl Y redo"],
-  ["Space", "held: hide the labels"], ["T", "paint only grey values like those here"], ["V", "another plane"],
-  ["M", "another channel"], ["0 + −", "fit, zoom; also Ctrl and wheel"], ["Shift", "held and dragged: move the picture"],
-  ["Right", "button dragged: window and level"], ["Shift ↑ → ↓ ←", "move the cross"], [".", "paint at the cross"],
-  ["Enter", "finish; with Shift accept all as well"], ["?", "this page"],
-];
 
 const UNDO = 60;
 const IDLE_SECONDS = 30;
@@ -52,7 +36,7 @@ export class Editor {
     box.addEventListener("dblclick", () => this.closePolygon());
     box.addEventListener("contextmenu", (event) => event.preventDefault());
     box.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
-    window.addEventListener("keydown", (event) => this.key(event));
+    window.addEventListener("keydown", (event) => pressed(this, event));
     window.addEventListener("keyup", (event) => { if (event.code === "Space") this.hide(false); });
     window.addEventListener("blur", () => this.hide(false));
     const slider = document.getElementById("size");
@@ -414,54 +398,7 @@ export class Editor {
     this.drawTop();
   }
 
-  drawTop() {
-    const { app, points, pointer } = this;
-    if (!app.facts) return;
-    const colour = this.tool === "eraser" ? "#ffffff" : app.classes[app.cls - 1]?.colour || "#ffffff";
-    app.view.drawTop((context, toScreen, ratio, [sx, sy]) => {
-      context.lineWidth = 1.5 * ratio;
-      context.strokeStyle = colour;
-      if (points?.length) {
-        context.beginPath();
-        points.forEach((p) => context.lineTo(...toScreen(p)));
-        if (this.tool === "polygon" && pointer) context.lineTo(...toScreen(pointer));
-        if (this.tool === "lasso") context.setLineDash([4 * ratio, 3 * ratio]);
-        context.stroke();
-        context.setLineDash([]);
-        if (this.tool === "polygon") points.forEach((p) => this.dot(context, toScreen(p), ratio));
-      }
-      if (pointer && (this.tool === "brush" || this.tool === "eraser")) {
-        const [x, y] = toScreen(pointer), [my, mx] = app.view.facts.mm;
-        for (const [width, style] of [[3, "rgba(0, 0, 0, 0.6)"], [1.5, colour]]) {
-          context.lineWidth = width * ratio;
-          context.strokeStyle = style;
-          context.beginPath();
-          context.ellipse(x, y, Math.max((this.radius / mx) * sx, 1), Math.max((this.radius / my) * sy, 1), 0, 0, 7);
-          context.stroke();
-        }
-      }
-      if (this.keyed) this.drawCross(context, toScreen(app.crossOf(app.plane)), ratio);
-    });
-  }
-
-  dot(context, [x, y], ratio) {
-    context.fillStyle = "#fff";
-    context.beginPath();
-    context.arc(x, y, 3 * ratio, 0, 7);
-    context.fill();
-    context.stroke();
-  }
-
-  drawCross(context, [x, y], ratio) {
-    context.strokeStyle = "#5db1ff";
-    context.lineWidth = 1.5 * ratio;
-    context.beginPath();
-    for (const [a, b] of [[-12, -4], [4, 12]]) {
-      context.moveTo(x + a * ratio, y); context.lineTo(x + b * ratio, y);
-      context.moveTo(x, y + a * ratio); context.lineTo(x, y + b * ratio);
-    }
-    context.stroke();
-  }
+  drawTop() { drawMarks(this); }
 
   wheel(event) {
     event.preventDefault();
@@ -490,68 +427,6 @@ export class Editor {
     if (this.app.hidden === hidden) return;
     this.app.hidden = hidden;
     this.page.show();
-  }
-
-  key(event) {
-    const { target } = event;
-    const typing = target.matches("input:not([type=range]):not([type=checkbox]), select, textarea");
-    if (!this.app.facts || typing || document.querySelector("dialog[open]")) return;
-    this.tick();
-    if (event.ctrlKey || event.metaKey) {
-      const key = event.key.toLowerCase();
-      const redo = key === "y" || (key === "z" && event.shiftKey);
-      if (key !== "z" && key !== "y") return;
-      event.preventDefault();
-      if (redo) this.redo();
-      else this.undo();
-      return;
-    }
-    if (event.altKey) return;
-    const onButton = target.matches("button, input") && (event.key === "Enter" || event.key === " ");
-    if (onButton) return;
-    if (target.matches("input[type=range]") && event.key.startsWith("Arrow")) return;
-    if (this.press(event)) event.preventDefault();
-  }
-
-  /** Do what a key asks for; whether it asks for something. */
-  press(event) {
-    const { app } = this, { actions } = this.page;
-    const k = app.index[app.plane], lower = event.key.toLowerCase();
-    if (event.shiftKey && event.key.startsWith("Arrow")) return this.moveCross(event.key);
-    const tool = Object.entries(TOOLS).find(([, facts]) => facts.key === lower);
-    if (tool) return this.setTool(tool[0]) ?? true;
-    if (/^[1-9]$/.test(event.key)) return app.choose(Number(event.key)) ?? true;
-    const planes = ["axial", "coronal", "sagittal"];
-    const table = {
-      "[": () => this.setSize(this.size - 4), "]": () => this.setSize(this.size + 4),
-      arrowup: () => this.page.go(k + 1), arrowdown: () => this.page.go(k - 1),
-      arrowright: () => this.page.go(k + 1), arrowleft: () => this.page.go(k - 1),
-      pageup: () => this.page.go(k + 10), pagedown: () => this.page.go(k - 10),
-      home: () => this.page.go(0), end: () => this.page.go(Infinity),
-      n: actions.next, f: actions.fill, r: actions.refine, "?": actions.help,
-      a: () => this.accept(), x: () => this.nothing(), c: () => this.copy(), ".": () => this.dab(),
-      t: () => this.setLimit(!app.limit),
-      v: () => this.page.plane(planes[(planes.indexOf(app.plane) + 1) % 3]),
-      m: () => app.setChannel(app.channel + 1),
-      0: () => { app.view.fit(); app.view.draw(); this.drawTop(); },
-      "+": () => { app.view.zoomBy(1.25); this.drawTop(); }, "=": () => { app.view.zoomBy(1.25); this.drawTop(); },
-      "-": () => { app.view.zoomBy(0.8); this.drawTop(); },
-      " ": () => this.hide(true), escape: () => this.cancel(),
-      backspace: () => { this.points?.pop(); this.drawTop(); },
-      enter: () => { if (!this.closePolygon() && !event.repeat) actions.finish(event.shiftKey); },
-    };
-    if (!table[lower]) return false;
-    table[lower]();
-    return true;
-  }
-
-  moveCross(key) {
-    const { app } = this, [x, y] = app.crossOf(app.plane);
-    const step = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }[key];
-    if (!step) return false;
-    this.keyed = true;
-    app.setCross(app.plane, [x + step[0], y + step[1]]);
-    return true;
   }
 
   /** Paint at the cross. */

@@ -1,10 +1,11 @@
 // The page: which case, which plane, which slice; what is shown of them.
 
 import { Saver, WHO, askJson, ask, listen } from "./api.js";
-import { Editor, KEYS, TOOLS } from "./editor.js";
+import { Editor } from "./editor.js";
 import { NOBODY, counts, isWhole } from "./pixels.js";
 import { Slices } from "./slices.js";
 import { Strip } from "./strip.js";
+import { KEYS, TOOLS } from "./tools.js";
 import { View } from "./view.js";
 
 const $ = (id) => document.getElementById(id);

@@ -21,6 +21,7 @@ from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.errors import ContextsegError
 from contextseg.stopping import stop_signals
 from contextseg.studies.compare.cell import Task, failure_of
+from contextseg.threads import usable_cores
 
 PROCESS_LOG = "log.txt"
 """The output of a cell in a process of its own, in the folder of the cell."""
@@ -179,17 +180,11 @@ def process_environment(slot: int, jobs: int, gpus: Sequence[str]) -> dict[str, 
         >>> process_environment(3, 4, ["0", "1"])["CUDA_VISIBLE_DEVICES"]
         '1'
     """
-    threads = str(max(1, _cores() // jobs))
+    threads = str(max(1, usable_cores() // jobs))
     variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     if len(gpus) > 1:
         variables["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return variables
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
