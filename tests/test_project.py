@@ -740,7 +740,7 @@ def test_the_chain_runs_from_the_command_line(data: Path, scans: Path, tmp_path:
     call("accept", work, names[0], "--minutes", "3")
     words = assignments(TINY)
     call("train", work, *(part for word in words for part in ("--set", word)))
-    assert "round 1: supervised, trained on 1 cases" in call("predict", work)
+    assert "round 1: supervised, trained on 1 case\n" in call("predict", work)
     assert call("review", work, "--names").split() == cs.project(work).worklist()
     call("export", work, "-o", str(tmp_path / "out"))
     text = call(work)  # status
