@@ -21,7 +21,7 @@ from contextseg.errors import ContextsegError
 from contextseg.settings import Settings
 from contextseg.studies.api import reproduce
 from contextseg.studies.cmunet import ROWS, reproduce_cmunet
-from contextseg.studies.cmunet.arrange import arrange_scans
+from contextseg.studies.cmunet.arrange import arrange_seventeen
 from contextseg.studies.cmunet.rows import Slices, method_word, parse_asked
 from contextseg.studies.cmunet.table import over_runs, significance
 from contextseg.studies.compare.grid import parse_grid
@@ -100,7 +100,7 @@ def seventeen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_seventeen_patients_are_drawn_and_a_tumour_is_liver(
     seventeen: Path, tmp_path: Path
 ) -> None:
-    arranged = arrange_scans(seventeen, tmp_path / "dataset")
+    arranged = arrange_seventeen(seventeen, tmp_path / "dataset")
     assert arranged.counts == (10, 2, 5)
     every = (*arranged.train, *arranged.validation, *arranged.test)
     assert len(set(every)) == 17
@@ -114,13 +114,13 @@ def test_seventeen_patients_are_drawn_and_a_tumour_is_liver(
     after = np.asarray(nib.load(case.label).dataobj)
     assert (before == 2).any()
     assert np.array_equal(after, before > 0)
-    assert arrange_scans(seventeen, tmp_path / "dataset") == arranged
+    assert arrange_seventeen(seventeen, tmp_path / "dataset") == arranged
 
 
 def test_too_few_patients_are_named(tmp_path: Path) -> None:
     data = phantom.write_dataset(tmp_path / "data", labelled=6, test=0, shape=(4, 12, 12))
     with pytest.raises(ContextsegError, match="17 labelled patients"):
-        arrange_scans(data, tmp_path / "dataset")
+        arrange_seventeen(data, tmp_path / "dataset")
 
 
 # --- the table ------------------------------------------------------------------------------------

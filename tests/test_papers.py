@@ -14,6 +14,7 @@ import typer
 from contextseg.cli import app
 from contextseg.settings import Settings
 from contextseg.studies.cmunet.rows import parse_asked
+from contextseg.studies.reproduce.table import find_reproduction
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "papers.md"
@@ -83,6 +84,8 @@ def parse(words: list[str]) -> None:
     settings = given.get("set_") or []
     if name in ("train", "run"):
         Settings("", given["method"]).set(settings)
+    if name == "reproduce" and given["name"] not in ("cmunet", "flare22"):
+        find_reproduction(given["name"])
     if name == "reproduce" and given["name"] == "cmunet":
         asked = (given["rows"], given["epochs"], given["seeds"], given["trial"], settings)
         parse_asked(*asked)
@@ -97,6 +100,7 @@ def parse(words: list[str]) -> None:
         "contextseg reproduce cmunet DATA -o OUT --rows nine",
         "contextseg run DATA -o OUT --set stpes=3",
         "contextseg run DATA",
+        "contextseg reproduce mystery DOWNLOAD -o OUT",
         "pytest tests/test_cmu.py::test_nothing",
         "mystery",
     ],

@@ -52,7 +52,7 @@ class TableScans:
         return len(self.train), len(self.validation), len(self.test)
 
 
-def arrange_scans(dataset: str | Path, folder: str | Path) -> TableScans:
+def arrange_seventeen(dataset: str | Path, folder: str | Path) -> TableScans:
     """A data set with one fold and a labelled test split.
 
     Args:

@@ -33,7 +33,7 @@ from contextseg.predictor import Member, Predictor
 from contextseg.provenance import provenance
 from contextseg.runs import Run
 from contextseg.settings import Settings
-from contextseg.studies.cmunet.arrange import TableScans, arrange_scans
+from contextseg.studies.cmunet.arrange import TableScans, arrange_seventeen
 from contextseg.studies.cmunet.rows import (
     ROWS,
     Asked,
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 RUNS_FOLDER = "compared"
 BEST, LAST = "best", "last"
-CONVENTION = "cmu-net"
+SLICES_CONVENTION = "cmu-net"
 PLANNED = ("dataset", "classes", "spacing_mm", "patch_vox", "widths")
 """What the table says of the plan."""
 
@@ -130,7 +130,7 @@ def reproduce_cmunet(
         raise ContextsegError("--output", "no folder to work in", "say where, as in -o OUT")
     out = Path(output).absolute()
     with lock_folder(out):
-        arranged = arrange_scans(dataset, out / "dataset")
+        arranged = arrange_seventeen(dataset, out / "dataset")
         if not run:
             return CMUNetTable(table_described(asked, arranged))
         slices = _count_slices(arranged, out, asked, progress_bar)
@@ -203,7 +203,9 @@ def _of_weights(
             _predict_with(run, weights, f"{cell.name}-{which}", cases, predictions, log)
         pairs = references(run.dataset, cases, predictions)
         regions = run.plan.region_values()
-        table, failed = evaluate(pairs, regions, ignore=run.dataset.ignore, convention=CONVENTION)
+        table, failed = evaluate(
+            pairs, regions, ignore=run.dataset.ignore, convention=SLICES_CONVENTION
+        )
         volumes, _ = evaluate(pairs, regions, ignore=run.dataset.ignore)
         for name, why in failed.items():
             raise ContextsegError(name, why, "delete the run's folder, and start it again")
