@@ -143,8 +143,8 @@ def describe_flare22() -> str:
         "scans out so, in any folder:",
         LAYOUT,
         "contextseg reproduce flare22 FOLDER -o OUT --run",
-        f"trains every row ({PUBLISHED_STEPS} steps each), predicts, scores and resumes; without --run it "
-        "prints the commands. A trial: --scale 0.01, --partial.",
+        f"trains every row ({PUBLISHED_STEPS} steps each), predicts and scores; the same call "
+        "resumes. Without --run it prints the commands. A trial: --scale 0.01, --partial.",
         *(f"- {note}" for note in NOTES),
     ]
     return "\n\n".join(lines)
