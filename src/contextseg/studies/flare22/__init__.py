@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from contextseg.studies.flare22.layout import PARTS, FLARE22Scans, find_scans
-from contextseg.studies.flare22.rows import ROWS, TableRow
+from contextseg.studies.flare22.rows import ROWS, Table4Row
 from contextseg.studies.flare22.study import FLARE22, FLARE22Result, reproduce_flare22
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "ROWS",
     "FLARE22Result",
     "FLARE22Scans",
-    "TableRow",
+    "Table4Row",
     "find_scans",
     "reproduce_flare22",
 ]

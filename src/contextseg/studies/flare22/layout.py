@@ -144,7 +144,7 @@ def _judge(found: FLARE22Scans) -> None:
             found.problems.append(f"{count} {part} scans, the challenge has {PARTS[part]}")
 
 
-def arrange_scans(download: str | Path, out: Path, partial: bool = False) -> FLARE22Scans:
+def arrange_flare22(download: str | Path, out: Path, partial: bool = False) -> FLARE22Scans:
     """Lay the scans out as a data set, of links; the same call goes on where it was stopped.
 
     `out`/dataset is an nnU-Net v2 data set of the labelled and the unlabelled scans;

@@ -15,7 +15,7 @@ PUBLISHED_STEPS = 50_000
 
 
 @dataclass(frozen=True)
-class TableRow:
+class Table4Row:
     """A row of the table.
 
     Attributes:
@@ -31,11 +31,11 @@ class TableRow:
     propagates: bool = False
 
 
-ROWS: dict[str, TableRow] = {
-    "baseline": TableRow("baseline", 0.547, "baseline"),
-    "cps": TableRow("+ CPS", 0.762, "cps"),
-    "uncertainty": TableRow("+ windows, uncertainty", 0.770, "uncertainty"),
-    "propagation": TableRow("+ propagation", 0.784, "uncertainty", propagates=True),
+ROWS: dict[str, Table4Row] = {
+    "baseline": Table4Row("baseline", 0.547, "baseline"),
+    "cps": Table4Row("+ CPS", 0.762, "cps"),
+    "uncertainty": Table4Row("+ windows, uncertainty", 0.770, "uncertainty"),
+    "propagation": Table4Row("+ propagation", 0.784, "uncertainty", propagates=True),
 }
 """The rows of Table 4 by name."""
 

@@ -14,7 +14,7 @@ from contextseg.evaluation.efficiency import EFFICIENCY_TABLE
 from contextseg.evaluation.folders import evaluate_folders
 from contextseg.pipeline import open_predictor, open_propagation_model, train_run
 from contextseg.runs import Run
-from contextseg.studies.flare22.layout import LAYOUT, PARTS, FLARE22Scans, arrange_scans
+from contextseg.studies.flare22.layout import LAYOUT, PARTS, FLARE22Scans, arrange_flare22
 from contextseg.studies.flare22.rows import (
     NOTES,
     PROPAGATION_RUN,
@@ -36,7 +36,7 @@ FLARE22 = "flare22"
 
 TABLE = "table4"
 ORGANS = "organs.csv"
-SCORED = ("validation", "test")
+PREDICTED_PARTS = ("validation", "test")
 COSTS = ("seconds", "gpu_auc_mb_s", "gpu_auc_above_2gb_mb_s", "cpu_auc_percent_s")
 PUBLISHED_TEST = (0.8233, 0.8668)
 """DSC and NSD of the paper's final submission on the test scans."""
@@ -113,7 +113,7 @@ def reproduce_flare22(
         raise ContextsegError("--output", "no folder to work in", "say where, as in -o OUT")
     out = Path(output).absolute()
     with lock_folder(out):
-        found = arrange_scans(download, out, partial)
+        found = arrange_flare22(download, out, partial)
         if not run:
             text = commands(out, chosen, scale, settings)
             return FLARE22Result(found, text, read_results(out), out)
@@ -126,7 +126,7 @@ def reproduce_flare22(
                 )
             )
         for name in chosen:
-            for part in SCORED:
+            for part in PREDICTED_PARTS:
                 if found.images[part]:
                     _predict(out, name, part, progress_bar)
         trial = _trial(found, scale, settings)
@@ -192,7 +192,7 @@ def _write_results(
 
     lines, organs = [], []
     for name in rows:
-        for part in SCORED:
+        for part in PREDICTED_PARTS:
             if not found.images[part]:
                 continue
             costs = _costs(out / "predicted" / name / part)
