@@ -7,17 +7,17 @@
 
 from __future__ import annotations
 
-from contextseg.studies.flare22.layout import PARTS, Download, find_scans
-from contextseg.studies.flare22.rows import ROWS, Row
+from contextseg.studies.flare22.layout import PARTS, FLARE22Scans, find_scans
+from contextseg.studies.flare22.rows import ROWS, Table4Row
 from contextseg.studies.flare22.study import FLARE22, FLARE22Result, reproduce_flare22
 
 __all__ = [
     "FLARE22",
     "PARTS",
     "ROWS",
-    "Download",
     "FLARE22Result",
-    "Row",
+    "FLARE22Scans",
+    "Table4Row",
     "find_scans",
     "reproduce_flare22",
 ]

@@ -40,7 +40,7 @@ _ARRANGED = "arranged.json"
 
 
 @dataclass
-class Download:
+class FLARE22Scans:
     """What was found of the challenge's data.
 
     Attributes:
@@ -86,7 +86,7 @@ def part_of_file(path: Path) -> str:
     return ""
 
 
-def find_scans(download: str | Path) -> Download:
+def find_scans(download: str | Path) -> FLARE22Scans:
     """Find the scans and labels of FLARE22 in a folder; no file is opened.
 
     A scan's name ends in _0000.nii.gz, a label map's does not, as in the challenge. A scan in a
@@ -104,7 +104,7 @@ def find_scans(download: str | Path) -> Download:
     download = Path(download)
     if not download.is_dir():
         raise ContextsegError(download, "there is no such folder", "check the path")
-    found = Download()
+    found = FLARE22Scans()
     for folder, folders, files in os.walk(download, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
@@ -125,7 +125,7 @@ def find_scans(download: str | Path) -> Download:
     return found
 
 
-def _judge(found: Download) -> None:
+def _judge(found: FLARE22Scans) -> None:
     """Move scans without a label, and note what is wrong."""
     images, labels = found.images, found.labels
     for part in PARTS:
@@ -144,7 +144,7 @@ def _judge(found: Download) -> None:
             found.problems.append(f"{count} {part} scans, the challenge has {PARTS[part]}")
 
 
-def arrange_scans(download: str | Path, out: Path, partial: bool = False) -> Download:
+def arrange_flare22(download: str | Path, out: Path, partial: bool = False) -> FLARE22Scans:
     """Lay the scans out as a data set, of links; the same call goes on where it was stopped.
 
     `out`/dataset is an nnU-Net v2 data set of the labelled and the unlabelled scans;
@@ -182,7 +182,7 @@ def arrange_scans(download: str | Path, out: Path, partial: bool = False) -> Dow
     return found
 
 
-def _lay_out(found: Download, out: Path) -> None:
+def _lay_out(found: FLARE22Scans, out: Path) -> None:
     data = out / "dataset"
     for part in ("labelled", "unlabelled"):
         for name, path in found.images[part].items():

@@ -10,12 +10,12 @@ from pathlib import Path
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.settings import Settings, names
 
-STEPS = 50_000
+PUBLISHED_STEPS = 50_000
 """Steps of the paper's trainings."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Table4Row:
     """A row of the table.
 
     Attributes:
@@ -31,11 +31,11 @@ class Row:
     propagates: bool = False
 
 
-ROWS: dict[str, Row] = {
-    "baseline": Row("baseline", 0.547, "baseline"),
-    "cps": Row("+ CPS", 0.762, "cps"),
-    "uncertainty": Row("+ windows, uncertainty", 0.770, "uncertainty"),
-    "propagation": Row("+ propagation", 0.784, "uncertainty", propagates=True),
+ROWS: dict[str, Table4Row] = {
+    "baseline": Table4Row("baseline", 0.547, "baseline"),
+    "cps": Table4Row("+ CPS", 0.762, "cps"),
+    "uncertainty": Table4Row("+ windows, uncertainty", 0.770, "uncertainty"),
+    "propagation": Table4Row("+ propagation", 0.784, "uncertainty", propagates=True),
 }
 """The rows of Table 4 by name."""
 
@@ -74,7 +74,7 @@ NOTES = (
 """What the paper leaves open, and where this differs from it."""
 
 
-def select_rows(wanted: Sequence[str]) -> list[str]:
+def table_rows(wanted: Sequence[str]) -> list[str]:
     """The rows that are asked for, in the table's order.
 
     Args:
@@ -87,7 +87,7 @@ def select_rows(wanted: Sequence[str]) -> list[str]:
         ContextsegError: There is no row of a name.
 
     Example:
-        >>> select_rows(["cps", "baseline"])
+        >>> table_rows(["cps", "baseline"])
         ['baseline', 'cps']
     """
     for name in wanted:
@@ -130,7 +130,7 @@ def words_of_run(name: str, scale: float = 1.0, words: Sequence[str] = ()) -> li
     method, own = _RUNS[name]
     known = {key for full in names(method) for key in (full, full.rpartition(".")[2])}
     more = [word for word in words if word.partition("=")[0].strip() in known]
-    steps = f"training.steps={max(1, round(STEPS * scale))}"
+    steps = f"training.steps={max(1, round(PUBLISHED_STEPS * scale))}"
     return [*_COMMON, steps, *own, *more]
 
 

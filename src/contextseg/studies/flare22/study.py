@@ -14,17 +14,17 @@ from contextseg.evaluation.efficiency import EFFICIENCY_TABLE
 from contextseg.evaluation.folders import evaluate_folders
 from contextseg.pipeline import open_predictor, open_propagation_model, train_run
 from contextseg.runs import Run
-from contextseg.studies.flare22.layout import LAYOUT, PARTS, Download, arrange_scans
+from contextseg.studies.flare22.layout import LAYOUT, PARTS, FLARE22Scans, arrange_flare22
 from contextseg.studies.flare22.rows import (
     NOTES,
     PROPAGATION_RUN,
+    PUBLISHED_STEPS,
     ROWS,
-    STEPS,
     check_words,
     commands,
     runs_of,
-    select_rows,
     settings_of_run,
+    table_rows,
 )
 from contextseg.twostage import as_published, segment_folder
 
@@ -36,7 +36,7 @@ FLARE22 = "flare22"
 
 TABLE = "table4"
 ORGANS = "organs.csv"
-SCORED = ("validation", "test")
+PREDICTED_PARTS = ("validation", "test")
 COSTS = ("seconds", "gpu_auc_mb_s", "gpu_auc_above_2gb_mb_s", "cpu_auc_percent_s")
 PUBLISHED_TEST = (0.8233, 0.8668)
 """DSC and NSD of the paper's final submission on the test scans."""
@@ -53,7 +53,7 @@ class FLARE22Result:
         folder: Folder of the study.
     """
 
-    download: Download | None = None
+    download: FLARE22Scans | None = None
     commands: str = ""
     results: str = ""
     folder: Path | None = None
@@ -61,7 +61,7 @@ class FLARE22Result:
     def __str__(self) -> str:
         """The description, the commands, or the table."""
         if self.download is None:
-            return describe()
+            return describe_flare22()
         counts = self.download.counts
         parts = [", ".join(f"{counts[part]} {part}" for part in PARTS) + f": {self.folder}"]
         if self.download.left_out:
@@ -105,7 +105,7 @@ def reproduce_flare22(
     if not 0 < scale < float("inf"):
         remedy = "give a positive number; 1 is the paper's"
         raise ContextsegError(f"--scale {scale}", "no length of training", remedy)
-    chosen = select_rows(rows)
+    chosen = table_rows(rows)
     check_words(settings, runs_of(chosen))
     if download is None:
         return FLARE22Result()
@@ -113,7 +113,7 @@ def reproduce_flare22(
         raise ContextsegError("--output", "no folder to work in", "say where, as in -o OUT")
     out = Path(output).absolute()
     with lock_folder(out):
-        found = arrange_scans(download, out, partial)
+        found = arrange_flare22(download, out, partial)
         if not run:
             text = commands(out, chosen, scale, settings)
             return FLARE22Result(found, text, read_results(out), out)
@@ -126,7 +126,7 @@ def reproduce_flare22(
                 )
             )
         for name in chosen:
-            for part in SCORED:
+            for part in PREDICTED_PARTS:
                 if found.images[part]:
                     _predict(out, name, part, progress_bar)
         trial = _trial(found, scale, settings)
@@ -134,7 +134,7 @@ def reproduce_flare22(
     return FLARE22Result(found, "", results, out)
 
 
-def describe() -> str:
+def describe_flare22() -> str:
     """What the study is, how the scans lie, and what is open, in words."""
     counts = ", ".join(f"{count} {part}" for part, count in PARTS.items())
     lines = [
@@ -143,8 +143,8 @@ def describe() -> str:
         "scans out so, in any folder:",
         LAYOUT,
         "contextseg reproduce flare22 FOLDER -o OUT --run",
-        f"trains every row ({STEPS} steps each), predicts, scores and resumes; without --run it "
-        "prints the commands. A trial: --scale 0.01, --partial.",
+        f"trains every row ({PUBLISHED_STEPS} steps each), predicts and scores; the same call "
+        "resumes. Without --run it prints the commands. A trial: --scale 0.01, --partial.",
         *(f"- {note}" for note in NOTES),
     ]
     return "\n\n".join(lines)
@@ -165,7 +165,7 @@ def _predict(out: Path, name: str, part: str, progress_bar: ProgressBar) -> None
     )
 
 
-def _trial(found: Download, scale: float, settings: Sequence[str]) -> str:
+def _trial(found: FLARE22Scans, scale: float, settings: Sequence[str]) -> str:
     """What is not as published, in words; "" where all is."""
     reasons = [f"{scale:g} of the paper's steps"] if scale != 1 else []
     if found.counts != dict(PARTS):
@@ -183,7 +183,7 @@ def _trial(found: Download, scale: float, settings: Sequence[str]) -> str:
 def _write_results(
     out: Path,
     rows: Sequence[str],
-    found: Download,
+    found: FLARE22Scans,
     trial: str,
     progress_bar: ProgressBar,
 ) -> str:
@@ -192,7 +192,7 @@ def _write_results(
 
     lines, organs = [], []
     for name in rows:
-        for part in SCORED:
+        for part in PREDICTED_PARTS:
             if not found.images[part]:
                 continue
             costs = _costs(out / "predicted" / name / part)
