@@ -121,6 +121,9 @@ class Training:
 class Trainable(Protocol):
     """What the loop needs of a method; every `methods.Method` offers it."""
 
+    relabels: bool
+    """Whether a step takes the loss again after its `lookahead`, with what that has moved."""
+
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The loss terms of a batch by name; the loop descends their sum.
 
@@ -424,7 +427,11 @@ def training_step(
     """
     terms = _backward(state, batch, share)
     trained = _average_gradients(state, batch.image.device)
-    _step_ahead(state, batch, training, lr, share)
+    moved = _step_ahead(state, batch, training, lr, share)
+    if moved and state.method.relabels:
+        state.scaler.update()  # each backward pass is unscaled once
+        terms = _backward(state, batch, share)
+        trained = _average_gradients(state, batch.image.device)
     for name in trained:
         nn.utils.clip_grad_norm_(state.parameters(name), training.clip)
         state.scaler.step(state.optimizers[name])
@@ -467,8 +474,8 @@ def _average_gradients(state: TrainingState, device: torch.device) -> list[str]:
 
 def _step_ahead(
     state: TrainingState, batch: Batch, training: Training, lr: float, share: float
-) -> None:
-    """Step the optimisers whose gradients a method's `lookahead` gives."""
+) -> bool:
+    """Step the optimisers whose gradients a method's `lookahead` gives; whether one was due."""
 
     def mean(values: list[Tensor]) -> None:
         for value in values:
@@ -487,6 +494,7 @@ def _step_ahead(
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(parameters, training.clip)
         state.optimizers[name].step()
+    return bool(gradients_of)
 
 
 # --- state ----------------------------------------------------------------------------------------

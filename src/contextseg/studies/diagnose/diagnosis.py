@@ -55,7 +55,7 @@ NAME = "diagnosis"
 TRAINING_CASES = 8
 """Number of training cases that are measured unless another is asked for."""
 
-AXES = (DEPLOYED, PAPER) = ("deployed", "paper")
+LOGIT_AXES = (DEPLOYED, PAPER) = ("deployed", "paper")
 """Of which logits the figures are."""
 
 Splits = Mapping[str, Mapping[str, Measured]]
@@ -121,8 +121,10 @@ def diagnose(
     if training_cases < 1:
         where = f"--training-cases {training_cases}"
         raise ContextsegError(where, "nothing to compare with", "give 1 or more")
-    if axes not in AXES:
-        raise ContextsegError(f"--axes {axes}", "there are no such axes", did_you_mean(axes, AXES))
+    if axes not in LOGIT_AXES:
+        raise ContextsegError(
+            f"--axes {axes}", "there are no such axes", did_you_mean(axes, LOGIT_AXES)
+        )
     run = Run.open(folder)
     training = measurable(run, run.split[0])
     split, chosen = chosen_cases(run, cases)
