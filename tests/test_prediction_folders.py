@@ -297,7 +297,7 @@ def test_memory_gb_bounds_a_prediction(data: Path, run: Path, tmp_path: Path) ->
     assert windows_at_once((16, 16, 16), 32, 1e-6) == 1
     # One channel of 2**27 voxels at twice the spacing; 8 classes in slabs of 64 x 256 x 256.
     gigabytes = scan_gb(2**27, 1, 8, (256, 256, 256), (64, 64, 64))
-    assert gigabytes == pytest.approx(0.5 + 2 * 0.0625 + 0.125 + 0.25 + 0.125)
+    assert gigabytes == pytest.approx(0.5 + 2 * 0.0625 + 0.125 + 0.375 + 0.125)
     with pytest.raises(cs.ContextsegError, match="memory_gb"):
         PredictionSettings(memory_gb=-1)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -228,6 +231,7 @@ def test_logits_are_summed_elsewhere_and_in_half_the_memory() -> None:
     assert slab_home(1.6, 0.5, gpu, memory_gb=2) == (cpu, torch.float16)
     assert slab_home(1.2, 0.5, cpu, memory_gb=2) == (cpu, torch.float32)
     assert slab_home(1.2, 1.0, cpu, memory_gb=2) == (cpu, torch.float16)
+    assert [slab_home(x, 1.0, cpu)[1] for x in (0.9, 1.1)] == [torch.float32, torch.float16]
 
 
 # --- bounded memory -------------------------------------------------------------------------------
@@ -308,11 +312,13 @@ class Operations:
         def count(frame: Any, event: str, argument: Any) -> None:
             self.calls += event in ("call", "c_call")
 
+        threading.setprofile(count)  # of threads that begin in the block
         sys.setprofile(count)
         return self
 
     def __exit__(self, *error: object) -> None:
         sys.setprofile(None)
+        threading.setprofile(None)
         self.bytes += _bytes()
 
 
@@ -535,3 +541,23 @@ def test_a_process_opens_no_more_files_than_it_may(
     sums = [(int(case.image.sum()), int(case.label.sum())) for case in cases]
     assert len(list(Path("/proc/self/fd").iterdir())) - before <= 8
     assert [(int(case.image.sum()), int(case.label.sum())) for case in cases] == sums
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_stage_is_linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages that `benchmarks/scale.py` measures, by the calls of their functions."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    scale = import_module("scale")
+    monkeypatch.setattr(scale, "LABELLED", 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    counted: dict[int, dict[str, int]] = {}
+    for n in (4, 40, 80):  # the first imports
+        scale.arrange("cases", str(n), tmp_path)
+        counted[n] = {}
+        for stage, act in scale.CASES.items():
+            with Operations() as operations:
+                act(tmp_path / str(n))
+            counted[n][stage] = operations.calls
+    for stage, calls in counted[80].items():
+        assert calls <= 2.2 * counted[40][stage], (stage, calls, counted[40][stage])

@@ -99,9 +99,6 @@ class Spellings:
     def __init__(self, names: Iterable[str]) -> None:
         self.names = sorted(names)
         self._orders: tuple[list[tuple[str, str]], ...] = ()
-        if len(self.names) > _COMPARED:
-            keys = [(_bare(name), name) for name in self.names]
-            self._orders = sorted(keys), sorted((key[::-1], name) for key, name in keys)
 
     def like(self, name: str) -> list[str]:
         """The names that may be spelt like another.
@@ -112,8 +109,11 @@ class Spellings:
         Returns:
             Some of the names; all of them where there are few.
         """
-        if not self._orders:
+        if len(self.names) <= _COMPARED:
             return self.names
+        if not self._orders:
+            keys = [(_bare(other), other) for other in self.names]
+            self._orders = sorted(keys), sorted((own[::-1], other) for own, other in keys)
         from bisect import bisect
 
         key = _bare(name)

@@ -7,7 +7,6 @@ from math import prod
 
 import torch
 
-from contextseg.parallel import free_gb
 from contextseg.slabs import is_one_slab
 
 GIB = 2**30
@@ -31,8 +30,8 @@ def scan_gb(
     """About the memory of predicting a scan, without the networks, in gibibytes.
 
     The scan as it was read, the image before and after normalisation (of a large scan a slab of
-    it), a slab of logits and what leaves it, and two label maps. `benchmarks/SCALE.md` compares it
-    with what was measured.
+    it), a slab of logits and what leaves it, label and confidence maps. `benchmarks/SCALE.md` has
+    what was measured.
 
     Args:
         scan_vox: Voxels of the scan.
@@ -50,7 +49,8 @@ def scan_gb(
     made = prod(shape) if is_one_slab(shape) else 2 * depth * prod(shape[1:])
     image = 2 * channels * made * 4
     slab = slab_gb(classes, shape, patch, logit_bytes)
-    return slab + (channels * scan_vox * scan_bytes + image + 2 * scan_vox) / GIB + _LEAVING_GB
+    maps = 3 * scan_vox
+    return slab + (channels * scan_vox * scan_bytes + image + maps) / GIB + _LEAVING_GB
 
 
 def slab_gb(
@@ -91,7 +91,8 @@ def slab_home(
         slab: Gibibytes of the logits in float32.
         others: Gibibytes of what else a prediction needs in the computer's memory.
         device: Where the network runs.
-        memory_gb: Gibibytes that a prediction may take; 0 for what is free.
+        memory_gb: Gibibytes that a prediction may take; 0 for two of the computer's memory, and
+            what is free of a GPU's. So the choice of float16 depends on scan and model alone.
 
     Returns:
         Device and number type.
@@ -100,7 +101,7 @@ def slab_home(
         free = memory_gb or torch.cuda.mem_get_info(device)[0] / GIB
         if slab <= free / 2:  # the windows take the rest
             return device, torch.float32
-    fits = slab + others <= (memory_gb or free_gb())
+    fits = slab + others <= (memory_gb or _EACH_GB)
     return torch.device("cpu"), torch.float32 if fits else torch.float16
 
 
@@ -121,6 +122,9 @@ def windows_at_once(patch: Sequence[int], width: int, memory_gb: float) -> int:
     each = prod(patch) * width * 4 * _LAYERS / GIB
     return max(1, min(fill, int(memory_gb / each)))
 
+
+_EACH_GB = 2.0
+"""What a prediction keeps to where nobody says how much it may take."""
 
 _LEAVING_GB = 0.125
 """Finished logits on their way to labels."""

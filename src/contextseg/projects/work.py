@@ -93,7 +93,7 @@ class LabelProject:
         patients = {every[other].patient for other in self.locked if other in every}
         return name not in self.locked and every[name].patient not in patients
 
-    @property
+    @cached_property
     def table(self) -> ProjectTable:
         """The table of cases, `project.csv`."""
         return ProjectTable(self.folder / "project.csv")
