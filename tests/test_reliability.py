@@ -99,7 +99,7 @@ VERBS = {
         locked=False,
     ),
     "export": Verb(lambda p, out: ["export", p.run, out / "model.zip"], locked=False),
-    "project fill": of_project("fill"),
+    "project fill": of_project("fill", "--way", "interpolation"),
     "project train": of_project("train", *SET),
     "project predict": of_project("predict"),
     "project accept": of_project("accept", "phantom_000", state="train"),
@@ -153,7 +153,7 @@ def project_states(folder: Path, data: Path, scans: Path) -> dict[str, Path]:
         label = read_labels(data / "labelsTr" / f"{name}.nii.gz")
         write(work / "drawn" / f"{name}.nii.gz", with_slices(label))
     keep("fill")
-    project.fill()
+    project.fill(way="interpolation")
     keep("train")
     project.accept(["phantom_000"])
     keep("export")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from contextseg.console import ProgressBar, no_progress_bar, say
 from contextseg.data.layouts import Case
 from contextseg.data.listing import some
-from contextseg.disk import lock_folder, read_json, write_json
+from contextseg.disk import lock_folder, read_json, turn_in, write_json
 from contextseg.errors import ContextsegError, plural
 from contextseg.projects import accepting, exporting, filling, rounds, worklist
 from contextseg.projects.drawings import (
@@ -149,7 +149,10 @@ class LabelProject:
     @contextmanager
     def _alone(self, wait: bool = False) -> Iterator[None]:
         """Keep other verbs out of the project; `status` and drawing go on meanwhile."""
-        with lock_folder(self.folder, wait=wait):
+        with ExitStack() as stack:
+            # What a killed process left is swept with the lock: not what is being written now.
+            with nullcontext() if wait else turn_in(self.folder):
+                stack.enter_context(lock_folder(self.folder, wait=wait))
             yield
 
     def refresh(self) -> dict[str, ProjectCase]:
