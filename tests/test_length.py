@@ -462,8 +462,8 @@ def test_early_stopping_keeps_the_best_and_is_the_same_after_a_stop(
 
 
 def test_early_stopping_needs_validation(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ContextsegError, match="check_every above 0"):
-        Training(early_stopping=3, check_every=0)
+    with pytest.raises(ContextsegError, match="give 0, for never, or more"):
+        Training(early_stopping=-1)
     with pytest.raises(ContextsegError, match="--fold 0"):
         train_run(Run(tmp_path, settings(data, "supervised", "steps=2", "early_stopping=3")))
 

@@ -561,7 +561,7 @@ class Run(RunCases):
             path = labels.get(case.record.name)
             label = np.array(annotated_label(case) if path is None else np.load(path))
             label[label >= len(self.plan.classes)] = 0  # a context class
-            return of(label, self.plan.target_mm(case.record.own_mm))
+            return of(label, self.plan.spacing_mm)
 
         return self.arrays("maps", cases, one)
 

@@ -61,7 +61,7 @@ class Training:
         keep: Which weights are deployed: the "last", or the "best" of all validations on patches
             (`validation_score`); the last ones then lie in `last.pt`.
         early_stopping: Validations on patches that may follow the best one; then the training ends,
-            and the best weights are deployed, as with `keep="best"`. 0 never ends it early.
+            and the best weights are deployed as by keep="best". 0 never ends a training early.
         device: Name of a torch device. "auto" is the GPU where there is one, else the CPU.
         precision: "auto" is float16 on a GPU and float32 on a CPU; or "float32".
         tensorboard: Whether the log is also written for TensorBoard.
@@ -88,8 +88,9 @@ class Training:
         for name in ("clip", "save_every", "log_every", "check_batches"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                what = "not a positive number"
-                raise ContextsegError(f"{name}={value}", what, f"give {name} above 0")
+                raise ContextsegError(
+                    f"{name}={value}", "not a positive number", f"give {name} above 0"
+                )
         for name in ("steps", "time_s"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
@@ -101,12 +102,13 @@ class Training:
             where = f"steps={self.steps}, time_s={self.time_s:g}"
             raise ContextsegError(where, what, "give one of the two")
         if not 0 <= self.lr < math.inf:
-            remedy = "give lr above 0; 0 is the default"
-            raise ContextsegError(f"lr={self.lr}", "not a rate", remedy)
-        if self.early_stopping < 0 or (self.early_stopping and not self.check_every):
+            raise ContextsegError(
+                f"lr={self.lr}", "not a rate", "give lr above 0; 0 is the default"
+            )
+        if self.early_stopping < 0:
             what = "no number of validations to wait for a better one"
-            remedy = "give 0, for never, or more, with check_every above 0"
-            raise ContextsegError(f"early_stopping={self.early_stopping}", what, remedy)
+            where = f"early_stopping={self.early_stopping}"
+            raise ContextsegError(where, what, "give 0, for never, or more")
         if self.check_every < 0:
             where = f"check_every={self.check_every}"
             raise ContextsegError(where, "a negative number", "give 0, for never, or more")
@@ -116,6 +118,11 @@ class Training:
         if self.precision not in PRECISIONS:
             remedy = did_you_mean(self.precision, PRECISIONS)
             raise ContextsegError(f"precision={self.precision}", "no such precision", remedy)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best validation are deployed."""
+        return self.keep == "best" or self.early_stopping > 0
 
 
 class Trainable(Protocol):
@@ -265,8 +272,9 @@ def train(
     """Train a method, from the checkpoint in `folder` if there is one.
 
     Leaves in `folder`: `checkpoint.pt` (everything to go on), `log.jsonl` and `log.csv`, and at the
-    end `model.pt` (the method's weights). A second Ctrl-C, or a file `FINISH_FILE` in the folder,
-    ends it as if its last step were done.
+    end `model.pt` (the method's weights). With `keep="best"` these are the best of all validations;
+    `last.pt` has the last, and `best.pt` the best so far. A second Ctrl-C, or a file `FINISH_FILE`
+    in the folder, ends it as if its last step were done.
 
     Args:
         method: What to train. It is moved to the device.
@@ -287,10 +295,13 @@ def train(
     Raises:
         Stopped: SIGTERM or Ctrl-C came; a checkpoint is written.
         ContextsegError: The loss is no longer finite, the checkpoint cannot be used, the disk is
-            full, or a training without validation cases is to be stopped by them, or to keep the
-            best weights of all validations.
+            full, or the best weights are asked for without validation cases.
     """
-    _refuse_without_validation(training, check_at is not None)
+    if training.keeps_best and not (check_at and training.check_every):
+        what = "no weights are the best without a validation"
+        remedy = "keep a fold for it (--fold 0), and give check_every above 0"
+        early = training.early_stopping
+        raise ContextsegError(f"early_stopping={early}" if early else "keep=best", what, remedy)
     rank, world = ranks()
     device = pick_device(training.device)
     if device.type == "cuda":
@@ -336,10 +347,9 @@ def train(
                 if log:
                     means = validate(method, validation_batch, training.check_batches)
                     log.write("check", means)
-                    better = state.is_best(means)
+                    if training.keeps_best:
+                        better = state.keep_best(means, folder / "best.pt")
                 early = bool(highest_of_ranks(int(state.is_stale(training, since)), device))
-            if better and keeps_best(training):
-                _save(folder / "best.pt", method.state_dict())
             if rank == 0 and (asked or better or _is_due(state.step, training.save_every, last)):
                 state.save(folder / "checkpoint.pt")
             if log and progress:
@@ -354,29 +364,12 @@ def train(
 
     if log:
         log.close()
-        _save_model(method, folder, state.best_step if keeps_best(training) else 0)
+        _save_model(method, folder, training.keeps_best and state.best_step > 0)
         (folder / FINISH_FILE).unlink(missing_ok=True)
     return Ending(state.step, why)
 
 
-def keeps_best(training: Training) -> bool:
-    """Whether the weights of the best validation are deployed."""
-    return training.keep == "best" or training.early_stopping > 0
-
-
-def _refuse_without_validation(training: Training, validates: bool) -> None:
-    """Refuse what hangs on a validation where there is none."""
-    if training.early_stopping and not validates:
-        where = f"early_stopping={training.early_stopping}"
-        what = "there are no validation cases that could say when to stop"
-        raise ContextsegError(where, what, "keep a fold for validation: --fold 0")
-    if training.keep == "best" and not (validates and training.check_every):
-        what = "no weights are the best without a validation"
-        remedy = "keep a fold for it (--fold 0), and give check_every above 0"
-        raise ContextsegError("keep=best", what, remedy)
-
-
-def _save_model(method: Trainable, folder: Path, best: int) -> None:
+def _save_model(method: Trainable, folder: Path, best: bool) -> None:
     """Write `model.pt`: the last weights, or those of the best validation where there was one."""
     weights = method.state_dict()
     if best:
@@ -535,18 +528,6 @@ class TrainingState:
         groups = self.optimizers[name].param_groups
         return [parameter for group in groups for parameter in group["params"]]
 
-    def is_best(self, means: Mapping[str, float]) -> bool:
-        """Whether a validation is better than all before, which is then noted.
-
-        Args:
-            means: What `validate` gave; the higher its `validation_score`, the better.
-        """
-        score = validation_score(self.method, dict(means))
-        if not score > self.best:
-            return False
-        self.best, self.best_step = score, self.step
-        return True
-
     def is_stale(self, training: Training, since: int = 0) -> bool:
         """Whether so many validations followed the best one that the training is to end.
 
@@ -568,6 +549,23 @@ class TrainingState:
         for name, optimizer in self.optimizers.items():
             for group, lr in zip(optimizer.param_groups, self._first_lr[name]):
                 group["lr"] = lr * decay
+
+    def keep_best(self, means: dict[str, float], path: Path) -> bool:
+        """Write the weights where they are better than at every validation before.
+
+        Args:
+            means: What `validate` gave.
+            path: File to write.
+
+        Returns:
+            Whether they are.
+        """
+        score = validation_score(self.method, means)
+        better = score > self.best or self.best == -math.inf
+        if better:
+            self.best, self.best_step = score, self.step
+            _save(path, self.method.state_dict())
+        return better
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, atomically.
