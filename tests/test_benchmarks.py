@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-OTHERS = {"run", "accuracy", "pretrained", "confidence", "lookahead", "colab_choices"}
+OTHERS = {
+    "run",
+    "accuracy",
+    "pretrained",
+    "confidence",
+    "lookahead",
+    "colab_choices",
+    "time_budget",
+}
 """These take hours, and write pages of their own."""
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in OTHERS)
 PEERS = {

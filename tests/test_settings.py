@@ -56,7 +56,7 @@ def test_a_name_that_two_parts_share_must_say_which() -> None:
         ("memory_gb=true", "not a value of type float"),
         ("lr=-1", "lr above 0"),
         ("lr=nan", "type float"),
-        ("steps=0", "steps above 0"),
+        ("steps=-1", "steps above 0"),
         ("save_every=0", "save_every above 0"),
         ("check_every=-1", "give 0, for never"),
         ("precision=float31", "did you mean float32"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from contextseg.console import ProgressBar, no_progress_bar, progress_bar
+from contextseg.errors import ContextsegError
 
 StrPath = str | Path
 Methods = Sequence[str] | Mapping[str, str | Mapping[str, Any]]
@@ -57,3 +60,41 @@ def words(values: Sequence[Any] | str) -> tuple[str, ...]:
 def progress_of(verbose: bool) -> ProgressBar:
     """What shows the progress: bars on stderr, or nothing."""
     return progress_bar if verbose else no_progress_bar
+
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_TIME = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS))
+
+
+def seconds_of(time: str | float) -> float:
+    """The seconds that somebody means by a time.
+
+    Args:
+        time: "90s", "45m", "2h", "1h30m", "1d" and the like, largest unit first; or seconds.
+
+    Returns:
+        Seconds; 0 for "" and 0, which are no time at all.
+
+    Raises:
+        ContextsegError: It is no time, or not above 0.
+
+    Example:
+        >>> seconds_of("1h30m"), seconds_of("45 m"), seconds_of(90), seconds_of("")
+        (5400.0, 2700.0, 90.0, 0.0)
+    """
+    if isinstance(time, str):
+        text = "".join(time.lower().split())
+        parts = _TIME.fullmatch(text)
+        seconds = math.nan
+        if parts:
+            seconds = sum(float(n or 0) * size for n, size in zip(parts.groups(), _UNITS.values()))
+        if not text:
+            return 0.0
+        if seconds == 0:
+            seconds = math.nan
+    else:
+        seconds = float(time)
+    if not 0 <= seconds < math.inf:
+        remedy = "write it as 90s, 45m, 2h, 1h30m or 1d"
+        raise ContextsegError(f"--time {time}", "this is no time to train for", remedy)
+    return seconds

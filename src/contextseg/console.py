@@ -78,42 +78,83 @@ def progress_bar(title: str, done: bool = False) -> Iterator[Progress]:
 def _bar(title: str) -> Iterator[Progress]:
     from rich import progress as rich
 
+    pace = _Pace()
+
     def update(done: int, of: int, values: dict[str, float] | None = None) -> None:
-        bar.update(task, completed=done, total=of, values=_values(values))
+        left = pace.left(done, of)
+        bar.update(task, completed=done, total=of, values=_values(values), left=left)
 
     columns = (
         rich.TextColumn("{task.description:14}"),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
-        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[left]}"),
         rich.TextColumn("{task.fields[values]}"),
     )
     with rich.Progress(*columns, transient=True) as bar:
-        task = bar.add_task(title, total=None, values="")
+        task = bar.add_task(title, total=None, values="", left="")
         yield update
 
 
 @contextmanager
 def _lines(title: str) -> Iterator[Progress]:
-    started = time.monotonic()
+    pace = _Pace()
     printed = -math.inf
-    first = 0
     say(f"{title} ...")
 
     def update(done: int, of: int, values: dict[str, float] | None = None) -> None:
-        nonlocal printed, started, first
+        nonlocal printed
+        left = pace.left(done, of)
         now = time.monotonic()
-        if printed == -math.inf and done > 1:  # it goes on: what was done before took no time now
-            started, first = now, done
-        if now - printed > 10:
+        if (left or done >= of) and now - printed > 10:
             printed = now
-            left = ""
-            if done > first:
-                seconds = (now - started) / (done - first) * (of - done)
-                left = f"about {math.ceil(seconds / 60)} min left"
             say("  ".join(filter(None, (f"{title} {done}/{of}", _values(values), left))))
 
     yield update
+
+
+class _Pace:
+    """What is left of a stage, from how fast it went since it began or went on."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.first = -1
+
+    def left(self, done: int, of: int) -> str:
+        """The time left in words; "" before anything is done, and after all is."""
+        now = time.monotonic()
+        if self.first < 0:
+            self.first = 0
+            if done != 1:  # it begins now, or goes on: what was done before took no time
+                self.started, self.first = now, done
+        if done <= self.first or done >= of:
+            return ""
+        seconds = (now - self.started) / (done - self.first) * (of - done)
+        return f"about {rough_time(seconds)} left"
+
+
+def rough_time(seconds: float) -> str:
+    """A duration that is an estimate, in words.
+
+    Args:
+        seconds: The duration.
+
+    Returns:
+        The text, in seconds, minutes, hours or days.
+
+    Example:
+        >>> rough_time(20), rough_time(184), rough_time(3500), rough_time(9000), rough_time(777600)
+        ('20 s', '3.1 min', '58 min', '2.5 h', '9.0 days')
+    """
+    if seconds < 90:
+        return f"{max(math.ceil(seconds), 1)} s"
+    if seconds < 600:
+        return f"{seconds / 60:.1f} min"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"
 
 
 def _values(values: dict[str, float] | None) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contextseg.console import Progress
+from contextseg.console import Progress, no_progress_bar, rough_time, say
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.roi import restricted
 from contextseg.disk import digest, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
 from contextseg.evaluation.calibration import calibration, save_calibration
+from contextseg.length import asked_seconds
 from contextseg.methods import METHODS, Method
 from contextseg.models import open_archive
 from contextseg.nnunet import is_nnunet_model, open_nnunet
@@ -25,7 +26,7 @@ from contextseg.propagation import PropagationModel
 from contextseg.run_folder import INPUTS, stale_inputs
 from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, PredictionSettings, Settings
-from contextseg.training import Training
+from contextseg.training import Training, pick_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,19 +120,48 @@ class Outcome:
         return summarise(self.metrics).to_html(index=False, float_format="{:.3f}".format)
 
 
-def train_run(run: Run) -> Method:
+def train_run(run: Run, cases: Callable[[], Sequence[Case]] = tuple) -> Method:
     """The stages from "check" to the trained method.
 
     Args:
         run: The run; stages that are finished are not done again.
+        cases: Gives the cases that will be predicted and evaluated, for which a run that has a time
+            leaves some of it.
 
     Returns:
         The trained method, in evaluation mode.
     """
+    _say_length(run)
     run.check()
     run.make_plan()
     run.preprocess()
+    run.cases_after = len(cases())
     return run.fit()
+
+
+def _say_length(run: Run) -> None:
+    """Say how long the run will take, where nobody gave a number of steps."""
+    training = run.settings.training
+    if run.progress_bar is no_progress_bar or training.steps or run.lengths():
+        return
+    device = pick_device(training.device)
+    time_s = asked_seconds(training, device)
+    if training.time_s:
+        say(f"the run is to take {rough_time(time_s)} in all; its number of steps is measured")
+    elif time_s:
+        say(
+            f"no GPU is used: the run is to take {rough_time(time_s)} in all, and its number of "
+            "steps is measured. For longer: --time 8h, or --set steps=20000"
+        )
+
+
+def _say_time(run: Run) -> None:
+    """Say how long the run took, where it had a time."""
+    training = run.settings.training
+    time_s = asked_seconds(training, pick_device(training.device))
+    if time_s and run.progress_bar is not no_progress_bar:
+        seconds = run.work_time.seconds()
+        say(f"the run took {rough_time(seconds)} of {rough_time(time_s)} ({seconds / time_s:.0%})")
 
 
 def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
@@ -152,7 +182,7 @@ def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
         what = "it fills a scan from labelled slices, and cannot predict one without"
         remedy = "use `contextseg train`, then `contextseg propagate`"
         raise ContextsegError(f"method={run.settings.method}", what, remedy)
-    method = train_run(run)
+    method = train_run(run, lambda: pipeline_cases(run, test))
     predictor = Predictor([Member(method, run.plan)], run.settings.prediction)
     cases = pipeline_cases(run, test)
 
@@ -180,6 +210,7 @@ def run_pipeline(run: Run, *, test: bool = True) -> Outcome:
 
     measured = run.stage("evaluate", measure, inputs=labels)
     run.stage("report", lambda folder, progress: report(run, measured, pairs), inputs=labels)
+    _say_time(run)
     table = measured / "metrics.csv"
     return Outcome(run.folder, predictions, table, run.folder / REPORT, run.folder / PICTURE)
 
@@ -375,10 +406,10 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         cases=cases,
         logs=logs,
         stages=run.stages(),
-        provenance={**facts, "plan": read_json(run.folder / "plan.json")},
+        provenance={**facts, "lengths": _lengths(run), "plan": read_json(run.folder / "plan.json")},
         regions=regions,
         calibration=pd.read_csv(calibrated, dtype={"case": str}) if calibrated.exists() else None,
-        note="\n\n".join(filter(None, (_notice(notice), *_warnings(run)))),
+        note="\n\n".join(filter(None, (_notice(notice), *_warnings(run), *_endings(run)))),
         colours=run.plan.colours,
     )
 
@@ -387,6 +418,17 @@ def _warnings(run: Run) -> list[str]:
     """What `check` warned of, and what no training case teaches."""
     texts = [*warned(run.stage_folder("check")), *run.not_learnt()]
     return [f"Warning: {text}" for text in texts]
+
+
+def _lengths(run: Run) -> dict[str, Any]:
+    """The length of each training, as JSON content."""
+    return {name: asdict(length) for name, length in run.lengths().items()}
+
+
+def _endings(run: Run) -> list[str]:
+    """Trainings that were stopped early, or extended."""
+    lengths = run.lengths()
+    return [f"Training {name} {length}." for name, length in lengths.items() if str(length)]
 
 
 def _lines(path: Path) -> list[str]:

@@ -68,16 +68,29 @@ def names_on_any_rank(given: Iterable[str], names: Iterable[str], device: torch.
     return {name for name, count in zip(names, counts.tolist()) if count}
 
 
-def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether a flag is set on some rank.
+def highest_of_ranks(number: int, device: torch.device) -> int:
+    """The highest of a number that each rank has.
 
     Args:
-        flag: The flag of this rank.
+        number: The number of this rank.
         device: Where the ranks exchange tensors.
     """
     _, world = ranks()
     if world == 1:
-        return flag
-    count = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(count)
-    return bool(count.item())
+        return number
+    numbers = torch.tensor([float(number)], device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers.item())
+
+
+def first_rank_first(work: Callable[[], object]) -> None:
+    """Do something on the first rank alone, while the others wait.
+
+    Args:
+        work: What is done.
+    """
+    rank, world = ranks()
+    if rank == 0:
+        work()
+    if world > 1:
+        dist.barrier()

@@ -17,7 +17,7 @@ Runs of version 0.1.0, whose stages are called `01-check`, `02-plan` and so on, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,27 +28,34 @@ import torch
 
 from contextseg.batch import IGNORE
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
-from contextseg.data.augment import Augmentation
-from contextseg.data.cache import Cached, fingerprint, load_record, preprocess, share_cache
+from contextseg.data.cache import Cached, fingerprint, preprocess, share_cache
 from contextseg.data.check import check, raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.data.plan import Facts, Plan, make_plan
 from contextseg.data.roi import hide_labels, restricted
-from contextseg.data.sampling import Sampler
 from contextseg.data.snapshot import FileDigests, Snapshot
-from contextseg.disk import read_json, readable, replacing, visible_files, write_json
+from contextseg.disk import read_json, readable, write_json
 from contextseg.errors import ContextsegError
+from contextseg.length import (
+    Length,
+    Punctuality,
+    WorkTime,
+    choose_length,
+    chosen_line,
+    kept_length,
+    load_stopped,
+    seconds_spent,
+)
 from contextseg.methods import METHODS, Method
-from contextseg.methods.base import SHORT_STRENGTH, BatchSource, Maps
+from contextseg.methods.base import BatchSource, Maps
 from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
 from contextseg.notices import not_learnt, training_line, warned
 from contextseg.parallel import default_workers
-from contextseg.predict import sliding_window
-from contextseg.predictor import Member, Predictor, sliding_window_arguments
+from contextseg.predictor import Member, Predictor
 from contextseg.provenance import provenance
 from contextseg.ranks import ranks
-from contextseg.run_folder import RunFolder
+from contextseg.run_cases import RunCases, annotated_label
 from contextseg.settings import Settings
 from contextseg.training import pick_device, train
 
@@ -62,7 +69,7 @@ BEFORE_RECIPE = 3
 """Stages before a recipe: check, plan, preprocess. The seeds of a recipe's stages count them."""
 
 
-class Run(RunFolder):
+class Run(RunCases):
     """One training of one method on one data set, in a folder.
 
     Args:
@@ -83,15 +90,26 @@ class Run(RunFolder):
         cases: Split | None = None,
     ) -> None:
         super().__init__(folder, progress_bar)
-        self.settings = settings
         self._cases = cases
+        self.cases_after = 0
+        self.ended_early = False
         known = self.folder / "run.json"
         if known.exists():
             before = Settings.from_json(read_json(known)["settings"])
+            chosen = before.training.steps or self.lengths()
+            if settings.training.time_s and not chosen:  # that of before was too short a time
+                before = before.with_length(settings.training)
+                write_json(known, {**read_json(known), "settings": before.to_json()})
+            settings = settings.of_length(before)
             if what := before.differences(settings):
                 what = f"this folder holds a run with other settings ({what})"
-                raise ContextsegError(self.folder, what, "choose another --output folder")
-        elif ranks()[0] == 0:
+                remedy = "choose another --output folder"
+                if "steps" in what or "time_s" in what:
+                    remedy += "; a finished run is trained longer with --extend"
+                raise ContextsegError(self.folder, what, remedy)
+        self.settings = settings
+        self.work_time = WorkTime(seconds_spent(self))
+        if not known.exists() and ranks()[0] == 0:
             write_json(known, {"settings": settings.to_json(), "provenance": provenance()})
 
     @staticmethod
@@ -191,11 +209,6 @@ class Run(RunFolder):
     def guided(self) -> bool:
         """Whether its method fills scans from labelled slices, and cannot predict one without."""
         return bool(getattr(METHODS[self.settings.method], "guided", False))
-
-    @cached_property
-    def plan(self) -> Plan:
-        """The plan. Raises `ContextsegError` if the plan stage is not done."""
-        return Plan.load(self.folder / "plan.json")
 
     def check(self) -> None:
         """The stage "check": every problem of the data set, in `findings.json`.
@@ -300,32 +313,11 @@ class Run(RunFolder):
         training, validation = (self.cached([c for c in part if c.label]) for part in self.split)
         return not_learnt(training, validation, self.plan.classes)
 
-    def _warn(self, texts: Sequence[str]) -> None:
+    def _warn(self, texts: Iterable[str], lead: str = "warning: ") -> None:
         """Print warnings, unless the run is to be silent."""
         if self.progress_bar is not no_progress_bar:
             for text in texts:
-                say(f"warning: {text}")
-
-    def cached(self, cases: Sequence[Case]) -> list[Cached]:
-        """Preprocessed cases.
-
-        Args:
-            cases: Training or validation cases of the run.
-
-        Returns:
-            The same cases, preprocessed and memory-mapped.
-
-        Raises:
-            ContextsegError: The stage "preprocess" is not done.
-        """
-        cache = self.folder / "cache"
-        rows = read_json(self.stage_folder("preprocess") / "cases.json")
-        cached = []
-        for case in cases:
-            name, annotated, labelled = rows[case.name]
-            record = load_record(cache / name / "record.json")
-            cached.append(Cached(cache / name, record, tuple(annotated), labelled))
-        return cached
+                say(f"{lead}{text}")
 
     # --- the recipe and its verbs -----------------------------------------------------------------
 
@@ -432,26 +424,46 @@ class Run(RunFolder):
             remedy = f"raise it to {ranks()[1]}, or --set batch_dice=false"
             raise ContextsegError("batch_size", what, remedy)
         maps = self._maps(method.maps, labels) if method.maps else {}
+        if self._only_finished and (stopped := self._stopped(method)):
+            return stopped
+
+        def sources(steps: int) -> tuple[BatchSource, BatchSource | None]:
+            return self.samplers(self.split, method, labels, annotated or {}, maps, draws, steps)
 
         def work(folder: Path, progress: Progress) -> None:
             if not (folder / "checkpoint.pt").exists():
                 self._initialise(method, folder)
-            lr = method.settle(settings.training.steps, settings.training.lr)
+            length = self._length(method, folder, sources)
+            lr = method.settle(length.first, settings.training.lr)
             if self.progress_bar is not no_progress_bar:
-                say(training_line(method, lr, self._device(), settings.training.steps))
-            sampler, check_sampler = self._samplers(method, labels, annotated or {}, maps, draws)
-            train(
+                say(training_line(method, lr, self._device(), length.steps))
+            sampler, check_sampler = sources(length.steps)
+            punctuality = Punctuality(length, self.work_time)
+
+            def show(done: int, of: int, values: dict[str, float]) -> None:
+                progress(done, of, values)
+                self._warn(filter(None, [punctuality.late(done)]))
+
+            ending = train(
                 method,
                 sampler.batch,
                 folder,
-                replace(settings.training, lr=lr),
+                replace(settings.training, steps=length.steps, time_s=0, lr=lr),
                 batch_size=self.plan.batch_size,
                 seed=settings.seed + 7919 * self._position(),
                 check_at=check_sampler.batch if check_sampler else None,
-                progress=progress,
+                progress=show,
+                until=length.until,
+                since=length.before[-1][1] if length.before else 0,
             )
+            if ranks()[0] == 0 and ending.why:
+                length = length.ended(ending.step, ending.why)
+                length.save(folder)
+                self._warn([f"{folder.name} {length}"], lead="")
 
         folder = self.stage("train", work, together=True)
+        length = Length.load(folder)
+        self.ended_early = bool(length and length.why == "finish")
         device = self._device()
         weights = torch.load(folder / "model.pt", map_location=device, weights_only=True)
         method.load_state_dict(weights)
@@ -459,59 +471,35 @@ class Run(RunFolder):
         torch.manual_seed(settings.seed + 104_729 * self._position())
         return method.to(device).eval()
 
+    def _length(
+        self, method: Method, folder: Path, sources: Callable[[int], tuple[BatchSource, Any]]
+    ) -> Length:
+        """The length of a training, chosen and written down before its first step."""
+
+        def choose() -> Length:
+            number = self._numbers["train"]
+            length = choose_length(self, method, number, sources, self._device())
+            if length.measured:
+                self._warn([chosen_line(folder.name, length)], lead="")
+            return length
+
+        return kept_length(folder, choose)
+
+    def _stopped(self, method: Method) -> Method | None:
+        """The next training's method as a checkpoint has it that is not the end; None for none."""
+        folder = self.stage_folder(f"train-{self._numbers['train'] + 1}")
+        if (folder / "done.json").exists() or not (folder / "checkpoint.pt").exists():
+            return None
+        self._numbers["train"] += 1
+        self.ended_early = True
+        say(load_stopped(method, folder))
+        return method.to(self._device()).eval()
+
     def _initialise(self, method: Method, folder: Path) -> None:
         """Load the method's start weights; `weights.json` lists what was loaded and skipped."""
         method.initialise()
         if method.weights_report is not None and ranks()[0] == 0:
             write_json(folder / "weights.json", method.weights_report)
-
-    def _samplers(
-        self,
-        method: Method,
-        labels: Mapping[str, Path],
-        annotated: Mapping[str, Sequence[bool]],
-        maps: Mapping[str, Path],
-        draws: int,
-    ) -> tuple[BatchSource, BatchSource | None]:
-        """What draws the training batches, and the validation batches where there are some."""
-        settings = self.settings
-        training, validation = self.split
-        cached = self.cached(training)
-        seed = settings.seed + 999_983 * draws
-        steps = settings.training.steps
-        augmentation = settings.augmentation
-        if method.short:
-            strength = SHORT_STRENGTH * augmentation.strength
-            augmentation = replace(augmentation, strength=strength)
-        validated = [case for case in validation if case.label]
-        own = method.sampler(cached, self.plan, seed, augmentation, steps)
-        if own:
-            checks = method.check_sampler(self.cached(validated), self.plan) if validated else None
-            return own, checks
-        sampler = Sampler(
-            cached,
-            self.plan,
-            seed,
-            augmentation,
-            labels,
-            method.unlabelled,
-            maps,
-            annotated,
-        )
-        if not validated:
-            return sampler, None
-        unchanged = Augmentation(strength=0)
-        check_sampler = Sampler(
-            self.cached(validated),
-            self.plan,
-            1 + settings.seed,
-            unchanged,
-            labels,
-            0,
-            maps,
-            annotated,
-        )
-        return sampler, check_sampler
 
     @torch.no_grad()
     def relabel(self, fill: Fill) -> dict[str, Path]:
@@ -527,7 +515,7 @@ class Run(RunFolder):
         """
 
         def one(case: Cached) -> np.ndarray:
-            annotated = _annotated_label(case)
+            annotated = annotated_label(case)
             image = torch.from_numpy(self.image(case))[None]
             label = torch.from_numpy(annotated).long()[None]
             filled = fill(image, label)[0].cpu().numpy().astype(np.int16)
@@ -535,70 +523,17 @@ class Run(RunFolder):
 
         return self.arrays("relabel", self.split[0], one)
 
-    def arrays(
-        self, name: str, cases: Sequence[Case], make: Callable[[Cached], np.ndarray]
-    ) -> dict[str, Path]:
-        """The stage `name`: an array for each case, on the cache's grid; a killed one goes on.
-
-        Args:
-            name: Kind of the stage.
-            cases: For which cases.
-            make: Called with each preprocessed case.
-
-        Returns:
-            Case name to .npy.
-        """
-
-        def work(folder: Path, progress: Progress) -> None:
-            cached = self.cached(cases)
-            for done, case in enumerate(cached, 1):
-                path = folder / f"{case.record.name}.npy"
-                if not path.exists():
-                    array = make(case)
-                    with replacing(path) as temporary, open(temporary, "wb") as file:
-                        np.save(file, array)
-                progress(done, len(cached))
-
-        folder = self.stage(name, work)
-        return {path.stem: path for path in visible_files(folder, "*.npy")}
-
-    def image(self, case: Cached) -> np.ndarray:
-        """The whole normalised image of a preprocessed case, (C, *S) float32."""
-        whole = tuple(slice(0, n) for n in case.image.shape[1:])
-        return case.patch(whole, self.plan.channels)
-
-    def logits(self, case: Cached, method: Method) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Logits of a method for a preprocessed case, by sliding window, on the cache's grid.
-
-        Args:
-            case: The case.
-            method: The method, which is put into evaluation mode.
-
-        Yields:
-            (start, stop, logits (K, stop - start, H, W)), slabs that follow one another along D.
-        """
-        keywords = sliding_window_arguments(method, self.plan, self.settings.prediction)
-        predict = method.eval().predict
-        return sliding_window(predict, self.image(case), self.plan.patch_vox, **keywords)
-
     def _maps(self, of: Maps, labels: Mapping[str, Path]) -> dict[str, Path]:
         """The stage "maps": what a method asks to know of each voxel of each labelled case."""
         cases = [case for part in self.split for case in part if case.label or case.name in labels]
 
         def one(case: Cached) -> np.ndarray:
             path = labels.get(case.record.name)
-            label = np.array(_annotated_label(case) if path is None else np.load(path))
+            label = np.array(annotated_label(case) if path is None else np.load(path))
             label[label >= len(self.plan.classes)] = 0  # a context class
             return of(label, self.plan.spacing_mm)
 
         return self.arrays("maps", cases, one)
-
-
-def _annotated_label(case: Cached) -> np.ndarray:
-    """What annotators labelled of a case, (*S) int16: all `IGNORE` without a label."""
-    if case.label is None:
-        return np.full(case.image.shape[1:], IGNORE, np.int16)
-    return np.array(case.label)
 
 
 def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, Any]) -> Plan:

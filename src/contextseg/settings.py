@@ -179,6 +179,34 @@ class Settings:
         values["roi"] = tuple(values.get("roi", ()))
         return Settings(**values)
 
+    def of_length(self, before: Settings) -> Settings:
+        """These settings with the length of others, where they name none.
+
+        Args:
+            before: The others, such as those that a run was begun with.
+
+        Returns:
+            New settings; those of a run that was given the time that they name, too.
+
+        Example:
+            >>> before = Settings("data", training=Training(steps=9))
+            >>> Settings("data").of_length(before).training.steps
+            9
+        """
+        asked, was = self.training, before.training
+        if asked.steps or asked.time_s not in (0, was.time_s):
+            return self
+        return self.with_length(was)
+
+    def with_length(self, training: Training) -> Settings:
+        """These settings with the steps, or the time, of a training.
+
+        Args:
+            training: Gives `steps` and `time_s`.
+        """
+        training = replace(self.training, steps=training.steps, time_s=training.time_s)
+        return replace(self, training=training)
+
     def differences(self, other: Settings) -> str:
         """What differs between these settings and others, but for where they run (`ANYWHERE`).
 

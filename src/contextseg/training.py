@@ -7,16 +7,10 @@ that was not.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
-import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,11 +20,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from contextseg.batch import Batch
-from contextseg.console import Progress
-from contextseg.disk import csv_text, replacing, write_text
+from contextseg.console import Progress, say
+from contextseg.disk import replacing
 from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.ranks import Mean, mean_over_ranks, names_on_any_rank, on_any_rank, ranks
-from contextseg.stopping import Stopped
+from contextseg.ranks import Mean, highest_of_ranks, mean_over_ranks, names_on_any_rank, ranks
+from contextseg.stopping import FINISH, STOP, Stopped, StopRequest, training_signals
+from contextseg.training_log import TrainingLog
 from contextseg.validation import validate, validation_score
 
 BatchAt = Callable[[int, int, int, torch.device], Batch]
@@ -38,13 +33,25 @@ BatchAt = Callable[[int, int, int, torch.device], Batch]
 PRECISIONS = ("auto", "float32")
 KEPT = ("last", "best")
 
+DEFAULT_STEPS = 250_000
+"""Steps of a training that nobody gave a length, on a GPU: nnU-Net's 1000 epochs of 250."""
+
+FINISH_FILE = "finish"
+"""A file of this name in the folder of a training asks it to end with the step it is at."""
+
+SECONDS_FOR_SECOND_INTERRUPT = 4.0
+"""How long a training that was stopped by Ctrl-C waits for another one, on a terminal."""
+
 
 @dataclass(frozen=True)
 class Training:
     """Length, learning rate and bookkeeping of a training; nnU-Net's numbers by default.
 
     Attributes:
-        steps: Steps of the whole training; the default is 1000 epochs of 250.
+        steps: Steps of the whole training. 0 leaves the length to the run: `time_s`, or without
+            it `DEFAULT_STEPS` on a GPU, and on a CPU what `length.CPU_SECONDS` allow.
+        time_s: Seconds that the whole run may take, preprocessing and prediction included; the
+            number of steps is then chosen for this machine. 0 for no such budget.
         lr: Learning rate of the first step. 0 is that of the method and its optimiser.
         clip: Largest norm of each optimiser's gradient.
         save_every: Steps between checkpoints.
@@ -53,6 +60,8 @@ class Training:
         check_batches: Batches of patches in each validation.
         keep: Which weights are deployed: the "last", or the "best" of all validations on patches
             (`validation_score`); the last ones then lie in `last.pt`.
+        early_stopping: Validations on patches that may follow the best one; then the training ends,
+            and the best weights are deployed as by keep="best". 0 never ends a training early.
         device: Name of a torch device. "auto" is the GPU where there is one, else the CPU.
         precision: "auto" is float16 on a GPU and float32 on a CPU; or "float32".
         tensorboard: Whether the log is also written for TensorBoard.
@@ -61,7 +70,8 @@ class Training:
         ContextsegError: A number is not positive where it must be, or the precision is unknown.
     """
 
-    steps: int = 250_000
+    steps: int = 0
+    time_s: float = 0.0
     lr: float = 0.0
     clip: float = 12.0
     save_every: int = 250
@@ -69,19 +79,36 @@ class Training:
     check_every: int = 2500
     check_batches: int = 8
     keep: str = "last"
+    early_stopping: int = 0
     device: str = "auto"
     precision: str = "auto"
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "clip", "save_every", "log_every", "check_batches"):
+        for name in ("clip", "save_every", "log_every", "check_batches"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
+                raise ContextsegError(
+                    f"{name}={value}", "not a positive number", f"give {name} above 0"
+                )
+        for name in ("steps", "time_s"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
                 what = "not a positive number"
-                raise ContextsegError(f"{name}={value}", what, f"give {name} above 0")
+                remedy = f"give {name} above 0, or leave it out"
+                raise ContextsegError(f"{name}={value}", what, remedy)
+        if self.steps and self.time_s:
+            what = "a number of steps and a time are two lengths"
+            where = f"steps={self.steps}, time_s={self.time_s:g}"
+            raise ContextsegError(where, what, "give one of the two")
         if not 0 <= self.lr < math.inf:
-            remedy = "give lr above 0; 0 is the default"
-            raise ContextsegError(f"lr={self.lr}", "not a rate", remedy)
+            raise ContextsegError(
+                f"lr={self.lr}", "not a rate", "give lr above 0; 0 is the default"
+            )
+        if self.early_stopping < 0:
+            what = "no number of validations to wait for a better one"
+            where = f"early_stopping={self.early_stopping}"
+            raise ContextsegError(where, what, "give 0, for never, or more")
         if self.check_every < 0:
             where = f"check_every={self.check_every}"
             raise ContextsegError(where, "a negative number", "give 0, for never, or more")
@@ -91,6 +118,11 @@ class Training:
         if self.precision not in PRECISIONS:
             remedy = did_you_mean(self.precision, PRECISIONS)
             raise ContextsegError(f"precision={self.precision}", "no such precision", remedy)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best validation are deployed."""
+        return self.keep == "best" or self.early_stopping > 0
 
 
 class Trainable(Protocol):
@@ -211,6 +243,19 @@ def pick_device(name: str = "auto") -> torch.device:
 # --- the loop -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a training ended.
+
+    Attributes:
+        step: Number of steps that were done.
+        why: "" for all of them; "finish" where somebody asked for it, or "early stopping".
+    """
+
+    step: int
+    why: str = ""
+
+
 def train(
     method: Trainable,
     batch_at: BatchAt,
@@ -221,12 +266,15 @@ def train(
     seed: int = 0,
     check_at: BatchAt | None = None,
     progress: Progress | None = None,
-) -> None:
+    until: int = 0,
+    since: int = 0,
+) -> Ending:
     """Train a method, from the checkpoint in `folder` if there is one.
 
     Leaves in `folder`: `checkpoint.pt` (everything to go on), `log.jsonl` and `log.csv`, and at the
     end `model.pt` (the method's weights). With `keep="best"` these are the best of all validations;
-    `last.pt` has the last, and `best.pt` the best so far.
+    `last.pt` has the last, and `best.pt` the best so far. A second Ctrl-C, or a file `FINISH_FILE`
+    in the folder, ends it as if its last step were done.
 
     Args:
         method: What to train. It is moved to the device.
@@ -236,28 +284,40 @@ def train(
         batch_size: Items of one batch, those of all ranks together.
         seed: Seed of torch's random numbers; each rank adds a number of its own.
         check_at: Gives the batches to validate on. None for no validation.
-        progress: Called after each step with (steps done, steps in all, latest loss terms).
+        progress: Called before the first and after each step with (steps done, steps in all,
+            latest loss terms).
+        until: Step at which it ends, with the learning rates of the whole length. 0 for the last.
+        since: Step from which early stopping counts: that with which the training was extended.
+
+    Returns:
+        The last step, and whether it was ended before its length.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; a checkpoint is written.
         ContextsegError: The loss is no longer finite, the checkpoint cannot be used, the disk is
             full, or the best weights are asked for without validation cases.
     """
-    if training.keep == "best" and not (check_at and training.check_every):
+    if training.keeps_best and not (check_at and training.check_every):
         what = "no weights are the best without a validation"
         remedy = "keep a fold for it (--fold 0), and give check_every above 0"
-        raise ContextsegError("keep=best", what, remedy)
+        early = training.early_stopping
+        raise ContextsegError(f"early_stopping={early}" if early else "keep=best", what, remedy)
     rank, world = ranks()
     device = pick_device(training.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     torch.manual_seed(seed + 1_000_003 * rank)
+    training = replace(training, steps=training.steps or DEFAULT_STEPS, time_s=0)
     training = replace(training, lr=method.settle(training.steps, training.lr))
     method.to(device)
     method.train()
     state = TrainingState(method, training, device)
     state.load(folder / "checkpoint.pt", device)
-    log = _Log(folder, state, training) if rank == 0 else None
+    (folder / FINISH_FILE).unlink(missing_ok=True)  # asked of a process that ended before it
+    log = (
+        TrainingLog(folder, state, training.log_every, training.tensorboard) if rank == 0 else None
+    )
+    why = ""
 
     def items_of_this_rank(n: int) -> Batch:
         return batch_at(n, rank, world, device)
@@ -266,8 +326,11 @@ def train(
         assert check_at is not None
         return check_at(n, 0, 1, device)
 
-    with _stop_signals() as signals:
-        for batch in _prefetched(items_of_this_rank, state.step, training.steps, device):
+    if log and progress:
+        progress(state.step, training.steps, {})
+    with training_signals() as request:
+        stop = until or training.steps
+        for batch in prefetched(items_of_this_rank, state.step, stop, device):
             decay = method.decay(state.step / training.steps)
             lr = training.lr * decay
             state.set_decay(decay)
@@ -275,33 +338,64 @@ def train(
             terms = training_step(state, batch, training, lr, share)
             state.step += 1
             last = state.step == training.steps
+            asked = 0 if last else highest_of_ranks(_asked(request, folder), device)
 
             if log:
-                log.add(terms, lr, last)
-            if log and check_at and _is_due(state.step, training.check_every, last):
-                means = validate(method, validation_batch, training.check_batches)
-                log.write("check", means)
-                if training.keep == "best":
-                    state.keep_best(means, folder / "best.pt")
-
-            stop = on_any_rank(bool(signals), device)
-            if rank == 0 and (stop or _is_due(state.step, training.save_every, last)):
+                log.add(terms, lr, last or asked == FINISH)
+            better = early = False
+            if check_at and _is_due(state.step, training.check_every, last):
+                if log:
+                    means = validate(method, validation_batch, training.check_batches)
+                    log.write("check", means)
+                    if training.keeps_best:
+                        better = state.keep_best(means, folder / "best.pt")
+                early = bool(highest_of_ranks(int(state.is_stale(training, since)), device))
+            if rank == 0 and (asked or better or _is_due(state.step, training.save_every, last)):
                 state.save(folder / "checkpoint.pt")
             if log and progress:
                 progress(state.step, training.steps, log.latest)
-            if stop and not last:
-                raise Stopped(
-                    f"stopped at step {state.step} of {training.steps}; "
-                    "the same command goes on from there"
-                )
+            if asked:
+                _stop(request, asked, f"step {state.step} of {training.steps}")
+                why = "finish"
+                break
+            if early and not last:
+                why = "early stopping"
+                break
 
     if log:
         log.close()
-        best = training.keep == "best"
-        _save(folder / ("last.pt" if best else "model.pt"), method.state_dict())
-        if best:
-            with replacing(folder / "model.pt") as temporary:
-                shutil.copyfile(folder / "best.pt", temporary)
+        _save_model(method, folder, training.keeps_best and state.best_step > 0)
+        (folder / FINISH_FILE).unlink(missing_ok=True)
+    return Ending(state.step, why)
+
+
+def _save_model(method: Trainable, folder: Path, best: bool) -> None:
+    """Write `model.pt`: the last weights, or those of the best validation where there was one."""
+    weights = method.state_dict()
+    if best:
+        _save(folder / "last.pt", weights)
+        weights = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
+    _save(folder / "model.pt", weights)
+
+
+def _asked(request: StopRequest, folder: Path) -> int:
+    """What was asked of this rank, by a signal or by a file."""
+    return FINISH if (folder / FINISH_FILE).exists() else request.level
+
+
+def _stop(request: StopRequest, asked: int, place: str) -> None:
+    """Raise `Stopped`, unless the training is to end with what it has."""
+    if asked == STOP and ranks()[1] == 1:
+        if request.by_hand:
+            seconds = f"{SECONDS_FOR_SECOND_INTERRUPT:g} s"
+            say(f"stopped at {place}. Ctrl-C again within {seconds}: use the model as it is")
+        request.wait(SECONDS_FOR_SECOND_INTERRUPT)
+        asked = request.level
+    if asked != FINISH:
+        raise Stopped(
+            f"stopped at {place}; the same command goes on from there, and `contextseg finish` "
+            "uses the model as it is"
+        )
 
 
 def _is_due(step: int, every: int, last: bool) -> bool:
@@ -415,7 +509,8 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half)
         self.step = 0
         self.seconds = 0.0
-        self.best = -math.inf  # the highest `validation_score` so far
+        self.best = -math.inf
+        self.best_step = 0
         # Sums of the loss terms over the `count` steps since the log's last row.
         self.sums: dict[str, Tensor] = {}
         self.count = 0
@@ -433,6 +528,18 @@ class TrainingState:
         groups = self.optimizers[name].param_groups
         return [parameter for group in groups for parameter in group["params"]]
 
+    def is_stale(self, training: Training, since: int = 0) -> bool:
+        """Whether so many validations followed the best one that the training is to end.
+
+        Args:
+            training: Says how many, and how often there is one.
+            since: Step from which they are counted.
+        """
+        if not training.early_stopping or not self.best_step:
+            return False
+        steps = self.step - max(self.best_step, since)
+        return steps >= training.early_stopping * training.check_every
+
     def set_decay(self, decay: float) -> None:
         """Set all learning rates to `decay` times their first ones.
 
@@ -443,17 +550,22 @@ class TrainingState:
             for group, lr in zip(optimizer.param_groups, self._first_lr[name]):
                 group["lr"] = lr * decay
 
-    def keep_best(self, means: dict[str, float], path: Path) -> None:
+    def keep_best(self, means: dict[str, float], path: Path) -> bool:
         """Write the weights where they are better than at every validation before.
 
         Args:
             means: What `validate` gave.
             path: File to write.
+
+        Returns:
+            Whether they are.
         """
         score = validation_score(self.method, means)
-        if score > self.best or self.best == -math.inf:
-            self.best = score
+        better = score > self.best or self.best == -math.inf
+        if better:
+            self.best, self.best_step = score, self.step
             _save(path, self.method.state_dict())
+        return better
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, atomically.
@@ -469,6 +581,7 @@ class TrainingState:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "best_step": self.best_step,
             "sums": self.sums,
             "count": self.count,
             "method": self.method.state_dict(),
@@ -491,25 +604,46 @@ class TrainingState:
         """
         if not path.exists():
             return
-        try:
-            # On the CPU first: each part then goes where it belongs.
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            self.method.load_state_dict(content["method"])
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(content["optimizers"][name])
-        except (RuntimeError, KeyError, EOFError, ValueError) as error:
-            what = f"this checkpoint cannot be used ({error})"
-            raise ContextsegError(path, what, "delete the file to start again") from error
-
+        content = load_checkpoint(path, self.method, self.optimizers)
         self.scaler.load_state_dict(content["scaler"])
         self.step = content["step"]
         self.seconds = content["seconds"]
         self.best = content.get("best", -math.inf)
+        self.best_step = content.get("best_step", 0)
         self.count = content["count"]
         self.sums = {name: total.to(device) for name, total in content["sums"].items()}
         torch.set_rng_state(content["rng"])
         if device.type == "cuda" and len(content["rng_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(content["rng_cuda"])
+
+
+def load_checkpoint(
+    path: Path, method: Trainable, optimizers: Mapping[str, Optimizer] | None = None
+) -> dict[str, Any]:
+    """Load what a checkpoint has of a method and its optimisers.
+
+    Args:
+        path: File that `TrainingState.save` wrote.
+        method: What it is a checkpoint of; its weights change.
+        optimizers: Its optimisers by name; None where it is not trained on.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ContextsegError: The checkpoint is damaged, or one of another method.
+    """
+    try:
+        # On the CPU first: each part then goes where it belongs.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        method.load_state_dict(content["method"])
+        for name, optimizer in (optimizers or {}).items():
+            optimizer.load_state_dict(content["optimizers"][name])
+    except (RuntimeError, KeyError, EOFError, ValueError) as error:
+        raise ContextsegError(
+            path, f"this checkpoint cannot be used ({error})", "delete the file to start again"
+        ) from error
+    return content
 
 
 def _save(path: Path, content: Any) -> None:
@@ -520,94 +654,25 @@ def _save(path: Path, content: Any) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-# --- log ------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
-class _Log:
-    """`log.jsonl`, one row at a time, cut back to the checkpoint on resume; `log.csv` beside it."""
-
-    def __init__(self, folder: Path, state: TrainingState, training: Training) -> None:
-        self.folder = folder
-        self.state = state
-        self.training = training
-        self.latest: dict[str, float] = {}
-
-        path = folder / "log.jsonl"
-        self.rows = [row for row in _complete_rows(path) if row["step"] <= state.step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self.writer = _tensorboard(folder) if training.tensorboard else None
-
-        self.started = time.monotonic()
-        self.seconds_before = state.seconds
-
-    def add(self, terms: dict[str, Tensor], lr: float, last: bool) -> None:
-        """Count the loss terms of one step, and write a row where one is due."""
-        state = self.state
-        state.seconds = self.seconds_before + time.monotonic() - self.started
-        state.count += 1
-        # The sums stay on the device: reading a number would wait for the GPU.
-        for name, term in terms.items():
-            state.sums[name] = state.sums.get(name, 0) + term.double()
-        if not _is_due(state.step, self.training.log_every, last):
-            return
-
-        means = {name: float(total) / state.count for name, total in state.sums.items()}
-        state.sums = {}
-        state.count = 0
-        if not all(map(math.isfinite, means.values())):
-            what = f"the loss is not finite at step {state.step} ({means})"
-            remedy = "lower lr (--set lr=0.001), or check the data set"
-            raise ContextsegError(self.folder, what, remedy)
-        self.latest = means
-        self.write("train", means, lr=lr)
-
-    def write(self, part: str, values: dict[str, float], **more: float) -> None:
-        """Write one row of the part "train" or "check"."""
-        seconds = round(self.state.seconds, 3)
-        row = {"step": self.state.step, "part": part, "seconds": seconds, **more, **values}
-        self.rows.append(row)
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{part}/{name}", value, self.state.step)
-
-    def close(self) -> None:
-        """Write `log.csv`."""
-        self.file.close()
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        write_text(self.folder / "log.csv", csv_text(columns, self.rows))
-        if self.writer:
-            self.writer.close()
-
-
-def _complete_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, without one that was cut off while it was written."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        what, remedy = "TensorBoard is not installed", "pip install 'contextseg[track]'"
-        raise ContextsegError("tensorboard=true", what, remedy) from error
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-# --- batches and signals --------------------------------------------------------------------------
-
-
-def _prefetched(
+def prefetched(
     batch_at: Callable[[int], Batch], first: int, stop: int, device: torch.device, depth: int = 4
 ) -> Iterator[Batch]:
     """Batches `first` to `stop`, in order.
 
     For a GPU several threads draw the next ones meanwhile; for a CPU there is no core to spare.
+
+    Args:
+        batch_at: n to batch n.
+        first: Number of the first batch.
+        stop: Number after that of the last.
+        device: Where they are needed.
+        depth: Number of threads for a GPU.
+
+    Yields:
+        The batches; nothing where `stop` is not above `first`.
     """
     if device.type == "cpu":
         for n in range(first, stop):
@@ -620,25 +685,3 @@ def _prefetched(
             if n + depth < stop:
                 waiting.append(pool.submit(batch_at, n + depth))
             yield batch
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or Ctrl-C; a second Ctrl-C interrupts as usual."""
-    signals: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, frame: Any) -> None:
-        signals.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

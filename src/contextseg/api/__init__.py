@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextseg.api.data import check, evaluate, plan, report
 from contextseg.api.drawing import annotate, project, propagate, two_stage
-from contextseg.api.training import demo, export, load, run, train
+from contextseg.api.training import demo, export, finish, load, run, train
 
 __all__ = [
     "annotate",
@@ -17,6 +17,7 @@ __all__ = [
     "demo",
     "evaluate",
     "export",
+    "finish",
     "load",
     "plan",
     "project",

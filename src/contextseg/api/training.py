@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from contextseg.arguments import StrPath, assignments, progress_of
+from contextseg.arguments import StrPath, assignments, progress_of, seconds_of
 from contextseg.console import ProgressBar
 from contextseg.errors import ContextsegError
 
@@ -31,6 +32,8 @@ def train(
     plan: StrPath | Plan | None = None,
     init: StrPath | None = None,
     roi: Sequence[str] = (),
+    time: str | float = "",
+    extend: bool = False,
     verbose: bool = True,
     **settings: Any,
 ) -> Run:
@@ -49,6 +52,13 @@ def train(
             channels too. What is loaded, skipped and missing is said, and noted in the training
             stage's `weights.json`. None for new weights.
         roi: Classes to segment; the others are background. () for all.
+        time: Time that the whole call may take, preprocessing and prediction included: "90s",
+            "45m", "2h", "1h30m", "1d", or seconds. The number of steps is then measured and chosen.
+            "" leaves it to `steps`, and without `steps` to the device: 250,000 on a GPU, and on a
+            CPU what two hours allow.
+        extend: Train a finished run longer, to more `steps` or `time` in all than it had; without
+            either, one that was ended early goes on to its length. Results of before are kept in
+            its folder `before`.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
 
@@ -59,11 +69,13 @@ def train(
         ContextsegError: The data set has errors, a setting does not exist, or the folder holds a
             run with other settings.
     """
+    began = monotonic()
     from contextseg.pipeline import train_run
 
-    settings |= _start_weights(init, method, settings)
+    settings |= {**_start_weights(init, method, settings), **_time(time)}
     bar = progress_of(verbose)
-    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
+    chosen = _settings(dataset, method, fold, seed, roi, settings)
+    with _ranks(), _run(chosen, output, plan, extend, bar, began) as opened:
         train_run(opened)
     return opened
 
@@ -78,6 +90,8 @@ def run(
     plan: StrPath | Plan | None = None,
     init: StrPath | None = None,
     roi: Sequence[str] = (),
+    time: str | float = "",
+    extend: bool = False,
     verbose: bool = True,
     **settings: Any,
 ) -> Outcome:
@@ -97,6 +111,13 @@ def run(
             channels too. What is loaded, skipped and missing is said, and noted in the training
             stage's `weights.json`. None for new weights.
         roi: Classes to segment; the others are background. () for all.
+        time: Time that the whole call may take, preprocessing and prediction included: "90s",
+            "45m", "2h", "1h30m", "1d", or seconds. The number of steps is then measured and chosen.
+            "" leaves it to `steps`, and without `steps` to the device: 250,000 on a GPU, and on a
+            CPU what two hours allow.
+        extend: Train a finished run longer, to more `steps` or `time` in all than it had; without
+            either, one that was ended early goes on to its length. Results of before are kept in
+            its folder `before`.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=20000` or `net="resenc"`.
 
@@ -106,33 +127,81 @@ def run(
     Raises:
         ContextsegError: As `train`, and where a case cannot be predicted or scored.
     """
+    began = monotonic()
     from contextseg.pipeline import run_pipeline
 
-    settings |= _start_weights(init, method, settings)
+    settings |= {**_start_weights(init, method, settings), **_time(time)}
     bar = progress_of(verbose)
-    with _ranks(), _run(dataset, output, method, fold, seed, plan, roi, settings, bar) as opened:
+    chosen = _settings(dataset, method, fold, seed, roi, settings)
+    with _ranks(), _run(chosen, output, plan, extend, bar, began) as opened:
         return run_pipeline(opened)
 
 
-def demo(output: StrPath = "demo", *, verbose: bool = True, **settings: Any) -> Outcome:
+def finish(run: StrPath, *, verbose: bool = True) -> Outcome | None:
+    """End the training of a run now and use the model as it is: predict, evaluate, report.
+
+    A training that was stopped ends with its last checkpoint. One that another process works on
+    ends after its step, and that process goes on to predict and evaluate. The report says at which
+    step it was stopped; `run(..., extend=True)` goes on from there to the length that it had.
+
+    Args:
+        run: Folder of the run.
+        verbose: Show the progress on stderr.
+
+    Returns:
+        Where the results are. None where another process makes them, and for a method that predicts
+        nothing by itself.
+
+    Raises:
+        ContextsegError: There is no run in the folder, or no training with a checkpoint.
+    """
+    from contextseg.console import say
+    from contextseg.longer import ask_to_finish
+    from contextseg.longer import finish as finish_run
+    from contextseg.runs import Run
+
+    Run.open(run)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(run))
+        except ContextsegError:
+            if not ask_to_finish(run):
+                raise
+            if verbose:
+                say(f"{run}: the process that trains it ends its training, and uses the model")
+            return None
+        return finish_run(run, progress_of(verbose))
+
+
+def demo(
+    output: StrPath = "demo", *, time: str | float = "", verbose: bool = True, **settings: Any
+) -> Outcome:
     """The whole job on sixteen real MR scans of soft-tissue sarcoma: minutes on two cores.
 
     The scans come with the package (Vallières et al. 2015, CC BY 3.0).
 
     Args:
         output: Folder of the run.
+        time: As for `run`; "" for 300 steps.
         verbose: Show the progress on stderr.
         **settings: Any setting by name, such as `steps=50`.
 
     Returns:
         Where the predictions, the table, the picture and the report are.
     """
+    began = monotonic()
     from contextseg.pipeline import demo_settings, run_pipeline
     from contextseg.runs import Run
+    from contextseg.training import Training
 
-    chosen = demo_settings().set(assignments(settings))
+    chosen = demo_settings()
+    if seconds := seconds_of(time):
+        chosen = chosen.with_length(Training(time_s=seconds))
+    chosen = chosen.set(assignments(settings))
     with _locked(output):
-        return run_pipeline(Run(output, chosen, progress_of(verbose)))
+        opened = Run(output, chosen, progress_of(verbose))
+        opened.work_time.add(monotonic() - began)
+        return run_pipeline(opened)
 
 
 def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
@@ -230,27 +299,34 @@ def _start_weights(
     return {name: path for name in chosen if name.split(".")[1] not in settings}
 
 
+def _time(time: str | float) -> dict[str, Any]:
+    """The setting that a time stands for; {} for none."""
+    seconds = seconds_of(time)
+    return {"training.time_s": seconds} if seconds else {}
+
+
 @contextmanager
 def _run(
-    dataset: StrPath,
+    settings: Settings,
     output: StrPath,
-    method: str,
-    fold: int | str,
-    seed: int,
     plan: StrPath | Plan | None,
-    roi: Sequence[str],
-    settings: Mapping[str, Any],
+    longer: bool,
     bar: ProgressBar,
+    began: float,
 ) -> Iterator[Run]:
     """The run of these settings, opened in a folder that is locked as long as the block lasts."""
     from contextseg.data.nnunet import load_plan
     from contextseg.data.plan import Plan
+    from contextseg.longer import extend
     from contextseg.pipeline import resolve_fold
+    from contextseg.ranks import first_rank_first
     from contextseg.runs import Run
 
-    chosen = resolve_fold(_settings(dataset, method, fold, seed, roi, settings), output)
+    chosen = resolve_fold(settings, output)
     with _locked(output):
+        first_rank_first(lambda: extend(output, chosen, longer))
         opened = Run(output, chosen, bar)
+        opened.work_time.add(monotonic() - began)  # what was imported and read so far
         if plan:
             opened.use_plan(plan if isinstance(plan, Plan) else load_plan(plan, opened.dataset))
         yield opened

@@ -52,13 +52,15 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
     (
         "run",
         training.run,
-        "contextseg run Dataset001_Sarcoma -o runs/plain --set steps=20000",
+        "contextseg run Dataset001_Sarcoma -o runs/plain --time 2h. Longer: "
+        "contextseg run Dataset001_Sarcoma -o runs/plain --extend --time 4h",
     ),
     (
         "pseudo",
         training.pseudo,
         "contextseg pseudo Dataset001_Sarcoma -o runs/pseudo --models 3 --rounds 3 --set lr=0.001",
     ),
+    ("finish", training.finish, "contextseg finish runs/plain"),
     ("demo", training.demo, "contextseg demo --output demo"),
     (
         "annotate",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from contextseg import api
-from contextseg.cli.options import Dataset, Output, Roi, Set, listed, named, settings
+from contextseg.cli.options import Dataset, Output, Roi, Set, Time, listed, named, settings
 from contextseg.console import say
 from contextseg.studies import api as studies
 
@@ -125,6 +125,7 @@ def compare(
     ] = "",
     folds: Folds = "",
     roi: Roi = [],  # noqa: B006
+    time: Time = "",
     set_: Set = [],  # noqa: B006
     jobs: Jobs = 1,
     cluster: Cluster = "",
@@ -157,6 +158,7 @@ def compare(
         "budgets": budgets,
         "folds": folds,
         "roi": roi,
+        "time": time,
         "test": test,
     }
     if dry_run:
@@ -195,6 +197,7 @@ def curve(
         typer.Option(help="A Dice: how many labelled patients reach it? As often as needed."),
     ] = [0.7, 0.8, 0.9],  # noqa: B006
     roi: Roi = [],  # noqa: B006
+    time: Time = "",
     set_: Set = [],  # noqa: B006
     jobs: Jobs = 1,
     cluster: Cluster = "",
@@ -211,6 +214,7 @@ def curve(
         "budgets": budgets,
         "folds": folds,
         "roi": roi,
+        "time": time,
         "test": test,
     }
     if dry_run:

@@ -55,6 +55,21 @@ Init = Annotated[
         "channels may be trained.",
     ),
 ]
+Time = Annotated[
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Time for all of it, such as 45m, 2h, 1h30m, 1d: the number of steps is measured.",
+    ),
+]
+Extend = Annotated[
+    bool,
+    typer.Option(
+        "--extend",
+        help="Train a finished run longer: to more --set steps or --time, in all, or, if it was "
+        "ended early, to its length.",
+    ),
+]
 Set = Annotated[
     list[str],
     typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as often as needed."),

@@ -1,4 +1,4 @@
-"""Verbs that train: train, run, pseudo, demo."""
+"""Verbs that train: train, run, pseudo, finish, demo."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from contextseg.cli.options import (
     Context,
     ContextClasses,
     Dataset,
+    Extend,
     Fold,
     Init,
     Method,
@@ -21,6 +22,7 @@ from contextseg.cli.options import (
     Roi,
     Seed,
     Set,
+    Time,
     settings,
 )
 from contextseg.console import say
@@ -39,6 +41,8 @@ def train(
     plan: PlanFile = None,
     init: Init = None,
     roi: Roi = [],  # noqa: B006  typer copies it
+    time: Time = "",
+    extend: Extend = False,
     context: Context = "",
     context_classes: ContextClasses = 2,
     set_: Set = [],  # noqa: B006
@@ -57,6 +61,8 @@ def train(
         plan=plan,
         init=init,
         roi=roi,
+        time=time,
+        extend=extend,
         **more,
         **settings(set_, api.train),
     )
@@ -75,6 +81,8 @@ def run(
     plan: PlanFile = None,
     init: Init = None,
     roi: Roi = [],  # noqa: B006
+    time: Time = "",
+    extend: Extend = False,
     context: Context = "",
     context_classes: ContextClasses = 2,
     set_: Set = [],  # noqa: B006
@@ -93,6 +101,8 @@ def run(
         plan=plan,
         init=init,
         roi=roi,
+        time=time,
+        extend=extend,
         **more,
         **settings(set_, api.run),
     )
@@ -116,6 +126,8 @@ def pseudo(
     plan: PlanFile = None,
     init: Init = None,
     roi: Roi = [],  # noqa: B006
+    time: Time = "",
+    extend: Extend = False,
     set_: Set = [],  # noqa: B006
 ) -> None:
     """Train on unlabelled scans with the labels that several models agree on.
@@ -138,19 +150,34 @@ def pseudo(
         plan=plan,
         init=init,
         roi=roi,
+        time=time,
+        extend=extend,
         **{**own, **settings(set_, api.run)},
     )
     _show(outcome)
 
 
-def demo(output: Output = Path("demo"), set_: Set = []) -> None:  # noqa: B006
+def finish(
+    run: Annotated[Path, typer.Argument(help="The folder of a run whose training was stopped.")],
+) -> None:
+    """End a training now and use the model as it is: predict, evaluate, report.
+
+    Also one that another process works on. The report says at which step it was stopped; the
+    command of before goes on from there with --extend.
+    """
+    outcome = api.finish(run)
+    if outcome is not None:
+        _show(outcome)
+
+
+def demo(output: Output = Path("demo"), time: Time = "", set_: Set = []) -> None:  # noqa: B006
     """The whole job on sixteen real MR scans of soft-tissue sarcoma: minutes on two cores.
 
     The scans come with contextseg.
     """
     about = "Soft-tissue sarcoma, T1 MR, 12 scans to train and 4 to test"
     say(f"{about} (Vallières et al. 2015, CC BY 3.0)")
-    _show(api.demo(output, **settings(set_, api.demo)))
+    _show(api.demo(output, time=time, **settings(set_, api.demo)))
     say("draw such labels yourself, in the browser: contextseg annotate --demo")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from math import isfinite
 from pathlib import Path
@@ -334,6 +334,21 @@ def _noting(init: Callable[..., None]) -> Callable[..., None]:
 # --- what a recipe may ask of its run -------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What a recipe does at most, for choosing the length of its trainings.
+
+    Attributes:
+        trainings: Number of trainings.
+        segments_from: Number of the first training whose model segments; those before prepare it.
+        sweeps: How often all validation cases and cases without a label are predicted on the way.
+    """
+
+    trainings: int = 1
+    segments_from: int = 1
+    sweeps: int = 0
+
+
 class RecipeSettings(Protocol):
     """The settings of a run that recipes read; `contextseg.settings.Settings` has them."""
 
@@ -388,6 +403,13 @@ class RecipeRun(Protocol):
     @property
     def plan(self) -> Plan:
         """The plan."""
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the latest training was ended on request: what is trained is to be used now.
+
+        A recipe then gives back the best that it has, without another training if it can.
+        """
 
     @property
     def split(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:

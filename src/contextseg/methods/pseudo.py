@@ -23,7 +23,7 @@ from contextseg.data.plan import Plan
 from contextseg.data.prepare import undo
 from contextseg.disk import csv_text, read_json, replacing, visible_files, write_json, write_text
 from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.methods.base import Method, RecipeRun
+from contextseg.methods.base import Method, RecipeRun, Workload
 from contextseg.methods.consensus import (
     HUMAN,
     KEEPS,
@@ -130,7 +130,9 @@ def pseudo(
     cases: dict[str, dict[str, Any]] = {
         name: {"labelled": labelled} for name, labelled in survey["left"].items()
     }
-    trained = [run.train(make(_unlabelled(cases)), draws=i) for i in range(models)]
+    trained = _several(run, make, _unlabelled(cases), models)
+    if run.ended_early:
+        return trained[0]
     best = _validated(run, trained[0]) if survey["validated"] else -1.0
     for number in range(1, rounds + 1):
         voted = _vote(run, trained, cases, number, threshold, keep)
@@ -142,10 +144,10 @@ def pseudo(
         joined = {name: case for name, case in cases.items() if case.get("joined")}
         labels = {name: case["folder"] / "label" / f"{name}.npy" for name, case in joined.items()}
         known = {name: case["annotated"] for name, case in joined.items()}
-        students = [
-            run.train(make(_unlabelled(cases)), labels=labels, annotated=known, draws=i)
-            for i in range(models if again else 1)
-        ]
+        count = models if again else 1
+        students = _several(run, make, _unlabelled(cases), count, labels, known)
+        if run.ended_early:
+            break
         if survey["validated"]:
             dice = _validated(run, students[0])
             if dice <= best:
@@ -156,6 +158,33 @@ def pseudo(
 
 
 # --- what is trained ------------------------------------------------------------------------------
+
+
+def _several(
+    run: RecipeRun,
+    make: Callable[[bool], Method],
+    unlabelled: bool,
+    models: int,
+    labels: Mapping[str, Path] | None = None,
+    known: Mapping[str, Sequence[bool]] | None = None,
+) -> list[Method]:
+    """Train so many models; fewer where one was ended early, which is then the last."""
+    trained: list[Method] = []
+    for i in range(models):
+        trained.append(run.train(make(unlabelled), labels or {}, known or {}, draws=i))
+        if run.ended_early:
+            break
+    return trained
+
+
+def pseudo_workload(models: int, rounds: int, **_: Any) -> Workload:
+    """What `pseudo` does at most: each round but the last trains all models, and all vote.
+
+    Args:
+        models: As there.
+        rounds: As there.
+    """
+    return Workload(trainings=models * rounds + 1, sweeps=rounds * (models + 1))
 
 
 def _check(models: int, rounds: int, threshold: float, keep: str) -> None:

@@ -31,6 +31,7 @@ def recipe_of(run: Run) -> dict[str, Any]:
         "dataset": run.plan.dataset,
         "settings": _without_paths(settings),
         "cases": {**_counts(run), "labels_kept": None if labelled is None else len(labelled)},
+        "steps": {name: length.last for name, length in run.lengths().items()},
         "date": provenance.get("date"),
         "versions": provenance.get("versions"),
     }
@@ -128,7 +129,7 @@ def _trained(run: Run) -> str:
     given = {**settings["arguments"], **settings["planning"]}
     facts = {
         "method": settings["method"],
-        "steps": settings["training"]["steps"],
+        "steps": ", ".join(map(str, recipe["steps"].values())) or settings["training"]["steps"],
         "fold": "all" if settings["fold"] == -1 else settings["fold"],
         "seed": settings["seed"],
         **{f"cases, {name.replace('_', ' ')}": n for name, n in recipe["cases"].items() if n},

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contextseg.arguments import Methods, StrPath, assignments, progress_of, words
+from contextseg.arguments import Methods, StrPath, assignments, progress_of, seconds_of, words
 from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def compare(
     budgets: Sequence[int | str] | str = (),
     folds: Sequence[int | str] | str = (),
     roi: Sequence[str] = (),
+    time: str | float = "",
     jobs: int = 1,
     cluster: str = "",
     cluster_set: Mapping[str, Any] | None = None,
@@ -51,6 +52,8 @@ def compare(
         budgets: Numbers of labelled patients to learn from, nested, such as (5, 10, "all").
         folds: Folds to validate on, such as (0, 1). () as for `run`.
         roi: Classes to segment; the others are background. () for all.
+        time: Time for all runs together, such as "12h", or seconds: each run gets an equal share,
+            and measures its number of steps. "" leaves the length of each to its settings.
         jobs: Runs at a time.
         cluster: "slurm" or "local": run by submitit.
         cluster_set: Parameters of submitit.
@@ -75,7 +78,7 @@ def compare(
     from contextseg.studies.compare import compare as compare_grid
 
     return compare_grid(
-        _grid(dataset, output, methods, seeds, budgets, folds, roi, settings),
+        _grid(dataset, output, methods, seeds, budgets, folds, roi, settings, time, jobs),
         jobs=jobs,
         cluster=cluster or None,
         options=cluster_set,
@@ -97,6 +100,7 @@ def forecast(
     budgets: Sequence[int | str] | str = (),
     folds: Sequence[int | str] | str = (),
     roi: Sequence[str] = (),
+    time: str | float = "",
     test: bool = True,
     verbose: bool = True,
     **settings: Any,
@@ -111,6 +115,7 @@ def forecast(
         budgets: As for `compare`.
         folds: As for `compare`.
         roi: As for `compare`.
+        time: As for `compare`.
         test: As for `compare`.
         verbose: Show the progress on stderr.
         **settings: Settings of every run, by name.
@@ -120,7 +125,7 @@ def forecast(
     """
     from contextseg.studies.compare import forecast as forecast_grid
 
-    grid = _grid(dataset, output, methods, seeds, budgets, folds, roi, settings)
+    grid = _grid(dataset, output, methods, seeds, budgets, folds, roi, settings, time, 1)
     return forecast_grid(grid, test=test, progress_bar=progress_of(verbose))
 
 
@@ -134,6 +139,7 @@ def curve(
     folds: Sequence[int | str] | str = (),
     goal: Sequence[float] = (0.7, 0.8, 0.9),
     roi: Sequence[str] = (),
+    time: str | float = "",
     jobs: int = 1,
     cluster: str = "",
     cluster_set: Mapping[str, Any] | None = None,
@@ -152,6 +158,7 @@ def curve(
         folds: As for `compare`.
         goal: Dice scores: how many labelled patients reach each?
         roi: As for `compare`.
+        time: As for `compare`.
         jobs: As for `compare`.
         cluster: As for `compare`.
         cluster_set: As for `compare`.
@@ -165,7 +172,7 @@ def curve(
     from contextseg.studies.curve import curve as curve_grid
 
     return curve_grid(
-        _grid(dataset, output, methods, seeds, budgets, folds, roi, settings),
+        _grid(dataset, output, methods, seeds, budgets, folds, roi, settings, time, jobs),
         goal,
         jobs=jobs,
         cluster=cluster or None,
@@ -454,6 +461,8 @@ def _grid(
     folds: Sequence[int | str] | str,
     roi: Sequence[str],
     settings: Mapping[str, Any],
+    time: str | float,
+    jobs: int,
 ) -> Grid:
     from contextseg.studies.compare import parse_grid
 
@@ -466,4 +475,5 @@ def _grid(
         ",".join(words(folds)),
         assignments(settings),
         roi,
+        seconds_of(time) * jobs,
     )

@@ -100,7 +100,11 @@ def _finish(task: Task, progress_bar: ProgressBar) -> None:
         return no_progress_bar(title) if done else progress_bar(f"{task.name} {title}")
 
     run = Run(task.folder, Settings.from_json(task.settings), cell_bar)
-    method = train_run(run)
+
+    def predicted() -> list[Case]:
+        return [*run.split[1], *(case for case in run.dataset.test if task.test and case.label)]
+
+    method = train_run(run, predicted)
     validated = bool(run.split[1])
     if validated:
         run_pipeline(run, test=False)

@@ -14,11 +14,13 @@ from contextseg.data.cache import fingerprint
 from contextseg.data.layouts import Case, Dataset, open_dataset
 from contextseg.data.plan import Facts
 from contextseg.data.roi import restricted
+from contextseg.length import asked_seconds, seconds_spent
 from contextseg.reports.numbers import duration, plural
 from contextseg.runs import Run, planned
 from contextseg.studies.compare.cell import begun_run
 from contextseg.studies.compare.comparison import due_splits, finished
 from contextseg.studies.compare.grid import Cell, Grid, cells
+from contextseg.training import DEFAULT_STEPS, pick_device
 
 DONE = "done"
 BEGUN = "begun"
@@ -96,11 +98,14 @@ def forecast(
         if cell.method not in costs:
             with progress_bar(f"{cell.method}: {TIMED_STEPS} steps"):
                 costs[cell.method] = step_seconds(cell, data, facts)
-        steps_done = _steps_done(begun_run(cell))
-        seconds = 0.0
-        for stage, cost in enumerate(costs[cell.method]):
+        run = begun_run(cell)
+        steps_done = _steps_done(run)
+        training = cell.settings.training
+        time_s = asked_seconds(training, pick_device(training.device))
+        seconds = max(time_s - (seconds_spent(run) if run else 0.0), 0.0)
+        for stage, cost in enumerate(costs[cell.method] if not time_s else ()):
             done = steps_done[stage] if stage < len(steps_done) else 0
-            seconds += cost * max(cell.settings.training.steps - done, 0)
+            seconds += cost * max((training.steps or DEFAULT_STEPS) - done, 0)
         forecasts.append((cell.name, BEGUN if any(steps_done) else TO_DO, seconds))
     return Forecast(tuple(forecasts))
 
@@ -118,6 +123,7 @@ def step_seconds(cell: Cell, data: Dataset, facts: Sequence[Facts]) -> list[floa
     """
     training = replace(
         cell.settings.training,
+        time_s=0,
         steps=1 + TIMED_STEPS,
         log_every=1,
         check_every=0,

@@ -39,6 +39,8 @@ class Grid:
         draw: Seed by which the patients of the budgets are drawn.
         roi: The classes to segment, as `Settings.roi`.
         note: A sentence that every table and the page have; "" for none.
+        time_s: Seconds of all runs together, one after the other, of which each gets an equal
+            share; 0 leaves the length of each to its settings.
     """
 
     dataset: str
@@ -51,6 +53,7 @@ class Grid:
     draw: int = 0
     roi: tuple[str, ...] = ()
     note: str = ""
+    time_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def parse_grid(
     folds: str = "",
     settings: Sequence[str] = (),
     roi: Sequence[str] = (),
+    time_s: float = 0.0,
 ) -> Grid:
     """The grid that the words of a command line ask for.
 
@@ -103,6 +107,7 @@ def parse_grid(
         folds: Numbers with commas between, or "all" for all cases. "" leaves it to the data set.
         settings: `name=value` for every run.
         roi: Classes to segment; () for all.
+        time_s: Seconds of all runs together, one after the other; 0 for no such budget.
 
     Returns:
         The grid.
@@ -131,6 +136,7 @@ def parse_grid(
         folds=_parse_numbers("--folds", folds, {EVERYTHING: -1}) if folds else (),
         settings=tuple(settings),
         roi=tuple(roi),
+        time_s=time_s,
     )
 
 
@@ -259,7 +265,21 @@ def cells(grid: Grid, data: Dataset, keep_budgets: bool = True) -> list[Cell]:
                     grid_cells.append(
                         Cell(title, folder, name, str(budget or EVERYTHING), settings)
                     )
-    return grid_cells
+    return [_with_time(cell, grid.time_s / len(grid_cells)) for cell in grid_cells]
+
+
+def _with_time(cell: Cell, time_s: float) -> Cell:
+    """A cell with its share of the time; one that is begun keeps the time that it was begun with.
+
+    So a comparison may be given more methods or seeds later.
+    """
+    path = cell.folder / "run.json"
+    if time_s and path.exists():
+        time_s = Settings.from_json(read_json(path)["settings"]).training.time_s or time_s
+    if not time_s:
+        return cell
+    settings = cell.settings.set([f"training.time_s={round(time_s, 1)}"])
+    return replace(cell, settings=settings)
 
 
 def _without_unlabelled(settings: Settings, data: Dataset) -> Settings:
