@@ -640,9 +640,8 @@ def load_checkpoint(
         for name, optimizer in (optimizers or {}).items():
             optimizer.load_state_dict(content["optimizers"][name])
     except (RuntimeError, KeyError, EOFError, ValueError) as error:
-        raise ContextsegError(
-            path, f"this checkpoint cannot be used ({error})", "delete the file to start again"
-        ) from error
+        what = f"this checkpoint cannot be used ({error})"
+        raise ContextsegError(path, what, "delete the file to start again") from error
     return content
 
 
