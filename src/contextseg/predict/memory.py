@@ -91,7 +91,7 @@ def slab_home(
         slab: Gibibytes of the logits in float32.
         others: Gibibytes of what else a prediction needs in the computer's memory.
         device: Where the network runs.
-        memory_gb: Gibibytes that a prediction may take; 0 for two of the computer's memory, and
+        memory_gb: Gibibytes that a prediction may take; 0 for 1.5 of the computer's memory, and
             what is free of a GPU's. So the choice of float16 depends on scan and model alone.
 
     Returns:
@@ -123,8 +123,8 @@ def windows_at_once(patch: Sequence[int], width: int, memory_gb: float) -> int:
     return max(1, min(fill, int(memory_gb / each)))
 
 
-_EACH_GB = 2.0
-"""What a prediction keeps to where nobody says how much it may take."""
+_EACH_GB = 1.5
+"""What a prediction keeps to where nobody says how much it may take: 2 GB with the libraries."""
 
 _LEAVING_GB = 0.125
 """Finished logits on their way to labels."""
