@@ -241,7 +241,7 @@ def test_a_whole_download_needs_no_permission(tmp_path: Path) -> None:
 def test_what_decathlon_lists_is_expected(tmp_path: Path) -> None:
     folder = colon(tmp_path / "download")
     assert find_cases(replace(REPRODUCTIONS["colon"], count=6), folder).problems == ()
-    assert find_cases(REPRODUCTIONS["colon"], folder).problems == ("6 cases are there, of 126",)
+    assert find_cases(REPRODUCTIONS["colon"], folder).problems == ("6 cases there, of 126",)
     for part in ("imagesTr", "labelsTr"):
         (folder / "Task10_Colon" / part / "colon_005.nii.gz").unlink()
     assert find_cases(REPRODUCTIONS["colon"], folder).problems == (
