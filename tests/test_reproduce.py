@@ -248,7 +248,7 @@ def test_what_decathlon_lists_is_expected(tmp_path: Path) -> None:
         "neither scan nor label of 1 of 6 cases is there: number 5",
     )
     (folder / "Task10_Colon" / "dataset.json").unlink()
-    assert find_cases(REPRODUCTIONS["colon"], folder).problems == ("5 cases are there, of 126",)
+    assert find_cases(REPRODUCTIONS["colon"], folder).problems == ("5 cases there, of 126",)
 
 
 @pytest.mark.parametrize(
