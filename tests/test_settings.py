@@ -124,3 +124,10 @@ def test_memory_bounds_the_plan_and_the_prediction() -> None:
     assert not Settings("data").differences(replace(done, planning={}))
     done = Settings("data").set(["largest_of=liver, left kidney"])
     assert done.prediction.largest_of == ("liver", "left kidney")
+
+
+def test_a_name_of_the_method_and_of_another_part_is_the_methods() -> None:
+    changed = Settings("data", "pseudo").set(["keep=voxels", "training.keep=best"])
+    assert changed.arguments == {"keep": "voxels"}
+    assert changed.training.keep == "best"
+    assert Settings("data").set(["keep=best"]).training.keep == "best"

@@ -353,6 +353,8 @@ class _Names:
         key = ALIASES.get(key, key)
         homes = [home for home, hints in known.items() if key in hints and part in ("", home)]
         here = [home for home in homes if home in self.used and key not in self.unused]
+        if len(here) > 1 and "arguments" in here:
+            here = ["arguments"]  # what the method calls so; the other has the name of its part
         if len(here) == 1 or (here and key in _SHARED):
             return [(home, key) for home in here]
         if here:

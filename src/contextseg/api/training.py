@@ -135,12 +135,12 @@ def run(
     Raises:
         ContextsegError: As `train`, and where a case cannot be predicted or scored.
     """
+    began = monotonic()
     from contextseg.crossvalidation import cross_validate, refuse_ensemble
     from contextseg.data.nnunet import load_plan
     from contextseg.data.plan import Plan
     from contextseg.pipeline import run_pipeline
 
-    began = monotonic()
     numbers = _fold_numbers(folds, fold)
     settings |= {**_start_weights(init, method, settings), **_time(time, max(1, len(numbers)))}
     bar = progress_of(verbose)

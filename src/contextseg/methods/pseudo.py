@@ -171,7 +171,9 @@ def _several(
     """Train so many models; fewer where one was ended early, which is then the last."""
     trained: list[Method] = []
     for i in range(models):
-        trained.append(run.train(make(unlabelled), labels or {}, known or {}, draws=i))
+        trained.append(
+            run.train(make(unlabelled), labels=labels or {}, annotated=known or {}, draws=i)
+        )
         if run.ended_early:
             break
     return trained
