@@ -25,8 +25,8 @@ class ContextsegError(Exception):
     def __init__(self, where: str | Path, what: str, remedy: str) -> None:
         super().__init__(where, what, remedy)
         self.where = str(where)
-        self.what = what
-        self.remedy = remedy
+        self.what = _readable(what, 1500)
+        self.remedy = _readable(remedy, 2000)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}. Remedy: {self.remedy}"

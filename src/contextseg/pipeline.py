@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -111,7 +110,7 @@ class Outcome:
 
         if self.table is None:
             return pd.DataFrame()
-        return pd.read_csv(self.table, dtype={"case": str, "class": str, "label": str})
+        return read_scores(self.table)
 
     def _repr_html_(self) -> str:
         from contextseg.metrics import summarise
@@ -390,8 +389,6 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         measured: Folder of `metrics.csv`, and of `calibration.csv` where there is one.
         pairs: Predictions and references, for the pictures.
     """
-    import pandas as pd
-
     from contextseg.reports import demo_picture, write_report
 
     cases = [
@@ -404,11 +401,11 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         for pair in pairs
     ]
     logs = {
-        folder.name: [json.loads(line) for line in _lines(folder / "log.jsonl")]
+        folder.name: read_json_lines(folder / "log.jsonl", LogRow)
         for folder in run.stage_folders("train")
     }
-    facts = read_json(run.folder / "run.json")
-    table = pd.read_csv(measured / "metrics.csv", dtype={"case": str, "class": str})
+    facts = read_json(run.folder / "run.json", dict[str, Any])
+    table = read_scores(measured / "metrics.csv")
     regions = run.plan.region_values()
     if run.dataset.ignore is not None:
         regions["ignore"] = [run.dataset.ignore]

@@ -76,6 +76,9 @@ Fill = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Split = tuple[tuple[Case, ...], tuple[Case, ...]]
 """(training cases, validation cases)."""
 
+_TRAIN_AGAIN = "delete done.json beside it, and give `contextseg train` the same --output"
+_AGAIN = "delete this stage's folder; the same command does it again"
+
 BEFORE_RECIPE = 3
 """Stages before a recipe: check, plan, preprocess. The seeds of a recipe's stages count them."""
 
@@ -495,8 +498,9 @@ class Run(RunCases):
         length = Length.load(folder)
         self.ended_early = bool(length and length.why == "finish")
         device = self._device()
-        weights = torch.load(folder / "model.pt", map_location=device, weights_only=True)
-        method.load_state_dict(weights)
+        weights = read_tensors(folder / "model.pt", _TRAIN_AGAIN, device)
+        with damage_named(folder / "model.pt", _TRAIN_AGAIN, "not the weights of this run"):
+            method.load_state_dict(weights)
         # What a recipe makes next does not depend on whether this stage was resumed.
         torch.manual_seed(settings.seed + 104_729 * self._position())
         return method.to(device).eval()

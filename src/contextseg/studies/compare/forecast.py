@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,8 +158,4 @@ def _steps_done(run: Run | None) -> list[int]:
 
 def _training_rows(log: Path) -> list[dict[str, Any]]:
     """The rows of training in a log; a last line that is still being written is left out."""
-    if not log.exists():
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return [row for row in rows if row["part"] == "train"]
+    return [row for row in read_json_lines(log, LogRow) if row["part"] == "train"]
