@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def _readable(text: str, most: int) -> str:
+    """Text of a length that a person reads; a name in a file may have any."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class ContextsegError(Exception):
     """Something that a person can mend: where it is, what is wrong, and the remedy.
 

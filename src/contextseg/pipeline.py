@@ -14,8 +14,10 @@ from contextseg.data.roi import restricted
 from contextseg.disk import digest, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
-from contextseg.evaluation.calibration import calibration, save_calibration
+from contextseg.evaluation.calibration import calibration, read_calibration, save_calibration
+from contextseg.evaluation.evaluate import read_scores
 from contextseg.evaluation.largest import compare_largest, save_largest
+from contextseg.inputs import read_json_lines
 from contextseg.length import asked_seconds
 from contextseg.methods import METHODS, Method
 from contextseg.models import TrainedModel, is_ensemble, open_archive, open_ensemble
@@ -27,6 +29,7 @@ from contextseg.run_folder import INPUTS, stale_inputs
 from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, PredictionSettings, Settings
 from contextseg.training import Training, pick_device
+from contextseg.training_log import LogRow
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -421,7 +424,7 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         stages=run.stages(),
         provenance={**facts, "lengths": _lengths(run), "plan": read_json(run.folder / "plan.json")},
         regions=regions,
-        calibration=pd.read_csv(calibrated, dtype={"case": str}) if calibrated.exists() else None,
+        calibration=read_calibration(calibrated) if calibrated.exists() else None,
         note="\n\n".join(filter(None, (_notice(notice), *_warnings(run), *_endings(run)))),
         colours=run.plan.colours,
     )

@@ -28,7 +28,7 @@ import torch
 
 from contextseg.batch import IGNORE
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
-from contextseg.data.cache import Cached, fingerprint, preprocess, share_cache
+from contextseg.data.cache import Cached, fingerprint, load_array, preprocess, share_cache
 from contextseg.data.check import check
 from contextseg.data.findings import raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
@@ -40,6 +40,7 @@ from contextseg.data.vanishing import save_vanished, vanished_in_cache
 from contextseg.disk import lock_folder, read_json, readable, visible_files, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.largest import chosen_largest
+from contextseg.inputs import damage_named, read_tensors
 from contextseg.length import (
     Length,
     Punctuality,
@@ -109,7 +110,7 @@ class Run(RunCases):
         self.ended_early = False
         known = self.folder / "run.json"
         if known.exists():
-            before = Settings.from_json(read_json(known)["settings"])
+            before = Settings.read(known)
             chosen = before.training.steps or self.lengths()
             if settings.training.time_s and not chosen:  # that of before was too short a time
                 before = before.with_length(settings.training)
@@ -148,7 +149,7 @@ class Run(RunCases):
             if inside := visible_files(folder, "*/run.json"):
                 remedy = f"give the folder of one run, such as {inside[0].parent}"
             raise ContextsegError(folder, what, remedy)
-        return Run(folder, Settings.from_json(read_json(path)["settings"]), progress_bar)
+        return Run(folder, Settings.read(path), progress_bar)
 
     def __repr__(self) -> str:
         done = [stage["name"] for stage in self.stages()]
@@ -563,7 +564,7 @@ class Run(RunCases):
 
         def one(case: Cached) -> np.ndarray:
             path = labels.get(case.record.name)
-            label = np.array(annotated_label(case) if path is None else np.load(path))
+            label = np.array(annotated_label(case) if path is None else load_array(path, _AGAIN))
             label[label >= len(self.plan.classes)] = 0  # a context class
             return of(label, self.plan.spacing_mm)
 

@@ -13,7 +13,6 @@ import os
 import shutil
 import threading
 import weakref
-import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

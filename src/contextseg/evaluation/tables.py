@@ -13,7 +13,8 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contextseg.disk import replacing, write_text
+from contextseg.cells import frame_text
+from contextseg.disk import write_text
 from contextseg.errors import ContextsegError, did_you_mean, plural
 from contextseg.evaluation.statistics import (
     LEVEL,

@@ -31,6 +31,7 @@ from contextseg.formats.packed import (
     unpacked,
 )
 from contextseg.grids import TOLERANCE_VOX
+from contextseg.inputs import refuse_impossible
 from contextseg.slabs import slabs
 
 Read = tuple[np.ndarray, np.ndarray, Header | None]

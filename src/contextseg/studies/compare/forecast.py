@@ -14,6 +14,7 @@ from contextseg.data.layouts import Case, Dataset, open_dataset
 from contextseg.data.plan import Facts
 from contextseg.data.roi import restricted
 from contextseg.errors import plural
+from contextseg.inputs import read_json_lines
 from contextseg.length import asked_seconds, seconds_spent
 from contextseg.reports.numbers import duration
 from contextseg.runs import Run, planned
@@ -21,6 +22,7 @@ from contextseg.studies.compare.cell import begun_run
 from contextseg.studies.compare.comparison import due_splits, finished
 from contextseg.studies.compare.grid import Cell, Grid, cells
 from contextseg.training import DEFAULT_STEPS, pick_device
+from contextseg.training_log import LogRow
 
 DONE = "done"
 BEGUN = "begun"

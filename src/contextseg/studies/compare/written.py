@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from contextseg.cells import frame_text, read_table_file
 from contextseg.data.layouts import Case, Dataset
-from contextseg.disk import read_json, replacing
+from contextseg.disk import read_json, write_text
 from contextseg.errors import plural
 from contextseg.evaluation.learning_curve import learning_curve
 from contextseg.evaluation.tables import AS_IT_WAS, Results, results, save_results
