@@ -32,6 +32,10 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow -n 1
 
+# 10,000 damaged inputs for every reader, an hour or two; `$(BIN)/python -m tests.fuzz --index N` repeats one.
+fuzz: $(READY)
+	nice -n 15 $(BIN)/python -m tests.fuzz --count $(or $(COUNT),10000) --seed $(or $(SEED),0) --json fuzz.json
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

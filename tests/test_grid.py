@@ -279,7 +279,7 @@ def test_the_log_by_hand(tmp_path: Path) -> None:
     ):
         log_test_evaluation(log, "a", "2", 5)
     log.write_text("{", encoding="utf-8")
-    with pytest.raises(ContextsegError, match="not in JSON"):
+    with pytest.raises(ContextsegError, match="not valid JSON"):
         log_test_evaluation(log, "c", "3", 5)
 
 

@@ -27,21 +27,25 @@ from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
+from contextseg.cells import plain_cell, safe_cell
 from contextseg.errors import ContextsegError
+from contextseg.inputs import READ_REMEDY, damage_named, refuse_no_file
+from contextseg.inputs import read_json as read_json
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _FULL_REMEDY = "free some space, or choose another output folder; what was finished is kept"
 _LOCKED_REMEDY = "choose an output folder that can be written to"
-_READ_REMEDY = "change its permissions, or those of the folders above it, or choose another"
 _LEFTOVER = re.compile(r"\.[0-9a-f]{8}-.+")
+_LONGEST_NAME = 255  # bytes, on all usual disks
 _LOCK = ".lock"
 _OTHER_LOCKS = (_LOCK, ".annotate.lock")  # that of the annotator's folder
 _TURN = ".turn"
 _DISK_ERRORS = {
     errno.ENOSPC: ("the disk is full", _FULL_REMEDY),
     errno.EDQUOT: ("the disk quota is used up", _FULL_REMEDY),
+    errno.ENAMETOOLONG: ("its name is too long for this disk", "give the file a shorter name"),
     errno.EROFS: ("the disk is read-only", _LOCKED_REMEDY),
     errno.EACCES: ("no permission to write here", _LOCKED_REMEDY),
     errno.EPERM: ("no permission to write here", _LOCKED_REMEDY),
@@ -68,6 +72,8 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None and " requested and " in str(error):  # NumPy's, of a full disk
+            raise ContextsegError(path, *_DISK_ERRORS[errno.ENOSPC]) from error
         if error.errno not in _DISK_ERRORS:
             raise
         raise ContextsegError(path, *_DISK_ERRORS[error.errno]) from error
@@ -88,7 +94,7 @@ def reading(path: str | Path) -> Iterator[None]:
     except PermissionError as error:
         where = error.filename or path
         what = "no permission to read this file or folder"
-        raise ContextsegError(where, what, _READ_REMEDY) from error
+        raise ContextsegError(where, what, READ_REMEDY) from error
 
 
 def readable(function: Callable[P, R]) -> Callable[P, R]:
@@ -157,7 +163,11 @@ def temporary_beside(path: Path) -> Path:
     Returns:
         A name that nothing has; what a killed process leaves under it is a leftover.
     """
-    return path.with_name(f".{uuid4().hex[:8]}-{path.name}")
+    mark = f".{uuid4().hex[:8]}-"
+    name = path.name
+    while len(os.fsencode(mark + name)) > _LONGEST_NAME:  # without its ending it is shortened
+        name = name[1:]
+    return path.with_name(mark + name)
 
 
 def visible_files(folder: str | Path, pattern: str) -> list[Path]:
@@ -396,27 +406,6 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Args:
-        path: File to read, in UTF-8.
-
-    Raises:
-        ContextsegError: The file is missing, may not be read, or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ContextsegError(path, "the file does not exist", "check the path") from None
-    except PermissionError:
-        raise ContextsegError(path, "no permission to read it", _READ_REMEDY) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ContextsegError(
-            path, f"not valid JSON ({error})", "mend the file in a text editor"
-        ) from error
-
-
 def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV table.
 
@@ -432,14 +421,19 @@ def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
     if not Path(path).exists():
         return []
-    table = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8")))
-    if list(table.fieldnames or ()) != list(columns):
-        raise ContextsegError(
-            path,
-            f"its columns are not {', '.join(columns)}",
-            "move it away, or choose another folder",
-        )
-    return list(table)
+    remedy = "move it away, or choose another folder"
+    with damage_named(path, remedy, "not a table that can be read"):
+        text = Path(path).read_bytes().decode("utf-8")
+        table = csv.DictReader(io.StringIO(text), strict=True)
+        if list(table.fieldnames or ()) != list(columns):
+            raise ContextsegError(path, f"its columns are not {', '.join(columns)}", remedy)
+        rows = []
+        for row in table:
+            if None in row or None in row.values():
+                what = f"line {table.line_num} has not {len(columns)} columns"
+                raise ContextsegError(path, what, remedy)
+            rows.append({name: plain_cell(cell) for name, cell in row.items()})
+    return rows
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -462,7 +456,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({name: safe_cell(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -599,6 +593,7 @@ def digest(*parts: Any) -> str:
     hashed = hashlib.blake2b(digest_size=8)
     for part in parts:
         if isinstance(part, Path):
+            refuse_no_file(part)
             with open(part, "rb") as file:
                 while chunk := file.read(1 << 20):
                     hashed.update(chunk)

@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def _readable(text: str, most: int) -> str:
+    """Text of a length that a person reads; a name in a file may have any."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class ContextsegError(Exception):
     """Something that a person can mend: where it is, what is wrong, and the remedy.
 
@@ -25,8 +30,8 @@ class ContextsegError(Exception):
     def __init__(self, where: str | Path, what: str, remedy: str) -> None:
         super().__init__(where, what, remedy)
         self.where = str(where)
-        self.what = what
-        self.remedy = remedy
+        self.what = _readable(what, 1500)
+        self.remedy = _readable(remedy, 2000)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}. Remedy: {self.remedy}"

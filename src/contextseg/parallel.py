@@ -136,6 +136,10 @@ def map_cases(
                 return work(case)
         except ContextsegError as error:
             return error
+        except MemoryError:
+            name = str(getattr(case, "name", "") or "a case")
+            remedy = "work on fewer at a time, or use a machine with more memory"
+            return ContextsegError(name, "it does not fit into memory", remedy)
 
     with ThreadPoolExecutor(workers or default_workers()) as pool:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,8 +14,10 @@ from contextseg.data.roi import restricted
 from contextseg.disk import digest, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate, save_table
-from contextseg.evaluation.calibration import calibration, save_calibration
+from contextseg.evaluation.calibration import calibration, read_calibration, save_calibration
+from contextseg.evaluation.evaluate import read_scores
 from contextseg.evaluation.largest import compare_largest, save_largest
+from contextseg.inputs import read_json_lines
 from contextseg.length import asked_seconds
 from contextseg.methods import METHODS, Method
 from contextseg.models import TrainedModel, is_ensemble, open_archive, open_ensemble
@@ -28,6 +29,7 @@ from contextseg.run_folder import INPUTS, stale_inputs
 from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, PredictionSettings, Settings
 from contextseg.training import Training, pick_device
+from contextseg.training_log import LogRow
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +113,7 @@ class Outcome:
 
         if self.table is None:
             return pd.DataFrame()
-        return pd.read_csv(self.table, dtype={"case": str, "class": str, "label": str})
+        return read_scores(self.table)
 
     def _repr_html_(self) -> str:
         from contextseg.metrics import summarise
@@ -390,8 +392,6 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         measured: Folder of `metrics.csv`, and of `calibration.csv` where there is one.
         pairs: Predictions and references, for the pictures.
     """
-    import pandas as pd
-
     from contextseg.reports import demo_picture, write_report
 
     cases = [
@@ -404,11 +404,11 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         for pair in pairs
     ]
     logs = {
-        folder.name: [json.loads(line) for line in _lines(folder / "log.jsonl")]
+        folder.name: read_json_lines(folder / "log.jsonl", LogRow)
         for folder in run.stage_folders("train")
     }
-    facts = read_json(run.folder / "run.json")
-    table = pd.read_csv(measured / "metrics.csv", dtype={"case": str, "class": str})
+    facts = read_json(run.folder / "run.json", dict[str, Any])
+    table = read_scores(measured / "metrics.csv")
     regions = run.plan.region_values()
     if run.dataset.ignore is not None:
         regions["ignore"] = [run.dataset.ignore]
@@ -424,7 +424,7 @@ def report(run: Run, measured: Path, pairs: Sequence[Pair]) -> None:
         stages=run.stages(),
         provenance={**facts, "lengths": _lengths(run), "plan": read_json(run.folder / "plan.json")},
         regions=regions,
-        calibration=pd.read_csv(calibrated, dtype={"case": str}) if calibrated.exists() else None,
+        calibration=read_calibration(calibrated) if calibrated.exists() else None,
         note="\n\n".join(filter(None, (_notice(notice), *_warnings(run), *_endings(run)))),
         colours=run.plan.colours,
     )

@@ -163,7 +163,7 @@ class RunFolder:
         """
         costs = []
         for path in visible_files(self.folder, "*/done.json"):
-            content = read_json(path)
+            content = read_json(path, dict[str, float], "delete it; the stage is then done again")
             old = re.match(r"(\d\d)-", path.parent.name)
             position = content.pop("position", int(old[1]) if old else 0)
             costs.append((position, {"name": path.parent.name, **content}))
@@ -184,5 +184,5 @@ def stale_inputs(folder: Path, inputs: Mapping[str, str] | None) -> list[str]:
     path = folder / INPUTS
     if inputs is None or not path.exists():
         return []
-    before = read_json(path)
+    before = read_json(path, dict[str, str], "delete it and done.json beside it")
     return [n for n in dict.fromkeys([*before, *inputs]) if before.get(n) != inputs.get(n)]

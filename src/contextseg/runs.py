@@ -28,7 +28,7 @@ import torch
 
 from contextseg.batch import IGNORE
 from contextseg.console import Progress, ProgressBar, no_progress_bar, say
-from contextseg.data.cache import Cached, fingerprint, preprocess, share_cache
+from contextseg.data.cache import Cached, fingerprint, load_array, preprocess, share_cache
 from contextseg.data.check import check
 from contextseg.data.findings import raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
@@ -40,6 +40,7 @@ from contextseg.data.vanishing import save_vanished, vanished_in_cache
 from contextseg.disk import lock_folder, read_json, readable, visible_files, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.largest import chosen_largest
+from contextseg.inputs import damage_named, read_tensors
 from contextseg.length import (
     Length,
     Punctuality,
@@ -76,6 +77,9 @@ Fill = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Split = tuple[tuple[Case, ...], tuple[Case, ...]]
 """(training cases, validation cases)."""
 
+_TRAIN_AGAIN = "delete done.json beside it, and give `contextseg train` the same --output"
+_AGAIN = "delete this stage's folder; the same command does it again"
+
 BEFORE_RECIPE = 3
 """Stages before a recipe: check, plan, preprocess. The seeds of a recipe's stages count them."""
 
@@ -106,7 +110,7 @@ class Run(RunCases):
         self.ended_early = False
         known = self.folder / "run.json"
         if known.exists():
-            before = Settings.from_json(read_json(known)["settings"])
+            before = Settings.read(known)
             chosen = before.training.steps or self.lengths()
             if settings.training.time_s and not chosen:  # that of before was too short a time
                 before = before.with_length(settings.training)
@@ -145,7 +149,7 @@ class Run(RunCases):
             if inside := visible_files(folder, "*/run.json"):
                 remedy = f"give the folder of one run, such as {inside[0].parent}"
             raise ContextsegError(folder, what, remedy)
-        return Run(folder, Settings.from_json(read_json(path)["settings"]), progress_bar)
+        return Run(folder, Settings.read(path), progress_bar)
 
     def __repr__(self) -> str:
         done = [stage["name"] for stage in self.stages()]
@@ -495,8 +499,9 @@ class Run(RunCases):
         length = Length.load(folder)
         self.ended_early = bool(length and length.why == "finish")
         device = self._device()
-        weights = torch.load(folder / "model.pt", map_location=device, weights_only=True)
-        method.load_state_dict(weights)
+        weights = read_tensors(folder / "model.pt", _TRAIN_AGAIN, device)
+        with damage_named(folder / "model.pt", _TRAIN_AGAIN, "not the weights of this run"):
+            method.load_state_dict(weights)
         # What a recipe makes next does not depend on whether this stage was resumed.
         torch.manual_seed(settings.seed + 104_729 * self._position())
         return method.to(device).eval()
@@ -559,7 +564,7 @@ class Run(RunCases):
 
         def one(case: Cached) -> np.ndarray:
             path = labels.get(case.record.name)
-            label = np.array(annotated_label(case) if path is None else np.load(path))
+            label = np.array(annotated_label(case) if path is None else load_array(path, _AGAIN))
             label[label >= len(self.plan.classes)] = 0  # a context class
             return of(label, self.plan.spacing_mm)
 

@@ -9,14 +9,16 @@ import inspect
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from contextseg.data.augment import Augmentation
 from contextseg.data.plan import make_plan
-from contextseg.disk import changes
+from contextseg.disk import changes, read_json
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.inputs import damage_named, misfit
 from contextseg.methods import METHODS
 from contextseg.training import Training
 
@@ -27,6 +29,7 @@ ANYWHERE = frozenset(f"training.{name}" for name in ("device", "tensorboard", "s
 }
 """Settings that change no result, and may differ from those that a run was begun with."""
 
+_RUN_REMEDY = "mend the file in a text editor, or train again with another --output"
 AUTO_FOLD = -2
 """The fold is chosen by the data set: all cases where there is a labelled test split, else fold 0.
 
@@ -166,6 +169,28 @@ class Settings:
         return json.loads(json.dumps(asdict(self)))
 
     @staticmethod
+    def read(path: str | Path) -> Settings:
+        """The settings of a run.
+
+        Args:
+            path: Its `run.json`.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ContextsegError: The file is missing or damaged, or a value is of another type.
+        """
+        content = read_json(path, dict[str, Any], _RUN_REMEDY).get("settings")
+        if what := misfit(content, Settings, "settings") or _misfits_method(content):
+            raise ContextsegError(path, what, _RUN_REMEDY)
+        with damage_named(path, _RUN_REMEDY, "not the settings of a run"):
+            try:
+                return Settings.from_json(content)
+            except ContextsegError as error:
+                raise ContextsegError(path, f"{error.where}: {error.what}", error.remedy) from error
+
+    @staticmethod
     def from_json(content: Mapping[str, Any]) -> Settings:
         """The settings that `to_json` gave.
 
@@ -173,7 +198,7 @@ class Settings:
             content: The content of `run.json`, of an older version too: a name that no longer
                 exists is left out, and a new one takes its default.
         """
-        values = dict(content)
+        values = {f.name: content[f.name] for f in fields(Settings) if f.name in content}
         for part, kind in _PARTS.items():
             if part in values:
                 values[part] = _build(kind, values[part])
@@ -447,6 +472,39 @@ def setting_value(text: str, hint: Any, name: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong
     return float(value)
+
+
+def _misfits_method(content: Mapping[str, Any]) -> str:
+    """What of the arguments of planning and of the method is not of its type; "" where all is."""
+    method = content.get("method", "supervised")
+    if method not in METHODS:
+        return f"settings.method is {method[:40]!r}; {did_you_mean(method[:40], METHODS)}"
+    for part, function in (("planning", make_plan), ("arguments", METHODS[method])):
+        hints = argument_hints(function)
+        for name, value in content.get(part, {}).items():
+            if name not in hints:
+                return f"settings.{part}.{name[:40]} does not exist"
+            if what := misfit(value, hints[name], f"settings.{part}.{name}"):
+                return what
+    return ""
+
+
+def argument_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments of a function or class by name; Any where they are unknown.
+
+    Args:
+        function: The function or class.
+
+    Returns:
+        Type hints by name, without "return".
+    """
+    names = inspect.signature(function).parameters
+    try:
+        target: Any = function.__init__ if inspect.isclass(function) else function
+        hints = get_type_hints(target)
+    except (NameError, TypeError):  # a type that is imported for checkers only
+        hints = {}
+    return {name: hints.get(name, Any) for name in names}
 
 
 def _build(kind: Any, content: Mapping[str, Any]) -> Any:

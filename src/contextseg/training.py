@@ -23,6 +23,7 @@ from contextseg.batch import Batch
 from contextseg.console import Progress, say
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.inputs import damage_named, read_tensors
 from contextseg.ranks import Mean, highest_of_ranks, mean_over_ranks, names_on_any_rank, ranks
 from contextseg.stopping import FINISH, STOP, Stopped, StopRequest, training_signals
 from contextseg.training_log import TrainingLog
@@ -605,14 +606,16 @@ class TrainingState:
         if not path.exists():
             return
         content = load_checkpoint(path, self.method, self.optimizers)
-        self.scaler.load_state_dict(content["scaler"])
-        self.step = content["step"]
-        self.seconds = content["seconds"]
-        self.best = content.get("best", -math.inf)
-        self.best_step = content.get("best_step", 0)
-        self.count = content["count"]
-        self.sums = {name: total.to(device) for name, total in content["sums"].items()}
-        torch.set_rng_state(content["rng"])
+        remedy = "delete the file to start again"
+        with damage_named(path, remedy, "this checkpoint cannot be used"):
+            self.scaler.load_state_dict(content["scaler"])
+            self.step = int(content["step"])
+            self.seconds = float(content["seconds"])
+            self.best = float(content.get("best", -math.inf))
+            self.best_step = int(content.get("best_step", 0))
+            self.count = int(content["count"])
+            self.sums = {name: total.to(device) for name, total in content["sums"].items()}
+            torch.set_rng_state(content["rng"])
         if device.type == "cuda" and len(content["rng_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(content["rng_cuda"])
 
@@ -633,15 +636,13 @@ def load_checkpoint(
     Raises:
         ContextsegError: The checkpoint is damaged, or one of another method.
     """
-    try:
+    remedy = "delete the file to start again"
+    with damage_named(path, remedy, "this checkpoint cannot be used"):
         # On the CPU first: each part then goes where it belongs.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = read_tensors(path, remedy)
         method.load_state_dict(content["method"])
         for name, optimizer in (optimizers or {}).items():
             optimizer.load_state_dict(content["optimizers"][name])
-    except (RuntimeError, KeyError, EOFError, ValueError) as error:
-        what = f"this checkpoint cannot be used ({error})"
-        raise ContextsegError(path, what, "delete the file to start again") from error
     return content
 
 

@@ -6,12 +6,20 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from torch import Tensor
 
 from contextseg.disk import csv_text, write_text
 from contextseg.errors import ContextsegError
+from contextseg.inputs import read_json_lines
+
+
+class LogRow(TypedDict):
+    """A line of `log.jsonl`; the terms of the loss stand beside these names."""
+
+    step: int
+    part: str
 
 
 class Counters(Protocol):
@@ -127,10 +135,7 @@ def log_rows(path: Path) -> list[dict[str, Any]]:
     Returns:
         The rows; [] for no file.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return read_json_lines(path, LogRow)
 
 
 def _tensorboard(folder: Path) -> Any:

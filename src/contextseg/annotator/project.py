@@ -33,6 +33,7 @@ from contextseg.disk import digest, read_json, replacing, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.formats import ending
 from contextseg.formats.parts import files_of
+from contextseg.inputs import damage_named
 from contextseg.interop.names import describe_folder
 from contextseg.interop.reading import write_classes
 from contextseg.interop.segments import Segment
@@ -81,10 +82,8 @@ class Project:
 
     def __post_init__(self) -> None:
         file = self.work / "models" / _SCORES
-        content = read_json(file) if file.exists() else {}
-        if not isinstance(content, dict):
-            raise ContextsegError(file, "not a table of cases", "delete it; it is made by training")
-        self.scores = {str(k): float(v) for k, v in content.items() if isinstance(v, int | float)}
+        remedy = "delete it; it is made by training"
+        self.scores = read_json(file, dict[str, float], remedy) if file.exists() else {}
 
     def save_scores(self) -> None:
         """Write the Dice that the last model expects, by case.
@@ -157,9 +156,9 @@ class Project:
         confidence = saved.get("confidence")
         numbers = [np.nan if c is None else c for c in confidence] if confidence else None
         by = BY_NETWORK if saved.get("way") == "network" else BY_FILE
-        drawing.restore_fill(
-            turned.array, by, None if numbers is None else np.array(numbers, np.float32)
-        )
+        with damage_named(path, "fill the case again", "it does not belong to this drawing"):
+            confident = None if numbers is None else np.array(numbers, np.float32)
+            drawing.restore_fill(turned.array, by, confident)
 
     def as_classes(self, label: np.ndarray, where: str | Path) -> np.ndarray:
         """Values of label files as numbers of classes.
@@ -482,7 +481,7 @@ def _merged(before: list[DrawnClass], asked: list[DrawnClass]) -> list[DrawnClas
 
 
 def _classes_of(table: Path) -> list[DrawnClass]:
-    content = read_json(table)
+    content = read_json(table, dict[str, Any])
     try:
         kinds = [
             DrawnClass(str(c["name"]), int(c["value"]), str(c["colour"]))

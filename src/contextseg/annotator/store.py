@@ -15,16 +15,35 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, TypedDict
 
 import numpy as np
 
 from contextseg.annotator.planes import SCREEN_PLANES
 from contextseg.disk import read_json, replacing, write_json, writing
 from contextseg.errors import ContextsegError
+from contextseg.inputs import refuse_no_file
 
+_MOST = 1 << 28  # pixels of a slice
 _NAME = re.compile(rf"({'|'.join(SCREEN_PLANES)})-(\d{{3,6}})\.(npz|undone)")
+
+
+class FilledState(TypedDict, total=False):
+    """What `case.json` says of the filled label map."""
+
+    revision: int
+    confidence: list[float | None] | None
+    way: str
+
+
+class CaseState(TypedDict, total=False):
+    """What `case.json` says."""
+
+    scan: str
+    shape: list[int]
+    filled: FilledState
+    finished: bool
+    accepted: bool
 
 
 @dataclass(frozen=True)
@@ -120,7 +139,7 @@ class DrawingStore:
             for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     line = json.loads(text)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(line, dict):
                     lines.append(line)
@@ -140,10 +159,7 @@ class DrawingStore:
         path = self.folder / "case.json"
         if not path.exists():
             return {}
-        content = read_json(path)
-        if not isinstance(content, dict):
-            raise ContextsegError(path, "not the state of a case", "move it away; slices are kept")
-        return content
+        return dict(read_json(path, CaseState, "move it away; slices are kept"))
 
     def set_state(self, **values: Any) -> None:
         """FilledSlices values in `case.json`.
@@ -159,12 +175,14 @@ class DrawingStore:
 
 
 def _read(path: Path, match: re.Match[str]) -> SavedSlice:
+    refuse_no_file(path)
     try:
         with np.load(path, allow_pickle=False) as content:
             rows, columns = (int(n) for n in content["shape"])
-            label = np.frombuffer(zlib.decompress(content["label"].tobytes()), np.uint8)
+            unpacker = zlib.decompressobj()
+            label = np.frombuffer(unpacker.decompress(content["label"].tobytes(), _MOST), np.uint8)
             revision = int(content["revision"])
         return SavedSlice(match[1], int(match[2]), revision, label.reshape(rows, columns))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zlib.error, BadZipFile) as error:
+    except Exception as error:  # NumPy raises many classes for damaged files
         what = f"not a slice of the annotator ({type(error).__name__})"
         raise ContextsegError(path, what, "move it away, and draw this slice again") from error

@@ -13,7 +13,6 @@ import os
 import shutil
 import threading
 import weakref
-import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -43,6 +42,7 @@ from contextseg.disk import digest, read_json, temporary_beside, write_json, wri
 from contextseg.errors import ContextsegError
 from contextseg.formats.parts import files_of
 from contextseg.grids import onto
+from contextseg.inputs import refuse_no_file
 from contextseg.parallel import map_cases
 from contextseg.slabs import sample_of, save_slabs, slabs, unique_values
 from contextseg.volume import AXIAL, Volume, read, read_labels
@@ -112,7 +112,7 @@ class Cached:
             # One array of the file is read, in a fifth of a millisecond, and none is kept.
             with np.load(path) as file:
                 return file.files if name is None else file[name]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # NumPy raises many classes for damaged files
             raise _damaged(path, _REMEDY) from error
 
     def patch(self, box: tuple[slice, ...], channels: Sequence[Channel]) -> np.ndarray:
@@ -156,8 +156,9 @@ def load_array(path: Path, remedy: str) -> np.ndarray:
         ContextsegError: The file is missing, cut short or no .npy file.
     """
     try:
+        refuse_no_file(path)
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy raises many classes for damaged files
         raise _damaged(path, remedy) from error
 
 
@@ -354,7 +355,7 @@ def load_record(path: Path) -> Record:
         ContextsegError: The file is missing or damaged.
     """
     try:
-        content: dict[str, Any] = read_json(path)
+        content: dict[str, Any] = read_json(path, Record, _REMEDY)
         for name in ("affine", "box"):
             content[name] = tuple(tuple(row) for row in content[name])
         tuples: dict[str, Any] = {

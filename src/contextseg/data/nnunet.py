@@ -17,6 +17,7 @@ from contextseg.data.plan import Channel, Plan, lateral
 from contextseg.data.tables import read_label_table
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.inputs import reason_of
 from contextseg.volume import AXIAL, axis_moves, read
 
 if TYPE_CHECKING:
@@ -91,8 +92,10 @@ def read_nnunet_plan(
     try:
         own = _configuration(plans, configuration, where)
         return _plan(plans, dataset, own, where)
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        what = f"not nnU-Net's plans ({type(error).__name__}: {error})"
+    except ContextsegError:
+        raise
+    except Exception as error:
+        what = f"not nnU-Net's plans ({type(error).__name__}: {reason_of(error)})"
         remedy = "give the folder that nnUNetv2_train wrote"
         raise ContextsegError(where, what, remedy) from error
 
@@ -278,7 +281,7 @@ def load_plan(path: str | Path, data: Dataset) -> Plan:
         return Plan.load(path)
     names = list(content["configurations"])
     usual = "3d_fullres" if "3d_fullres" in names else names[0]
-    table = read_json(file.with_name("dataset.json"))
+    table = read_json(file.with_name("dataset.json"), dict[str, Any])
     theirs = read_nnunet_plan(content, table, configuration if colon else usual, file)
     if dict(zip(theirs.classes, theirs.values)) != dict(zip(data.classes, data.values)):
         what = f"its classes are {', '.join(theirs.classes[1:])}; the data set's are "

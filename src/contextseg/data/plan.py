@@ -20,6 +20,7 @@ from contextseg.data.ct_windows import ct_window
 from contextseg.data.topology import largest_patch, topology, training_gb
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
+from contextseg.inputs import misfit, reason_of
 from contextseg.volume import AXIAL, axis_moves
 
 
@@ -229,17 +230,20 @@ class Plan:
         Raises:
             ContextsegError: A field is missing, or the plan contradicts itself.
         """
+        remedy = "make it again with `contextseg plan`"
+        read = content
         try:
             content = dict(content)
             content["channels"] = tuple(Channel(**channel) for channel in content["channels"])
             content["regions"] = {name: tuple(union) for name, union in content["regions"].items()}
             content["colours"] = {k: tuple(c) for k, c in content.get("colours", {}).items()}
             plan = Plan(**{name: _frozen(value) for name, value in content.items()})
+            if what := misfit(read, Plan):
+                raise TypeError(what)
             wrong = _contradiction(plan)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            remedy = "make it again with `contextseg plan`"
-            raise ContextsegError(where, f"not a plan ({what})", remedy) from error
+        except Exception as error:
+            what = f"not a plan ({reason_of(error)})"
+            raise ContextsegError(where, what, remedy) from error
         if wrong:
             remedy = "correct it in the file, or make it again with `contextseg plan`"
             raise ContextsegError(where, wrong, remedy)

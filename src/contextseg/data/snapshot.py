@@ -38,7 +38,9 @@ class FileDigests:
     def __init__(self, table: str | Path, folder: str | Path) -> None:
         self._table = Path(table)
         self._folder = Path(folder)
-        self._known: dict[str, list[Any]] = read_json(table) if self._table.exists() else {}
+        self._known: dict[str, list[Any]] = {}
+        if self._table.exists():
+            self._known = read_json(table, dict[str, tuple[int, int, str]], "delete it")
         self._changed = False
 
     def of(self, paths: Iterable[Path | None]) -> str:
@@ -206,7 +208,7 @@ class Snapshot:
                 {r["name"]: (r["digests"]["images"], r["digests"]["label"]) for r in rows},
                 content["splits"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"it does not list the cases of a run ({error!r})"
             raise ContextsegError(path, what, "train again with another --output") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from contextseg.dicom.tags import quiet, tag_name, text
 from contextseg.errors import ContextsegError
+from contextseg.inputs import names_damage, refuse_no_file
 
 # Files that lie beside DICOM files and are none; only a file without DICOM's mark is judged by it.
 _OTHER_FORMATS = re.compile(
@@ -66,10 +67,12 @@ def is_dicom(path: str | Path) -> bool:
     Returns:
         False for files of other formats, and for very old DICOM files without the mark.
     """
+    refuse_no_file(path)
     with Path(path).open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
+@names_damage(_COPY_AGAIN, "cannot be read as DICOM")
 @quiet
 def series_in(path: str | Path) -> tuple[list[Series], dict[Path, str]]:
     """The image series of a folder and its sub-folders, or of one file.

@@ -11,6 +11,7 @@ import numpy as np
 from contextseg.dicom.files import read_header
 from contextseg.dicom.tags import numbers, tag_name, tag_number, text
 from contextseg.errors import ContextsegError
+from contextseg.inputs import refuse_impossible
 
 # Tags that tell parts of one series apart, and the functional group of each in an enhanced file.
 MARKS = {
@@ -123,6 +124,7 @@ def frames_of(path: Path, file: str) -> list[Frame]:
     dataset = read_header(path, stop_before_pixels=True)
     _refuse_no_scan(dataset, path)
     count = int(tag_number([dataset], "NumberOfFrames", 1, path))
+    _refuse_impossible(dataset, count, path)
     shared = _item(dataset, "SharedFunctionalGroupsSequence", 0)
     per_frame = _sequence(dataset, "PerFrameFunctionalGroupsSequence")
     if len(per_frame) != count and (count > 1 or per_frame):
@@ -196,6 +198,18 @@ def _marks(levels: Any) -> dict[str, str]:
         if value:
             marks[keyword] = value
     return marks
+
+
+def _refuse_impossible(dataset: Any, count: int, path: Path) -> None:
+    """Refuse tags that ask for more pixels than the file can hold, before they are made."""
+    sizes = [int(tag_number([dataset], name, 0, path)) for name in ("Rows", "Columns")]
+    bits = int(tag_number([dataset], "BitsAllocated", 16, path))
+    if count < 1 or min(sizes) < 1 or bits not in (1, 8, 16, 32, 64):
+        what = f"{count} frames of {sizes[0]} x {sizes[1]} pixels of {bits} bits"
+        raise ContextsegError(path, what, "correct the tags, or export the series again")
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    packed = bool(syntax and (syntax.is_encapsulated or syntax.is_deflated))
+    refuse_impossible(path, count * sizes[0] * sizes[1] * bits / 8, packed)
 
 
 def _refuse_no_scan(dataset: Any, path: Path) -> None:

@@ -13,8 +13,10 @@ from contextseg.dicom.grid import lattice, parts
 from contextseg.dicom.pixels import stack
 from contextseg.dicom.tags import quiet
 from contextseg.errors import ContextsegError
+from contextseg.inputs import names_damage
 
 
+@names_damage("copy or export the series again", "cannot be read as DICOM")
 @quiet
 def read_series(path: str | Path, series: str = "") -> tuple[np.ndarray, np.ndarray]:
     """Read one DICOM series.

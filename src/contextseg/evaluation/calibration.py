@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contextseg.batch import IGNORE
+from contextseg.cells import frame_text, read_table_file, refuse_words
 from contextseg.console import Progress
-from contextseg.disk import replacing
+from contextseg.disk import write_text
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.evaluate import Pair, gather_rows, read_pair
 from contextseg.grids import fits, onto
@@ -124,5 +125,28 @@ def save_calibration(table: DataFrame, folder: str | Path) -> None:
         folder: Where to write it.
     """
     if len(table):
-        with replacing(Path(folder) / "calibration.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_text(Path(folder) / "calibration.csv", frame_text(table))
+
+
+def read_calibration(path: str | Path) -> DataFrame:
+    """Read a `calibration.csv`.
+
+    Args:
+        path: The file that `save_calibration` wrote.
+
+    Returns:
+        The table of `calibration`.
+
+    Raises:
+        ContextsegError: The file is missing or damaged, lacks a column, or holds a word for a
+            number.
+    """
+    columns = ("bin", "low", "high", "n", "confidence", "accuracy")
+    remedy = "evaluate again, which writes it anew"
+    table = read_table_file(path, ("case", "voxels"), ("case", "voxels", *columns), remedy)
+    refuse_words(table, columns, path, remedy)
+    for name in ("bin", "n"):
+        counts = table[name]
+        if not (counts.between(0, 2**53) & (counts % 1 == 0)).all():
+            raise ContextsegError(path, f"{name} holds what is no count", remedy)
+    return table

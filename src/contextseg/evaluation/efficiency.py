@@ -181,6 +181,7 @@ class Efficiency:
                     fontsize=7,
                     color=colour,
                     va="bottom",
+                    parse_math=False,
                 )
         if not any(mb for curve in self.curves.values() for mb in curve.gpu_mb):
             gpu.text(0.5, 0.5, "no GPU", transform=gpu.transAxes, ha="center", va="center")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contextseg.batch import IGNORE
+from contextseg.cells import frame_text, read_table_file, refuse_words
 from contextseg.console import Progress
-from contextseg.disk import replacing, write_json
+from contextseg.disk import write_json, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.grids import Spacing, fits, lattice_mm, onto, padded_to_both
 from contextseg.interop.names import named_values
@@ -380,6 +381,33 @@ def save_table(table: DataFrame, folder: str | Path) -> None:
         table: The table of `evaluate`.
         folder: Where to write them.
     """
-    with replacing(Path(folder) / "metrics.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(Path(folder) / "metrics.csv", frame_text(table))
     write_json(Path(folder) / "summary.json", nnunet_summary(table))
+
+
+_TEXT = (
+    *("case", "class", "label", "status", "patient", "method", "source"),
+    *("prediction_file", "reference_file"),
+)
+_SCORES_REMEDY = "evaluate again, which writes it anew"
+
+
+def read_scores(path: str | Path) -> DataFrame:
+    """Read a `metrics.csv`.
+
+    Args:
+        path: The file that `save_table` wrote.
+
+    Returns:
+        The table of `evaluate`.
+
+    Raises:
+        ContextsegError: The file is missing or damaged, lacks a column, or holds a word for a
+            number.
+    """
+    table = read_table_file(path, _TEXT, ("case", "class", "status"), _SCORES_REMEDY)
+    refuse_words(table, [str(name) for name in table if name not in _TEXT], path, _SCORES_REMEDY)
+    for name in ("case", "class", "status"):
+        if table[name].isna().any():
+            raise ContextsegError(path, f"a row without a {name}", _SCORES_REMEDY)
+    return table

@@ -25,6 +25,7 @@ from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.evaluate import Pair, evaluate
 from contextseg.evaluation.tables import AS_IT_WAS
+from contextseg.inputs import reason_of
 from contextseg.metrics import ABSENT, DSC, IOU, PRC, RVD, SEN, class_status
 from contextseg.volume import read_labels, write
 
@@ -244,9 +245,11 @@ def _summary_cases(path: Path) -> dict[str, Mapping[str, Mapping[str, float]]]:
         files = [case["prediction_file"] or case["reference_file"] for case in cases]
         names = [re.split(r"[\\/]", file)[-1] for file in files]
         return {stem(Path(name)): dict(case["metrics"]) for name, case in zip(names, cases)}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ContextsegError(
-            path, f"not nnU-Net v2's summary.json ({error!r})", "give its predictions instead"
+            path,
+            f"not nnU-Net v2's summary.json ({reason_of(error)})",
+            "give its predictions instead",
         ) from error
 
 
@@ -277,9 +280,9 @@ def _scores(metrics: Mapping[str, float], path: Path) -> dict[str, Any]:
     try:
         tp, fp, fn, tn = (int(metrics[name]) for name in ("TP", "FP", "FN", "TN"))
         dice, iou = float(metrics["Dice"]), float(metrics["IoU"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ContextsegError(
-            path, f"not nnU-Net v2's scores ({error!r})", "give its predictions instead"
+            path, f"not nnU-Net v2's scores ({reason_of(error)})", "give its predictions instead"
         ) from error
     status = class_status(tp, fp, fn)
     precision = tp / (tp + fp) if tp + fp else 0.0

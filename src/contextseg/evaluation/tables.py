@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contextseg.disk import replacing, write_text
+from contextseg.cells import frame_text
+from contextseg.disk import write_text
 from contextseg.errors import ContextsegError, did_you_mean, plural
 from contextseg.evaluation.statistics import (
     LEVEL,
@@ -208,8 +210,7 @@ def save_results(results: Results, folder: str | Path, name: str) -> None:
     write_text(Path(folder) / f"{name}.md", markdown(results))
     write_text(Path(folder) / f"{name}.tex", latex(results, name))
     for end, frame in (("", results.means), ("-pairs", results.pairs)):
-        with replacing(Path(folder) / f"{name}{end}.csv") as temporary:
-            frame.to_csv(temporary, index=False)
+        write_text(Path(folder) / f"{name}{end}.csv", frame_text(frame))
 
 
 def markdown(results: Results) -> str:
@@ -478,7 +479,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _safe(text: str) -> str:
-    return text.replace("|", "\\|")
+    return escape(text, quote=False).replace("|", "\\|")
 
 
 def _tex(text: str) -> str:

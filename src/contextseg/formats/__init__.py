@@ -21,10 +21,12 @@ from contextseg.formats.content import ending, not_an_image, recognise, sibling
 from contextseg.formats.header import Header
 from contextseg.formats.itk import from_itk
 from contextseg.formats.nifti import Read
+from contextseg.inputs import damage_named, refuse_no_file
 
 __all__ = ["NIFTI", "WRITABLE", "Header", "ending", "from_itk", "from_nibabel", "load", "save"]
 
 NIFTI = (".nii.gz", ".nii")
+_UNSUPPORTED = ("not supported", "unsupported", "unknown")
 WRITABLE = (*NIFTI, *itk.ITK_WRITABLE)
 
 
@@ -49,6 +51,7 @@ def load(path: Path, labels: bool = False, series: str = "") -> Read:
         ContextsegError: The file is missing, truncated, damaged, without a geometry, or of no
             known format.
     """
+    refuse_no_file(path, folders=True)
     if not path.exists():
         raise ContextsegError(
             path, "the file does not exist", "check the path, and that the data set is complete"
@@ -99,26 +102,16 @@ def from_nibabel(image: Any, where: str | Path = "nibabel image") -> Read:
 
 @contextmanager
 def _damage_is_named(where: str | Path) -> Iterator[None]:
-    """Turn what the readers raise for a file into a `ContextsegError` about `where`."""
-    try:
-        yield
-    except PermissionError as error:
-        raise ContextsegError(
-            where, "no permission to read it", "change the file's permissions"
-        ) from error
-    except Exception as error:
-        # nibabel and the unpackers raise classes of their own.
-        readers = ("nibabel", "zlib", "isal", "igzip_lib")
-        of_a_reader = type(error).__module__.split(".")[0] in readers
-        usual = isinstance(error, EOFError | OSError | ValueError | RuntimeError | OverflowError)
-        if not of_a_reader and not usual:
-            raise
-        reason = _reason(error)
-        if any(sign in reason.lower() for sign in ("not supported", "unsupported", "unknown")):
+    """Turn whatever the readers raise for a file into a `ContextsegError` about `where`."""
+    with damage_named(where, what="cannot be read, it looks truncated or damaged"):
+        try:
+            yield
+        except RuntimeError as error:  # ITK's
+            reason = _reason(error)
+            if not any(sign in reason.lower() for sign in _UNSUPPORTED):
+                raise RuntimeError(reason) from error
             what = f"of a kind that is not supported ({reason})"
             raise ContextsegError(where, what, "save it as .nii.gz or .nrrd") from error
-        what = f"cannot be read, it looks truncated or damaged ({reason})"
-        raise ContextsegError(where, what, "copy or export the file again") from error
 
 
 def _reason(error: Exception) -> str:

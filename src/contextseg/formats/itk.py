@@ -51,6 +51,8 @@ def read_itk(path: Path, kind: str, labels: bool = False) -> Read:
     if kind in pictures.FORMATS:
         return _read_picture(path, kind, labels)
     fields = nrrd.fields(path) if kind in ("NRRD", "MetaImage") else {}
+    if kind in ("NRRD", "MetaImage"):
+        nrrd.refuse_unsound_header(path, kind, fields)
     nrrd.refuse_missing_voxels(path, fields)
     if kind == "MetaImage":
         nrrd.refuse_short_voxels(path, fields)
@@ -111,6 +113,7 @@ def _image(path: Path, kind: str) -> Any:
 
 def _read_picture(path: Path, kind: str, labels: bool) -> Read:
     mode = pictures.mode(path)
+    pictures.refuse_impossible_size(path)
     if mode in ("P", "PA"):
         array = pictures.read_palette(path, labels)
     elif mode == "LA":

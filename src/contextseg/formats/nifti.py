@@ -22,7 +22,16 @@ from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
 from contextseg.formats.content import ending, sibling
 from contextseg.formats.header import Header, apart_vox, as_matrix, upright
+from contextseg.formats.packed import (
+    HEAD_BYTES,
+    analyze_need,
+    file_bytes,
+    is_packed,
+    mgh_need,
+    unpacked,
+)
 from contextseg.grids import TOLERANCE_VOX
+from contextseg.inputs import refuse_impossible
 from contextseg.slabs import slabs
 
 Read = tuple[np.ndarray, np.ndarray, Header | None]
@@ -32,7 +41,6 @@ ONE_NUMBER = "save one number for each voxel, a file for each channel"
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _UNITS = ("unknown", "meter", "mm", "micron")
 _TIMES = {0: "unknown", 8: "sec", 16: "msec", 24: "usec", 32: "hz", 40: "ppm", 48: "rads"}
-_CHUNK_BYTES = 1 << 18
 _EXACT = 2**24  # whole numbers up to here are exact in float32
 _SILENT = logging.Logger("silent", logging.CRITICAL + 1)
 
@@ -50,7 +58,7 @@ def read_nifti(path: Path, packed: bool) -> Read:
     Returns:
         The array (C, D, H, W), the affine (4, 4) from (d, h, w, 1) to mm, RAS+, and the header.
     """
-    content = _unpacked(path) if packed else _bytes(path)
+    content = unpacked(path, _need) if packed else file_bytes(path)
     header = _header(path, content)
     least = header.single_vox_offset
     offset = float(header["vox_offset"])
@@ -58,7 +66,7 @@ def read_nifti(path: Path, packed: bool) -> Read:
         if any(content[least - 4 : least]):
             _refuse_offset(path, "0, and its header has extensions")
         offset = least
-    if not least <= offset or offset != int(offset):
+    if not least <= offset < math.inf or offset != int(offset):
         _refuse_offset(path, f"{offset:g}, the header takes {least} bytes")
     return _of_voxels(path, header, content, int(offset))
 
@@ -82,8 +90,12 @@ def read_header_pair(path: Path, kind: str) -> Read:
         raise ContextsegError(
             path, f"the file of its voxels, {expected}, is missing", "copy both files of the pair"
         )
-    content = _unpacked(voxels) if _is_packed(voxels) else _bytes(voxels)
-    head = _unpacked(path) if _is_packed(path) else _bytes(path)
+    head = unpacked(path, lambda *_: HEAD_BYTES) if is_packed(path) else file_bytes(path)
+
+    def need(*_: Any) -> float:
+        return analyze_need(head) if kind == "Analyze" else _need(path, head)
+
+    content = unpacked(voxels, need) if is_packed(voxels) else file_bytes(voxels)
     if kind == "Analyze":
         return _read_analyze(path, head, content)
     header = _header(path, head)
@@ -102,9 +114,10 @@ def read_mgh(path: Path, packed: bool) -> Read:
     """
     import nibabel
 
-    content = bytes(_unpacked(path) if packed else _bytes(path))
+    content = bytes(unpacked(path, mgh_need) if packed else file_bytes(path))
     if len(content) < 284:
         raise EOFError(f"{len(content)} bytes, its header takes 284")
+    refuse_impossible(path, mgh_need(path, content), packed)
     image = nibabel.MGHImage.from_bytes(content)
     need = 284 + math.prod(int(n) for n in image.shape) * image.get_data_dtype().itemsize
     if len(content) < need:
@@ -183,43 +196,12 @@ def channels_first(array: np.ndarray, where: str | Path) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _bytes(path: Path) -> bytearray:
-    content = bytearray(path.stat().st_size)
-    with open(path, "rb") as file:
-        size = file.readinto(content)
-    return content[:size] if size < len(content) else content
-
-
-def _is_packed(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _unpacked(path: Path) -> bytearray:
-    """What a gzip file holds; bytes after its last stream are left, as gzip itself does."""
-    from isal import isal_zlib
-
-    content = bytearray()
-    with open(path, "rb") as file:
-        stream = isal_zlib.decompressobj(wbits=31)
-        started = False
-        chunk = file.read(_CHUNK_BYTES)
-        while chunk:
-            content += stream.decompress(chunk)
-            started = True
-            if not stream.eof:
-                chunk = file.read(_CHUNK_BYTES)
-                continue
-            chunk = stream.unused_data
-            if len(chunk) < 2:
-                chunk += file.read(_CHUNK_BYTES)
-            started = False
-            if not chunk.startswith(b"\x1f\x8b"):
-                break
-            stream = isal_zlib.decompressobj(wbits=31)
-    if started:
-        raise EOFError(f"its gzip stream ends early, after {len(content)} bytes")
-    return content
+def _need(path: Path, content: bytearray) -> float:
+    """Bytes that a NIfTI file must have by its header."""
+    header = _header(path, content)
+    offset = float(header["vox_offset"])
+    voxels = math.prod(int(n) for n in header.get_data_shape())
+    return (offset if 0 < offset < 2**40 else 0) + voxels * header.get_data_dtype().itemsize
 
 
 def _header(path: Path, content: bytearray) -> Any:
@@ -269,7 +251,7 @@ def _of_voxels(path: Path, header: Any, content: bytearray, offset: int) -> Read
     shape = tuple(int(n) for n in header.get_data_shape())
     kind = header.get_data_dtype()
     need = offset + math.prod(shape) * kind.itemsize
-    if len(content) < need:
+    if len(content) < need or offset < 0:
         raise EOFError(f"{len(content)} bytes of {need}")
     raw = np.frombuffer(content, kind, math.prod(shape), offset).reshape(shape, order="F")
     slope, inter = header.get_slope_inter()
@@ -407,7 +389,7 @@ def _read_analyze(path: Path, head: bytearray, content: bytearray) -> Read:
     files = {"header": io.BytesIO(header.binaryblock), "image": io.BytesIO(bytes(content))}
     matrix = sibling(path, ".mat")
     placed = matrix is not None and "mat" in dict(kind.files_types)
-    files["mat"] = io.BytesIO(bytes(_bytes(matrix)) if matrix and placed else b"")
+    files["mat"] = io.BytesIO(bytes(file_bytes(matrix)) if matrix and placed else b"")
     image = kind.from_file_map({name: FileHolder(fileobj=file) for name, file in files.items()})
     array = channels_first(_scaled(image.dataobj), path)
     affine = _usable([image.affine], array.shape[1], path)[:, [2, 1, 0, 3]]

@@ -6,6 +6,7 @@ units. Both are obeyed here, and written back to NRRD files on the same grid.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from contextseg.errors import ContextsegError
 from contextseg.formats.header import Header, as_matrix
+from contextseg.formats.parts import voxel_files
+from contextseg.inputs import refuse_impossible
 
 _MM = {
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1000.0),
@@ -28,6 +31,20 @@ _FROM_LPS = {
     **dict.fromkeys(("left-anterior-superior", "las"), (1.0, -1.0, 1.0)),
 }
 _HEAD_BYTES = 1 << 20
+_LONGEST_NAME = 250
+_LONGEST = 400  # letters of a field that ITK reads into memory of a fixed size
+_MOST_DIMS = 7
+_NUMBERS = re.compile(r"[-+0-9.eE,() \t]*|.*\b(nan|none)\b[-+0-9.eE,() \ta-z]*", re.IGNORECASE)
+_NRRD_NUMBERS = {"dimension", "space dimension", "sizes", "space origin", "axis mins"}
+_NRRD_FIELDS = {
+    *(*_NRRD_NUMBERS, "spacings", "space directions", "space", "type", "encoding", "endian"),
+    *("kinds", "centerings", "line skip", "byte skip", "units", "space units"),
+}
+_META_NUMBERS = {
+    *("ndims", "dimsize", "elementspacing", "elementsize", "offset", "origin", "position"),
+    *("transformmatrix", "rotation", "orientation", "centerofrotation", "headersize"),
+    *("elementnumberofchannels", "compresseddatasize"),
+}
 
 
 def fields(path: Path) -> dict[str, str]:
@@ -39,15 +56,8 @@ def fields(path: Path) -> dict[str, str]:
     Returns:
         Values by field, in lower case.
     """
-    with open(path, "rb") as file:
-        text = file.read(_HEAD_BYTES)
-    if text.startswith(b"NRRD"):
-        separator = b":"
-        text = re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]
-    else:
-        separator = b"="
-        last = re.search(rb"^ElementDataFile.*$", text, re.MULTILINE)
-        text = text[: last.end()] if last else text
+    text = _head(path)
+    separator = b":" if text.startswith(b"NRRD") else b"="
     result = {}
     for line in text.splitlines():
         name, found, value = line.partition(separator)
@@ -55,6 +65,24 @@ def fields(path: Path) -> dict[str, str]:
             key = name.decode("utf-8", "replace").strip().lower()
             result[key] = value.decode("utf-8", "replace").strip()
     return result
+
+
+def _head(path: Path) -> bytes:
+    """The text of a header, without the voxels that may follow it."""
+    with open(path, "rb") as file:
+        text = file.read(_HEAD_BYTES)
+    if text.startswith(b"NRRD"):
+        return re.split(rb"\r?\n\r?\n", text, maxsplit=1)[0]
+    last = re.search(rb"^ElementDataFile.*$", text, re.MULTILINE)
+    return text[: last.end()] if last else text
+
+
+def _names(path: Path) -> list[bytes]:
+    """What stands before the separator in each line of a header, the whole line without one."""
+    head = _head(path)
+    mark = b":" if head.startswith(b"NRRD") else b"="
+    lines = [line for line in head.splitlines() if not line.startswith(b"#")]
+    return [line.partition(mark)[0] for line in lines]
 
 
 def refuse_missing_voxels(path: Path, told: dict[str, str]) -> None:
@@ -101,6 +129,78 @@ def refuse_short_voxels(path: Path, told: dict[str, str]) -> None:
     size = (path.parent / name).stat().st_size
     if size < need:
         raise EOFError(f"{name} holds {size} bytes of {need}")
+
+
+def refuse_unsound_header(path: Path, kind: str, told: dict[str, str]) -> None:
+    """Refuse a header that ITK would take at its word: it writes past its memory by some of them.
+
+    Args:
+        path: The header, of a file with its voxels or without.
+        kind: "NRRD" or "MetaImage".
+        told: Its `fields`.
+
+    Raises:
+        ContextsegError: A field is missing, is no number, is far too long, or the voxels that they
+            ask for are more than the file can hold.
+    """
+    remedy = "export the file again, or correct the header"
+    longest = max(map(len, _names(path)), default=0)
+    if longest > _LONGEST_NAME:
+        raise ContextsegError(path, f"its header has a name of {longest} letters", remedy)
+    names = _NRRD_NUMBERS if kind == "NRRD" else _META_NUMBERS
+    for name, value in told.items():
+        long = len(value) > _LONGEST and (kind == "MetaImage" or name in _NRRD_FIELDS)
+        if long or len(name) > _LONGEST:
+            what = f"its header's {name[:40]!r} has {max(len(value), len(name))} letters"
+            raise ContextsegError(path, what, remedy)
+        if name in names and not _NUMBERS.fullmatch(value):
+            what = f"its header says {name} = {value[:60]!r}, which are no numbers"
+            raise ContextsegError(path, what, remedy)
+
+    dims_name, sizes_name = ("dimension", "sizes") if kind == "NRRD" else ("ndims", "dimsize")
+    dims, sizes = told.get(dims_name, ""), told.get(sizes_name, "").split()
+    whole = dims.isdecimal() and all(re.fullmatch(r"\d{1,10}", size) for size in sizes)
+    if not whole or not 1 <= int(dims) <= _MOST_DIMS or len(sizes) != int(dims):
+        what = (
+            f"its header says {dims_name} = {dims[:20]!r}, {sizes_name} = {' '.join(sizes)[:60]!r}"
+        )
+        raise ContextsegError(path, f"{what}, it looks truncated or damaged", remedy)
+    if any(int(size) == 0 for size in sizes):
+        what = f"a shape of {' x '.join(sizes)}, without a voxel"
+        raise ContextsegError(path, what, "export it")
+    _refuse_counts(path, told, int(dims), remedy)
+    channels = told.get("elementnumberofchannels", "1")
+    if not re.fullmatch(r"\d{1,4}", channels) or int(channels) == 0:
+        raise ContextsegError(path, f"ElementNumberOfChannels = {channels[:20]!r}", remedy)
+    held = path.stat().st_size + sum(p.stat().st_size for p in voxel_files(path))
+    need = math.prod(map(int, sizes)) * int(channels) * _voxel_bytes(told)
+    packed = told.get("encoding", "raw").lower() != "raw"  # text may be shorter than its numbers
+    packed |= told.get("compresseddata", "").lower().startswith(("t", "1"))
+    packed |= told.get("binarydata", "true").lower().startswith(("f", "0"))
+    refuse_impossible(path, need, packed, held)
+
+
+def _refuse_counts(path: Path, told: dict[str, str], dims: int, remedy: str) -> None:
+    """Refuse fields that hold another number of values than the dimensions ask for."""
+    per_axis = {"elementspacing": dims, "elementsize": dims, "offset": dims, "origin": dims}
+    per_axis |= {"position": dims, "centerofrotation": dims, "spacings": dims}
+    per_axis |= {"transformmatrix": dims**2, "rotation": dims**2, "orientation": dims**2}
+    for name, count in per_axis.items():
+        if name in told and len(told[name].split()) != count:
+            what = f"its header says {name} = {told[name][:60]!r}, not {count} numbers"
+            raise ContextsegError(path, what, remedy)
+
+
+def _voxel_bytes(told: dict[str, str]) -> int:
+    """Bytes of one number by its type's name; 1 for a name that ITK is to refuse."""
+    name = told.get("elementtype", told.get("type", "")).lower().removeprefix("met_")
+    for sign, size in (("64", 8), ("longlong", 8), ("double", 8), ("32", 4), ("float", 4)):
+        if sign in name.replace(" ", "").replace("_", ""):
+            return size
+    for sign, size in (("16", 2), ("short", 2), ("8", 1), ("char", 1), ("int", 4), ("long", 4)):
+        if sign in name:
+            return size
+    return 1
 
 
 def in_mm(affine: np.ndarray, told: dict[str, str]) -> tuple[np.ndarray, Header]:

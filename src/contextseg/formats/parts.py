@@ -50,6 +50,8 @@ def voxel_files(header: Path) -> list[Path]:
     Returns:
         Those that exist.
     """
+    if not header.is_file():
+        return []
     with open(header, "rb") as file:
         text = file.read(_HEAD_BYTES).decode("utf-8", "replace")
     found = []
@@ -60,7 +62,12 @@ def voxel_files(header: Path) -> list[Path]:
             around = re.escape(pattern[1]), re.escape(pattern[2])
             numbered = re.compile(rf"{around[0]}\d+{around[1]}")
             found += [p for p in sorted(header.parent.iterdir()) if numbered.fullmatch(p.name)]
-        elif name and len(name) < 256 and (header.parent / name).is_file():
+        elif (
+            name
+            and len(name.encode()) < 256
+            and "\0" not in name
+            and (header.parent / name).is_file()
+        ):
             found.append(header.parent / name)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import numpy as np
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.formats.parts import spacing_files
+from contextseg.inputs import reason_of, refuse_impossible
 
 FORMATS = ("PNG", "TIFF", "BMP", "JPEG")
 LOSSY = (
@@ -47,11 +49,40 @@ def refuse_truncated(path: Path) -> None:
 
     try:
         with _opened(path) as picture:
-            for i in range(getattr(picture, "n_frames", 1)):
+            for i in range(_frames(picture)):
                 picture.seek(i)
                 picture.load()
     except (UnidentifiedImageError, Image.DecompressionBombError):
         pass  # a kind or a size that Pillow does not know: ITK has read it
+
+
+def refuse_impossible_size(path: Path) -> None:
+    """Refuse a picture whose header asks for more pixels than its file can hold.
+
+    Args:
+        path: The picture.
+
+    Raises:
+        ContextsegError: It asks for more.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with _opened(path) as picture:
+            need = math.prod(picture.size) * len(picture.getbands())
+            frames = _frames(picture)
+    except Image.DecompressionBombError as error:
+        raise ContextsegError(path, reason_of(error), "export it again") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return  # a kind that Pillow does not know; ITK says what is wrong
+    refuse_impossible(path, need, packed=True)
+    if frames > path.stat().st_size:
+        raise ContextsegError(path, f"its header asks for {frames} pages", "export it again")
+
+
+def _frames(picture: Any) -> int:
+    """Number of pages."""
+    return int(getattr(picture, "n_frames", 1))
 
 
 def mode(path: Path) -> str:
@@ -61,7 +92,7 @@ def mode(path: Path) -> str:
     try:
         with _opened(path) as picture:
             return str(picture.mode)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError):
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError):
         return ""
 
 
@@ -79,7 +110,7 @@ def read_palette(path: Path, labels: bool) -> np.ndarray:
     """
     pages, numbers = [], []
     with _opened(path) as picture:
-        for i in range(getattr(picture, "n_frames", 1)):
+        for i in range(_frames(picture)):
             picture.seek(i)
             numbers.append(
                 np.asarray(picture)[..., 0] if picture.mode == "PA" else np.asarray(picture)

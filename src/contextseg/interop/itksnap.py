@@ -8,6 +8,7 @@ from pathlib import Path
 
 from contextseg.disk import write_text
 from contextseg.errors import ContextsegError
+from contextseg.inputs import refuse_no_file
 from contextseg.interop.segments import Segment, default_colour
 
 DESCRIPTIONS = "label_descriptions.txt"
@@ -45,6 +46,8 @@ def is_description(path: str | Path) -> bool:
         True where it has the usual title, or its first line without "#" has the usual columns.
     """
     try:
+        if not Path(path).is_file():
+            return False
         with open(path, "rb") as file:
             text = file.read(1 << 16).decode("utf-8-sig", "replace")
     except OSError:
@@ -70,6 +73,7 @@ def read_descriptions(path: str | Path) -> tuple[Segment, ...]:
         ContextsegError: The file cannot be read, a line has other columns or a number out of range,
             or an index is there twice.
     """
+    refuse_no_file(path)
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

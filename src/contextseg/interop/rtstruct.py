@@ -16,6 +16,7 @@ from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.formats import Header
 from contextseg.formats.header import as_matrix
 from contextseg.grids import TOLERANCE_VOX, Lattice
+from contextseg.inputs import names_damage
 from contextseg.interop.layers import Overlap, SegmentedVolume, merge
 from contextseg.interop.segments import Segment
 
@@ -56,6 +57,7 @@ def structure_set(path: str | Path) -> Path | None:
     return path if text(header, "SOPClassUID") == _SOP_CLASS else None
 
 
+@names_damage(_EXPORT, "a structure set that cannot be read")
 def read_contours(
     path: str | Path, like: Lattice, rois: Sequence[str] = (), overlap: Overlap = "refuse"
 ) -> SegmentedVolume:
@@ -100,6 +102,7 @@ def read_contours(
     return SegmentedVolume(array, np.asarray(like.affine), segments, header)
 
 
+@names_damage(_EXPORT, "a structure set that cannot be read")
 def read_structures(path: str | Path) -> tuple[Segment, ...]:
     """The structures of a structure set, with the values that `read_contours` gives them.
 

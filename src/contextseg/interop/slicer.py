@@ -17,7 +17,10 @@ import numpy as np
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
 from contextseg.formats import load, save
+from contextseg.formats.nrrd import fields as header_fields
+from contextseg.formats.nrrd import refuse_unsound_header
 from contextseg.grids import Lattice, label_type
+from contextseg.inputs import damage_named
 from contextseg.interop.layers import Overlap, SegmentedVolume, merge
 from contextseg.interop.segments import Colour, Segment, complete, default_colour
 
@@ -38,6 +41,8 @@ def is_segmentation(path: str | Path) -> bool:
     """
     path = Path(path)
     try:
+        if not path.is_file():
+            return False
         with open(path, "rb") as file:
             if file.read(4) != b"NRRD":
                 return False
@@ -137,16 +142,15 @@ def _fields(path: Path) -> dict[str, str]:
 
     if not path.exists():
         raise ContextsegError(path, "the file does not exist", "check the path")
+    refuse_unsound_header(path, "NRRD", header_fields(path))
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NrrdImageIO")
     reader.SetFileName(str(path))
-    try:
+    what = "the header of the NRRD file cannot be read"
+    with damage_named(path, "save the file in 3D Slicer again", what):
         reader.ReadImageInformation()
         keys = [key for key in reader.GetMetaDataKeys() if key.startswith("Segment")]
         return {key: _as_text(reader.GetMetaData(key)) for key in keys}
-    except RuntimeError as error:
-        what = "the header of the NRRD file cannot be read"
-        raise ContextsegError(path, what, "save the file in 3D Slicer again") from error
 
 
 def _as_text(value: str) -> str:

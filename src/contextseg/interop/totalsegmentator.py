@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _extension(path: str | Path) -> str:
             text = content.decode("utf-8", "replace").strip("\0 \n")
             if _MARK in text:
                 return text
-    except (OSError, EOFError, struct.error):
+    except (OSError, EOFError, ValueError, OverflowError, struct.error, zlib.error):
         pass  # who reads its voxels says what is wrong with the file
     return ""
 

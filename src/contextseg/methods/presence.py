@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -23,8 +23,17 @@ from contextseg.console import Progress
 from contextseg.data.cache import Cached
 from contextseg.data.plan import Plan
 from contextseg.disk import note_case, read_json, write_json
+from contextseg.errors import ContextsegError
 from contextseg.methods.base import Method, RecipeRun, build_net
 from contextseg.nets import Presence
+
+
+class Gate(TypedDict):
+    """What `gate.json` says of a class."""
+
+    threshold: float
+    seen: float
+
 
 SHARES = (0.0, 0.01, 0.02, 0.05)
 """The gates that are tried on validation cases: each shuts out that share of a class's patches."""
@@ -205,7 +214,10 @@ def gate(run: RecipeRun, method: Method) -> Method:
             content[name] = choose_gate([p[:, k] for p, _ in known], [n[:, k] for _, n in known])
         write_json(folder / "gate.json", content)
 
-    thresholds = read_json(run.stage("gate", work) / "gate.json")
+    gate = run.stage("gate", work) / "gate.json"
+    thresholds = read_json(gate, dict[str, Gate], "delete this stage's folder")
+    if missing := [name for name in plan.classes[1:] if name not in thresholds]:
+        raise ContextsegError(gate, f"{missing[0]} is missing", "delete this stage's folder")
     head.gate = tuple(thresholds[name]["threshold"] for name in plan.classes[1:])
     head.seen = tuple(thresholds[name]["seen"] for name in plan.classes[1:])
     return method

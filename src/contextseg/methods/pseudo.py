@@ -245,7 +245,7 @@ def _validated(run: RecipeRun, method: Method) -> float:
         content = {"dice": -1.0 if isnan(mean) else mean, "cases": len(dice)}
         write_json(folder / "dice.json", content)
 
-    return read_json(run.stage("validate", work) / "dice.json")["dice"]
+    return read_json(run.stage("validate", work) / "dice.json", dict[str, float])["dice"]
 
 
 def _case_dice(run: RecipeRun, case: Cached, method: Method) -> float:
@@ -371,7 +371,7 @@ def _write_vote(
 
 def _states(folder: Path) -> dict[str, dict[str, Any]]:
     return {
-        path.stem: {**read_json(path), "folder": folder}
+        path.stem: {**read_json(path, dict[str, Any], "delete it"), "folder": folder}
         for path in visible_files(folder, "cases/*.json")
     }
 

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
@@ -27,12 +27,14 @@ from contextseg import methods as known_methods
 from contextseg.data.plan import Plan
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
+from contextseg.inputs import misfit, reason_of, refuse_impossible, refuse_no_file
 from contextseg.methods import Method
 from contextseg.methods.presence import head_of
 from contextseg.models.card import card, licence_text, recipe_of
 from contextseg.predictor import Member
 from contextseg.runs import Run
 from contextseg.settings import PredictionSettings
+from contextseg.stopping import Stopped
 from contextseg.training import pick_device
 
 FORMAT = "contextseg model"
@@ -154,13 +156,17 @@ def open_archive(path: str | Path, device: str = "") -> TrainedModel:
     Raises:
         ContextsegError: The file is missing, damaged, no model, or of a later version.
     """
+    refuse_no_file(path)
     try:
         with zipfile.ZipFile(path) as file:
+            _refuse_bomb(path, file)
             names = set(file.namelist())
             if _MODEL not in names:
                 raise ContextsegError(path, "this zip file holds no model", _REMEDY)
-            content = json.loads(file.read(_MODEL))
+            content = dict(json.loads(file.read(_MODEL)))
             _check_version(path, content)
+            if what := misfit(content, ModelFile):
+                raise ContextsegError(f"{path}, {_MODEL}", what, _REMEDY)
             known = {field.name for field in fields(PredictionSettings)}
             asked = {k: v for k, v in content["prediction"].items() if k in known}
             largest = tuple(str(name) for name in content.get("largest_validated", ()))
@@ -173,8 +179,10 @@ def open_archive(path: str | Path, device: str = "") -> TrainedModel:
         raise ContextsegError(
             path, what, "give the folder of a run, or a zip file of `contextseg export`"
         ) from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"this file is no model that can be read ({error!r})"
+    except (ContextsegError, Stopped):
+        raise
+    except Exception as error:  # a damaged archive raises many classes
+        what = f"this file is no model that can be read ({reason_of(error)})"
         raise ContextsegError(path, what, _REMEDY) from error
     if not members:
         raise ContextsegError(path, "there is no network in this model", _REMEDY)
@@ -199,9 +207,33 @@ def archived_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], Plan]:
     return dict(first.method.state_dict()), first.plan
 
 
+MemberFacts = TypedDict(
+    "MemberFacts",
+    {"folder": str, "class": str, "arguments": dict[str, Any], "presence": Any},
+)
+"""What `model.json` says of a member."""
+
+
+class ModelFile(TypedDict):
+    """The content of `model.json`, as far as it is read."""
+
+    format: str
+    version: int
+    prediction: dict[str, Any]
+    members: list[MemberFacts]
+
+
+def _refuse_bomb(path: str | Path, file: zipfile.ZipFile) -> None:
+    """Refuse an archive that says itself that it unpacks to more than it can hold."""
+    size = sum(entry.file_size for entry in file.infolist())
+    refuse_impossible(path, size, packed=True)
+
+
 def _check_version(path: str | Path, content: Mapping[str, Any]) -> None:
     if content.get("format") != FORMAT:
         raise ContextsegError(path, "this zip file holds no model", _REMEDY)
+    if what := misfit(content.get("version"), int, "version"):
+        raise ContextsegError(path, what, _REMEDY)
     if content["version"] > FORMAT_VERSION:
         what = f"this model is of version {content['version']}, later than {FORMAT_VERSION}"
         remedy = f"install a later contextseg (it was made with {content.get('contextseg')})"

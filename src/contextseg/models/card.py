@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import contextseg
 from contextseg.disk import read_json
+from contextseg.evaluation.evaluate import read_scores
 from contextseg.runs import Run
 
 _LEFT_OUT = "(a path, left out)"
@@ -26,7 +28,7 @@ def recipe_of(run: Run) -> dict[str, Any]:
     settings = run.settings.to_json()
     labelled = settings.pop("labelled")
     del settings["dataset"]
-    provenance = read_json(run.folder / "run.json").get("provenance", {})
+    provenance = read_json(run.folder / "run.json", dict[str, Any]).get("provenance", {})
     return {
         "dataset": run.plan.dataset,
         "settings": _without_paths(settings),
@@ -52,17 +54,24 @@ def _exists(text: str) -> bool:
         return False
 
 
+class RunSplit(TypedDict):
+    """What a `split.json` says of a run's cases."""
+
+    training: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+
+
 def _counts(run: Run) -> dict[str, int]:
     """Numbers of training cases, of those with labels, and of validation cases; {} if unknown."""
     path = run.folder / "split.json"
     if not path.exists():
-        rows = read_json(run.stage_folder("preprocess") / "cases.json")
+        rows = read_json(run.stage_folder("preprocess") / "cases.json", dict[str, Any])
         return {"training_and_validation": len(rows)}
-    content = read_json(path)
+    content = read_json(path, RunSplit)
     training = content["training"]
     return {
         "training": len(training),
-        "training_labelled": sum(row["label"] is not None for row in training),
+        "training_labelled": sum(row.get("label") is not None for row in training),
         "validation": len(content["validation"]),
     }
 
@@ -141,14 +150,12 @@ def _trained(run: Run) -> str:
 
 def _scored(runs: Sequence[Run]) -> str:
     """Mean Dice of each class, over the cases that the runs were scored on."""
-    import pandas as pd
-
     lines = []
     for run in runs:
         path = run.stage_folder("evaluate") / "metrics.csv"
         if not path.exists():
             continue
-        table = pd.read_csv(path, dtype={"case": str, "class": str})
+        table = read_scores(path)
         validation = {case.name for case in run.split[1]} if _has_split(run) else set()
         kind = "validation" if set(table["case"]) <= validation else "test"
         for name, rows in table.groupby("class", sort=False):
@@ -168,6 +175,11 @@ def _by(numbers: Iterable[float]) -> str:
     return " x ".join(f"{number:g}" for number in numbers)
 
 
+def _cell(value: Any) -> str:
+    """A cell of a Markdown table, in which a name is no HTML and no further cell."""
+    return escape(str(value), quote=False).replace("|", "\\|")
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)

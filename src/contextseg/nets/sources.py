@@ -6,7 +6,6 @@ Nothing is unpickled but tensors.
 from __future__ import annotations
 
 import io
-import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
+from contextseg.inputs import damage_named, parsed_json, refuse_impossible, refuse_no_file
 from contextseg.nets.nnunet import safe_numbers
 
 
@@ -53,13 +53,15 @@ def read_start_weights(path: str | Path) -> StartWeights:
         ContextsegError: There is no such file, or no weights can be read from it.
     """
     path = Path(path)
+    refuse_no_file(path, folders=True)
     if path.is_dir():
         weights = _last_training(path)
         return _planned(read_weights(weights), read_json(path / "plan.json"), path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            if "model.json" in file.namelist():
-                return _of_archive(path, file)
+    with damage_named(path, "export it again", "no weights can be read from this model"):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                if "model.json" in file.namelist():
+                    return _of_archive(path, file)
     return StartWeights(read_weights(path))
 
 
@@ -82,13 +84,10 @@ def _last_training(folder: Path) -> Path:
 
 
 def _of_archive(path: Path, file: zipfile.ZipFile) -> StartWeights:
-    try:
-        folder = json.loads(file.read("model.json"))["members"][0]["folder"]
-        plan = json.loads(file.read(f"{folder}/plan.json"))
-        weights = io.BytesIO(file.read(f"{folder}/weights.pt"))
-    except (KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        what = f"no weights can be read from this model ({error!r})"
-        raise ContextsegError(path, what, "export it again") from error
+    refuse_impossible(path, sum(entry.file_size for entry in file.infolist()), packed=True)
+    folder = parsed_json(file.read("model.json"), path)["members"][0]["folder"]
+    plan = parsed_json(file.read(f"{folder}/plan.json"), path)
+    weights = io.BytesIO(file.read(f"{folder}/weights.pt"))
     return _planned(read_weights(weights, path), plan, path)
 
 
@@ -96,7 +95,7 @@ def _planned(tensors: Mapping[str, Tensor], plan: Any, path: Path) -> StartWeigh
     try:
         channels = tuple(str(channel["name"]) for channel in plan["channels"])
         return StartWeights(tensors, tuple(map(str, plan["classes"])), channels)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         what = f"its plan names no classes and channels ({error!r})"
         raise ContextsegError(path, what, "give the file of weights itself") from error
 
@@ -115,6 +114,8 @@ def read_weights(path: str | Path | IO[bytes], name: str | Path = "") -> dict[st
         ContextsegError: The file is missing, damaged, or has no named tensors.
     """
     where = str(name or path)
+    if isinstance(path, str | Path):
+        refuse_no_file(path)
     remedy = "give a state_dict saved by torch.save, or an .npz of arrays"
     try:
         if str(path).endswith(".npz"):

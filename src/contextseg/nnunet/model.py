@@ -19,6 +19,7 @@ from contextseg.batch import Batch
 from contextseg.data.nnunet import NNUNetPlan, read_nnunet_plan
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
+from contextseg.inputs import damage_named, refuse_no_file
 from contextseg.methods import Method
 from contextseg.methods.context import folded
 from contextseg.nets.nnunet import nnunet_net, safe_numbers
@@ -28,6 +29,7 @@ from contextseg.training import pick_device
 FINAL = "checkpoint_final.pth"
 """The checkpoint of a finished training."""
 
+_WRITTEN = "give the folder that nnUNetv2_train wrote"
 _TABLES = ("plans.json", "dataset.json")
 
 
@@ -112,22 +114,34 @@ def open_nnunet(path: str | Path, device: str = "") -> list[Member]:
             one that cannot be predicted with here.
     """
     files = _files(Path(path))
-    plans = read_json(files.folder / "plans.json")
-    dataset = read_json(files.folder / "dataset.json")
+    plans = read_json(files.folder / "plans.json", dict[str, Any], _WRITTEN)
+    dataset = read_json(files.folder / "dataset.json", dict[str, Any], _WRITTEN)
     chosen = pick_device(device) if device else pick_device()
     members: list[Member] = []
     for file in files.checkpoints:
         content = read_checkpoint(file)
-        configuration = content["init_args"]["configuration"]
+        configuration = _configuration_of(content, file)
         plan = read_nnunet_plan(plans, dataset, configuration, files.folder / "plans.json")
-        plan = replace(plan, mirror=_mirror(plan, content.get("inference_allowed_mirroring_axes")))
+        with damage_named(file, _WRITTEN, "its mirroring axes cannot be used"):
+            axes = content.get("inference_allowed_mirroring_axes")
+            plan = replace(plan, mirror=_mirror(plan, axes))
         if members and plan != members[0].plan:
             what = "its folds are of different configurations or mirror differently"
             raise ContextsegError(files.folder, what, "predict with each on its own")
-        weights = _own_weights(content["network_weights"])
-        net = nnunet_net(plan.network, len(plan.channels), weights, str(file))
+        with damage_named(file, _WRITTEN, "not the weights of the network in plans.json"):
+            weights = _own_weights(content["network_weights"])
+            net = nnunet_net(plan.network, len(plan.channels), weights, str(file))
         members.append(Member(NNUNet(plan, net).to(chosen).eval(), plan))
     return members
+
+
+def _configuration_of(content: Mapping[str, Any], file: Path) -> str:
+    """The configuration that a checkpoint was trained with."""
+    arguments = content["init_args"]
+    configuration = arguments.get("configuration") if isinstance(arguments, Mapping) else None
+    if not isinstance(configuration, str):
+        raise ContextsegError(file, "it does not say its configuration", f"give {FINAL}")
+    return configuration
 
 
 def _files(path: Path) -> _Files:
@@ -180,6 +194,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         "save its network_weights, init_args, trainer_name and inference_allowed_mirroring_axes "
         "alone, where you trust the file"
     )
+    refuse_no_file(path)
     try:
         with safe_numbers():
             content = torch.load(path, map_location="cpu", weights_only=True)

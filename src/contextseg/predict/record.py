@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -154,15 +154,32 @@ class PredictionRecord:
         path = self.folder / RECORD
         if not path.exists():
             return {}, {}
-        try:
-            content = read_json(path)
-            scans = {str(k): str(v) for k, v in content["scans"].items()}
-            added = read_rows(self.folder / NEW_SCANS, ("case", "scan"))
-            scans |= {row["case"]: row["scan"] for row in added if row["scan"] is not None}
-            return dict(content["made_by"]), scans
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"it does not say what made the label maps here ({error!r})"
-            raise ContextsegError(path, what, "choose another --output folder") from error
+        made_by, scans = recorded(path)
+        added = read_rows(self.folder / NEW_SCANS, ("case", "scan"))
+        return made_by, {**scans, **{row["case"]: row["scan"] for row in added}}
+
+
+class _Recorded(TypedDict):
+    """The content of a record."""
+
+    made_by: dict[str, Any]
+    scans: dict[str, str]
+
+
+def recorded(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a record says.
+
+    Args:
+        path: The file.
+
+    Returns:
+        (models and settings by name, digest of the scan of each case).
+
+    Raises:
+        ContextsegError: It is missing or damaged.
+    """
+    content = read_json(path, _Recorded, "choose another --output folder")
+    return content["made_by"], content["scans"]
 
 
 @contextmanager

@@ -178,11 +178,10 @@ def model_origin(project: LabelProject, number: int) -> dict[str, object]:
     Returns:
         Its kind, round, model (class and digest of weights and plan) and run.
     """
-    from contextseg.disk import read_json
-    from contextseg.predict.record import RECORD
+    from contextseg.predict.record import RECORD, recorded
 
     folder = predictions_folder(project, number)
-    models = read_json(folder / RECORD)["made_by"]["models"]
+    models = recorded(folder / RECORD)[0].get("models", {})
     run = (folder.parent / "model").relative_to(project.folder).as_posix()
     return {"kind": "model", "round": number, "model": ", ".join(models), "run": run}
 

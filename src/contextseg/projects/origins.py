@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,10 @@ class Origins:
             ContextsegError: A file is missing or damaged, or a code is in no table.
         """
         codes = read_labels(path).array
-        table = {int(code): origin for code, origin in read_json(table_file(path)).items()}
+        content = read_json(table_file(path), dict[str, dict[str, Any]], "accept the case again")
+        if odd := [code for code in content if not re.fullmatch(r"\d{1,9}", code)]:
+            raise ContextsegError(table_file(path), f"{odd[0][:40]!r} is no code", "accept again")
+        table = {int(code): origin for code, origin in content.items()}
         unknown = sorted(set(np.unique(codes).tolist()) - set(table))
         if unknown:
             what = f"codes that {table_file(path).name} lacks: {unknown[:5]}"

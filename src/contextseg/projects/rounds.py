@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from contextseg.data.plan import Plan
 from contextseg.disk import changes, digest, read_json, replacing, write_json
 from contextseg.errors import ContextsegError, did_you_mean, plural
 from contextseg.evaluation import Pair, evaluate, save_table
+from contextseg.evaluation.evaluate import read_scores
 from contextseg.formats.parts import files_of
 from contextseg.methods import METHODS
 from contextseg.pipeline import open_predictor, train_run
@@ -63,6 +64,16 @@ def round_folder(project: LabelProject, number: int) -> Path:
     return project.folder / "rounds" / str(number)
 
 
+class RoundFacts(TypedDict):
+    """What `round.json` says, as far as it is read again."""
+
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    fills: str
+    cases: dict[str, Any] | list[Any]
+
+
 def round_facts(project: LabelProject, number: int) -> dict[str, Any]:
     """What a round was begun with: method, settings, seed, fills, plan, and its cases.
 
@@ -70,7 +81,8 @@ def round_facts(project: LabelProject, number: int) -> dict[str, Any]:
         project: The project.
         number: Number of the round.
     """
-    return read_json(round_folder(project, number) / "round.json")
+    path = round_folder(project, number) / "round.json"
+    return dict(read_json(path, RoundFacts, "begin the round anew with --restart"))
 
 
 def begun_rounds(project: LabelProject) -> list[int]:
@@ -445,12 +457,10 @@ def scores_text(project: LabelProject, number: int) -> list[str]:
         project: The project.
         number: Number of the round.
     """
-    import pandas as pd
-
     path = round_folder(project, number) / "scores" / "metrics.csv"
     if not path.exists():
         return []
-    table = pd.read_csv(path, dtype={"case": str, "class": str})
+    table = read_scores(path)
     means = table.groupby("class", sort=False)["dsc"].agg(["mean", "count"])
     return [
         f"  {name}: mean Dice {row['mean']:.3f} over {plural(int(row['count']), 'locked case')}"

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from contextseg.console import ProgressBar, no_progress_bar, say
 from contextseg.data.layouts import Case
@@ -53,12 +53,7 @@ class LabelProject:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """The content of `project.json`."""
-        content = read_json(self.folder / FACTS)
-        missing = {"scans", "labels", "plane", "unlabelled", "test"} - set(content)
-        if missing:
-            what = f"it lacks {some(sorted(missing))}"
-            raise ContextsegError(self.folder / FACTS, what, "mend the file in a text editor")
-        return content
+        return project_facts(self.folder)
 
     @cached_property
     def sources(self) -> Sources:
@@ -516,11 +511,40 @@ def open_label_project(
     return project
 
 
+class _Begun(TypedDict):
+    scans: str
+    labels: dict[str, int | list[int]]
+    plane: Literal["auto", "axial", "coronal", "sagittal"]
+    unlabelled: int | None
+    test: list[str]
+
+
+class ProjectFacts(_Begun, total=False):
+    """What `project.json` says, as far as it is read."""
+
+    channels: list[str]
+
+
+def project_facts(folder: Path) -> dict[str, Any]:
+    """The content of `project.json`.
+
+    Args:
+        folder: The project's folder.
+
+    Returns:
+        Scans, labels, plane, unlabelled, test, and channels where the scans do not name them.
+
+    Raises:
+        ContextsegError: The file is missing or damaged.
+    """
+    return dict(read_json(folder / FACTS, ProjectFacts))
+
+
 def _refuse_other(
     folder: Path, test: int | Sequence[str], plane: str, unlabelled: int | None
 ) -> None:
     """Refuse what was decided when the project was begun, where it is another now."""
-    facts = read_json(folder / FACTS)
+    facts = project_facts(folder)
     decided: list[tuple[str, Any, Any]] = []
     if plane != "auto":
         decided.append(("--plane", plane, facts["plane"]))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
 from contextseg.batch import IGNORE
-from contextseg.errors import ContextsegError
 from contextseg.grids import label_type
+from contextseg.inputs import damage_named, parsed_json
 from contextseg.nets.completion import CompletionNet
 from contextseg.propagation.expected import (
     BETWEEN_LABELLED,
@@ -51,6 +50,13 @@ class CompletionModel:
     readings: Readings = field(default_factory=Readings, repr=False, compare=False)
 
 
+class NetworkFacts(TypedDict):
+    """What the file says of its network."""
+
+    inputs: int
+    widths: list[int]
+
+
 def open_completion(path: str | Path = "", device: str | torch.device = "cpu") -> CompletionModel:
     """The packaged network, or one that `contextseg.propagation.network.training` has made.
 
@@ -65,16 +71,13 @@ def open_completion(path: str | Path = "", device: str | torch.device = "cpu") -
         ContextsegError: There is no such file, or it holds no such network.
     """
     path = Path(path) if path else WEIGHTS
-    try:
+    remedy = "give the network.npz of contextseg.propagation.network.training"
+    with damage_named(path, remedy, "no weights of a completion network"):
         with np.load(path) as archive:
-            facts: dict[str, Any] = json.loads(bytes(archive["facts"]))
+            facts: Any = parsed_json(bytes(archive["facts"]), path, NetworkFacts, remedy)
             weights = {k: archive[k] for k in archive.files if k != "facts"}
         net = CompletionNet(facts["inputs"], facts["widths"])
         net.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in weights.items()})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        what = f"no weights of a completion network ({error})"
-        remedy = "give the network.npz of contextseg.propagation.network.training"
-        raise ContextsegError(path, what, remedy) from None
     return CompletionModel(net.eval().to(device), facts)
 
 

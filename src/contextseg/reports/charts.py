@@ -70,11 +70,25 @@ def chart(draw: Callable[..., None], height_in: float = 2.5, rows: Sequence[floa
     with rc_context(_STYLE):
         figure = Figure(figsize=(3.6, height_in), layout="constrained")
         draw(*figure.subplots(len(rows), height_ratios=rows, squeeze=False).flat)
+        plain_text(figure)
         file = BytesIO()
         figure.savefig(
             file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
         )
     return file.getvalue()
+
+
+def plain_text(figure: Any) -> None:
+    """Let a figure show names as they are; between two dollars matplotlib would see a formula.
+
+    Args:
+        figure: The figure, before it is saved.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text() and "\\$" not in text.get_text():
+            text.set_parse_math(False)
 
 
 # --- box plots ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pandas as pd
 
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
+from contextseg.reports.charts import plain_text
 from contextseg.reports.numbers import extremes, number, ranked, tidy
 from contextseg.reports.planes import NEAR_MM, Lines, Plane, Regions, planes
 
@@ -318,6 +319,7 @@ def _save(figure: Figure, path: str | Path) -> None:
     from PIL import Image
 
     file = BytesIO()
+    plain_text(figure)
     figure.savefig(file, format="png", metadata={"Software": None})
     with replacing(path) as temporary:
         Image.open(file).convert("RGB").save(temporary, "png", optimize=True)

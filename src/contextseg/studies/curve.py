@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from contextseg.cells import read_table_file
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.evaluation.learning_curve import needed_text
 from contextseg.metrics import DSC
@@ -82,13 +83,12 @@ def curve(
     Raises:
         ContextsegError: As `compare`.
     """
-    import pandas as pd
 
     comparison = compare(
         grid, jobs=jobs, cluster=cluster, options=options, test=test, progress_bar=progress_bar
     )
     tables = {
-        split: pd.read_csv(path, dtype={"method": str}) for split, path in comparison.curves.items()
+        split: read_table_file(path, ("method",)) for split, path in comparison.curves.items()
     }
     needed = {
         split: needed_text(table[table["metric"] == DSC], list(goals))

@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contextseg.cells import frame_text, read_table_file
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.data.layouts import Case, open_dataset
-from contextseg.disk import lock_folder, read_json, replacing, write_json, write_text
+from contextseg.disk import lock_folder, read_json, write_json, write_text
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import evaluate
 from contextseg.methods import Method
@@ -80,7 +81,14 @@ class CMUNetTable:
 
         if self.slices is None:
             return pd.DataFrame()
-        return pd.read_csv(self.slices, dtype={"case": str, "class": str, "patient": str})
+        return read_table_file(
+            self.slices,
+            (
+                "case",
+                "class",
+                "patient",
+            ),
+        )
 
     def __repr__(self) -> str:
         return f"CMUNetTable({str(self.table) if self.table else 'not run'})"
@@ -192,7 +200,6 @@ def _of_weights(
     cell: Cell, which: str, cases: Sequence[Case], log: Path, weights: Path | None = None
 ) -> DataFrame:
     """Scores of the test cases: of slices, and of volumes beside them."""
-    import pandas as pd
 
     path = cell.folder / f"slices-{which}.csv"
     if not path.exists():
@@ -213,9 +220,14 @@ def _of_weights(
         solid = volumes[[*keys, "dsc", "hd95_mm"]]
         solid = solid.rename(columns={"dsc": "dsc_3d", "hd95_mm": "hd95_mm_3d"})
         table = table[[*keys, "status", "dsc", "hd_mm"]].merge(solid, on=keys)
-        with replacing(path) as temporary:
-            table.to_csv(temporary, index=False)
-    table = pd.read_csv(path, dtype={"case": str, "class": str})
+        write_text(path, frame_text(table))
+    table = read_table_file(
+        path,
+        (
+            "case",
+            "class",
+        ),
+    )
     patients = {case.name: case.patient for case in cases}
     return table.assign(
         run=cell.name,
@@ -249,11 +261,9 @@ def _write(
     import pandas as pd
 
     table = pd.concat(frames, ignore_index=True)
-    with replacing(out / "slices.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(out / "slices.csv", frame_text(table))
     compared = significance(table)
-    with replacing(out / "tests.csv") as temporary:
-        compared.to_csv(temporary, index=False)
+    write_text(out / "tests.csv", frame_text(compared))
     plan = read_json(out / "prepared" / "plan.json")
     study = {
         "rows": [row.name for row in asked.rows],
@@ -281,9 +291,15 @@ def table_text(cases: str | Path, study: str | Path) -> str:
     Returns:
         The text.
     """
-    import pandas as pd
 
-    table = pd.read_csv(cases, dtype={"case": str, "class": str, "patient": str})
+    table = read_table_file(
+        cases,
+        (
+            "case",
+            "class",
+            "patient",
+        ),
+    )
     content = read_json(study)
     rows = tuple(ROWS[name] for name in content["rows"])
     seeds = tuple(content["seeds"])

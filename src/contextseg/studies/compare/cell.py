@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.layouts import Case
 from contextseg.disk import lock_folder, read_json, write_json, writing
 from contextseg.errors import ContextsegError
+from contextseg.inputs import read_json_lines
 from contextseg.methods import Method
 from contextseg.pipeline import references, run_pipeline, score, train_run
 from contextseg.predict.record import weights_digest
@@ -82,6 +83,14 @@ class Task:
         return DelayedSubmission(self)
 
 
+class _Failure(TypedDict):
+    """Why a cell failed."""
+
+    where: str
+    what: str
+    remedy: str
+
+
 def failure_of(folder: str | Path) -> str:
     """Why a cell failed the last time, in whatever process.
 
@@ -92,7 +101,7 @@ def failure_of(folder: str | Path) -> str:
         The message of its error; "" where it left none: it ended well, or was killed.
     """
     path = Path(folder) / FAILED
-    return str(ContextsegError(**read_json(path))) if path.exists() else ""
+    return str(ContextsegError(**read_json(path, _Failure))) if path.exists() else ""
 
 
 def _finish(task: Task, progress_bar: ProgressBar) -> None:
@@ -223,12 +232,4 @@ def logged_evaluations(log: str | Path) -> list[dict[str, Any]]:
     Raises:
         ContextsegError: The log is damaged.
     """
-    path = Path(log)
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        what = f"line not in JSON ({error})"
-        remedy = "mend it: it says what the test split was used for"
-        raise ContextsegError(path, what, remedy) from error
+    return read_json_lines(log, whole=True)

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contextseg.cells import frame_text
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.check import check
 from contextseg.data.findings import Finding, raise_errors, read_findings
@@ -41,6 +42,7 @@ from contextseg.disk import (
     replacing,
     visible_files,
     write_json,
+    write_text,
 )
 from contextseg.errors import ContextsegError, plural
 from contextseg.evaluation.importing import Source, find, imported
@@ -161,11 +163,14 @@ def _record(grid: Grid, others: Mapping[str, str | Path], work_left: bool) -> No
         "others": {name: str(source) for name, source in others.items()},
     }
     now = json.loads(json.dumps({"asked": asked, "provenance": provenance()}))
-    before = read_json(path) if path.exists() else {"asked": None, "provenance": {}}
-    same_versions = all(
-        before["provenance"].get(name) == now["provenance"][name] for name in ("python", "versions")
+    before: dict[str, Any] = {}
+    if path.exists():
+        before = read_json(path, dict[str, Any])
+    versions = before.get("provenance")
+    same_versions = isinstance(versions, dict) and all(
+        versions.get(name) == now["provenance"][name] for name in ("python", "versions")
     )
-    if work_left or before["asked"] != now["asked"] or not same_versions:
+    if work_left or before.get("asked") != now["asked"] or not same_versions:
         write_json(path, now)
 
 
@@ -283,7 +288,7 @@ def _known_findings(done: Path, names: str) -> list[Finding] | None:
 
     Findings without a kind are an older version's, which did not name every case concerned.
     """
-    if not done.exists() or read_json(done).get("files") != names:
+    if not done.exists() or read_json(done, dict[str, Any]).get("files") != names:
         return None
     findings = read_findings(done.with_name("findings.json"))
     return findings if all(finding.kind for finding in findings) else None
@@ -393,10 +398,9 @@ def _import(
     if split == TEST and source.kind != AS_IT_WAS:
         log_test_evaluation(grid.folder / TEST_LOG, title, names, len(cases))
     done = folder / "done.json"
-    if not done.exists() or read_json(done)["files"] != names:
+    if not done.exists() or read_json(done, dict[str, Any]).get("files") != names:
         pairs = references(data, cases, Path())
         table = imported(source, pairs, data, folder / "labels", progress=progress)
-        with replacing(folder / "metrics.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_text(folder / "metrics.csv", frame_text(table))
         write_json(done, {"files": names, "from": str(source.path)})
     return read_rows_of(folder / "metrics.csv")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from contextseg.data.layouts import Case, Dataset, open_dataset
 from contextseg.data.plan import Facts
 from contextseg.data.roi import restricted
 from contextseg.errors import plural
+from contextseg.inputs import read_json_lines
 from contextseg.length import asked_seconds, seconds_spent
 from contextseg.reports.numbers import duration
 from contextseg.runs import Run, planned
@@ -22,6 +22,7 @@ from contextseg.studies.compare.cell import begun_run
 from contextseg.studies.compare.comparison import due_splits, finished
 from contextseg.studies.compare.grid import Cell, Grid, cells
 from contextseg.training import DEFAULT_STEPS, pick_device
+from contextseg.training_log import LogRow
 
 DONE = "done"
 BEGUN = "begun"
@@ -159,8 +160,4 @@ def _steps_done(run: Run | None) -> list[int]:
 
 def _training_rows(log: Path) -> list[dict[str, Any]]:
     """The rows of training in a log; a last line that is still being written is left out."""
-    if not log.exists():
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return [row for row in rows if row["part"] == "train"]
+    return [row for row in read_json_lines(log, LogRow) if row["part"] == "train"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -81,6 +81,14 @@ class Cell:
 
 
 # --- from words to a grid -------------------------------------------------------------------------
+
+
+class Budgets(TypedDict):
+    """What the file of budgets says."""
+
+    draw: int
+    patients: list[str]
+    labelled: dict[str, dict[str, list[str]]]
 
 
 def parse_grid(
@@ -330,7 +338,7 @@ def _budget_labels(
     order = [patients[i] for i in random.permutation(len(patients))]
     content: dict[str, Any] = {"draw": grid.draw, "patients": order, "labelled": {}}
     if path.exists():
-        content = read_json(path)
+        content = read_json(path, Budgets, "choose another --output folder")
     if content["draw"] != grid.draw or sorted(content["patients"]) != patients:
         what = "these budgets were drawn by another seed, or when other patients had labels"
         raise ContextsegError(path, what, "choose another --output folder")

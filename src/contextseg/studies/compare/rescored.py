@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contextseg.cells import frame_text, read_table_file
 from contextseg.console import ProgressBar
 from contextseg.data.components import COMPONENTS_TABLE, keep_largest, write_change
 from contextseg.data.layouts import Case, Dataset
-from contextseg.disk import digest, read_json, replacing, write_json
+from contextseg.disk import digest, read_json, write_json, write_text
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.evaluation import evaluate
 from contextseg.metrics import CONVENTIONS
@@ -98,7 +99,6 @@ def _scores(
     progress: object,
 ) -> DataFrame:
     """The metrics of some predictions, from `place` where they are there already."""
-    import pandas as pd
 
     files = [(predictions / f"{case.name}{data.ending}", case.label) for case in cases]
     stats = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for pair in files for p in pair if p]
@@ -117,11 +117,10 @@ def _scores(
         )
         for case, why in failed.items():
             raise ContextsegError(case, why, "run `contextseg check` on the data set")
-        with replacing(place / "metrics.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_text(place / "metrics.csv", frame_text(table))
         write_json(done, {"files": names})
     text = dict.fromkeys(("case", "class", "label", "prediction_file", "reference_file"), str)
-    return pd.read_csv(place / "metrics.csv", dtype=text)
+    return read_table_file(place / "metrics.csv", tuple(text))
 
 
 def _largest(cases: Sequence[Case], predictions: Path, place: Path, ending: str) -> Path:

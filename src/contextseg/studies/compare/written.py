@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contextseg.cells import frame_text, read_table_file
 from contextseg.data.layouts import Case, Dataset
-from contextseg.disk import read_json, replacing
+from contextseg.disk import read_json, write_text
 from contextseg.errors import plural
 from contextseg.evaluation.learning_curve import learning_curve
 from contextseg.evaluation.tables import AS_IT_WAS, Results, results, save_results
@@ -96,9 +97,8 @@ def read_rows_of(path: Path) -> DataFrame:
     Returns:
         The table.
     """
-    import pandas as pd
 
-    return pd.read_csv(path, dtype=_TEXT)
+    return read_table_file(path, tuple(_TEXT))
 
 
 def write_comparison_tables(
@@ -128,8 +128,7 @@ def write_comparison_tables(
     table = table[[*_FIRST, *(name for name in table if name not in _FIRST)]]
     folder = results_folder(grid.folder, convention)
     path = folder / "table.csv"
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(path, frame_text(table))
     compared: dict[str, Results] = {}
     curves: dict[str, Path] = {}
     for split in (VALIDATION, TEST):
@@ -207,8 +206,7 @@ def _write_curves(curves: Mapping[str, DataFrame], path: Path) -> None:
     import pandas as pd
 
     table = pd.concat([curve.assign(metric=metric) for metric, curve in curves.items()])
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(path, frame_text(table))
 
 
 def _files(cases: Sequence[Case]) -> list[dict[str, Any]]:

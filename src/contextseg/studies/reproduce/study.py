@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from contextseg.cells import read_table_file
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.disk import write_text
 from contextseg.errors import ContextsegError
@@ -184,11 +185,8 @@ def _write_results(
         folder = compared  # of another call, by this library's definitions, as its title says
     if not (folder / "table.csv").exists():
         return ""
-    import pandas as pd
 
-    cases = pd.read_csv(
-        folder / "table.csv", dtype={"case": str, "class": str, "method": str, "convention": str}
-    )
+    cases = read_table_file(folder / "table.csv", ("case", "class", "method", "convention"))
     trial = kept_departures(compared, available, paper, SEEDS)
     results = beside_published(reproduction, cases, trial)
     write_text(folder / f"{BESIDE}.md", results + "\n")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from contextseg.batch import IGNORE
+from contextseg.cells import frame_text, read_table_file
 from contextseg.console import ProgressBar, no_progress_bar, say
 from contextseg.data.layouts import Case, Dataset, open_dataset, to_classes, to_values
 from contextseg.data.listing import some
@@ -202,7 +203,15 @@ def run_chain(
             cell = folder / "cells" / f"{arm}-{seed}"
             if not (cell / "rows.csv").exists():
                 _run_cell(study, truth, arm, seed, folder / "scans", cell)
-            tables.append(pd.read_csv(cell / "rows.csv", dtype={"case": str, "patient": str}))
+            tables.append(
+                read_table_file(
+                    cell / "rows.csv",
+                    (
+                        "case",
+                        "patient",
+                    ),
+                )
+            )
             progress(done + 1, len(cells))
     return pd.concat(tables, ignore_index=True)
 
@@ -295,9 +304,9 @@ def _run_cell(
     for kind in ("pool", "rounds", "rows"):
         files = [cell / f"{kind}-{number}.csv" for number in range(1, len(budgets) + 1)]
         text = {"case": str, "patient": str}
-        tables = [pd.read_csv(path, dtype=text) for path in files if path.exists()]
+        tables = [read_table_file(path, tuple(text)) for path in files if path.exists()]
         if tables:
-            write_text(cell / f"{kind}.csv", pd.concat(tables).to_csv(index=False))
+            write_text(cell / f"{kind}.csv", frame_text(pd.concat(tables)))
     for cache in (cell / "work").glob("rounds/*/model/cache"):
         rmtree(cache)
 
@@ -333,15 +342,15 @@ def _run_round(
     facts |= {"drawn_cases": len(draws), "minutes": slices * study.minutes_per_slice}
     if ordered:
         pool = pd.DataFrame(_pool_rows(truth, project, waiting)).assign(**facts)
-        write_text(cell / f"pool-{number}.csv", pool.to_csv(index=False))
+        write_text(cell / f"pool-{number}.csv", frame_text(pool))
     fill_dice = _fill_dice(truth, project, draws) if arm.filled and not arm.whole else np.nan
     seconds = round(time.monotonic() - started, 1)
     spent = pd.DataFrame([{**facts, "fill_dice": fill_dice, "seconds": seconds}])
-    write_text(cell / f"rounds-{number}.csv", spent.to_csv(index=False))
+    write_text(cell / f"rounds-{number}.csv", frame_text(spent))
     rows = _scored(study, truth, project).assign(**facts)
     first = [*facts, "case", "patient"]
     rows = rows[[*first, *(column for column in rows if column not in first)]]
-    write_text(cell / f"rows-{number}.csv", rows.to_csv(index=False))
+    write_text(cell / f"rows-{number}.csv", frame_text(rows))
 
 
 def _at_random(truth: _Truth, seed: int) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from contextseg.cells import frame_text, read_table_file
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.disk import replacing, write_text
 from contextseg.errors import plural
@@ -57,8 +58,8 @@ def write_chain(table: DataFrame, study: ChainStudy, folder: Path) -> str:
     tests = chain_tests(table)
     pool, rounds = _all_of(folder, "pool.csv"), _all_of(folder, "rounds.csv")
     text = chain_summary(table, tests, pool, rounds, study)
-    write_text(folder / "chain.csv", table.to_csv(index=False))
-    write_text(folder / "tests.csv", tests.to_csv(index=False))
+    write_text(folder / "chain.csv", frame_text(table))
+    write_text(folder / "tests.csv", frame_text(tests))
     write_text(folder / "summary.md", text)
     with replacing(folder / "chain.svg") as temporary:
         temporary.write_bytes(chain_chart(table))
@@ -69,7 +70,7 @@ def _all_of(folder: Path, name: str) -> DataFrame:
     import pandas as pd
 
     files = sorted((folder / "cells").glob(f"*/{name}"))
-    tables = [pd.read_csv(path, dtype={"case": str}) for path in files]
+    tables = [read_table_file(path, ("case",)) for path in files]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contextseg.cells import frame_text
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.disk import replacing, write_text
 from contextseg.errors import ContextsegError
@@ -69,7 +70,7 @@ def write_results(table: DataFrame, study: Study, folder: Path, goal: float = 0.
         ContextsegError: If the disk cannot be written to.
     """
     text = summary(table, study, goal)
-    write_text(folder / "annotator.csv", table.to_csv(index=False))
+    write_text(folder / "annotator.csv", frame_text(table))
     write_text(folder / "summary.md", text)
     for (start, taught), part in table.groupby(["start", "taught"], sort=False):
         title, name = heading(str(start), str(taught)), slug(str(start), str(taught))

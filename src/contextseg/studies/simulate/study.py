@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from contextseg.cells import frame_text, read_table_file
 from contextseg.console import Progress
 from contextseg.data.layouts import Case, Dataset, open_dataset, to_classes
 from contextseg.disk import changes, read_json, write_json, write_text
@@ -137,7 +138,7 @@ def simulate_cases(
                     rows += part
                     done += 1
                     progress(done, of, {})
-                write_text(path, pd.DataFrame(rows).to_csv(index=False))
+                write_text(path, frame_text(pd.DataFrame(rows)))
             except ContextsegError as problem:
                 failed[case.name] = str(problem)
         done = done_after
@@ -258,7 +259,15 @@ def _read(paths: list[Path]) -> DataFrame:
     for path in paths:
         if path.exists():
             try:
-                tables.append(pd.read_csv(path, dtype={"case": str, "class": str}))
+                tables.append(
+                    read_table_file(
+                        path,
+                        (
+                            "case",
+                            "class",
+                        ),
+                    )
+                )
             except EmptyDataError:  # a case without any of the classes
                 continue
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
