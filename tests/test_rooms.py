@@ -17,6 +17,8 @@ FLOORS = (
     {
         "errors",
         "memory_errors",
+        "inputs",
+        "cells",
         "console",
         "arguments",
         "dicom",
@@ -93,6 +95,8 @@ def test_the_ground_floor_has_no_cycle() -> None:
         "errors",
         "memory_errors",
         "stopping",
+        "inputs",
+        "cells",
         "threads",
         "console",
         "ranks",
