@@ -336,7 +336,7 @@ def export(
         ContextsegError: A run is not finished, the ending is unknown, a method cannot be exported
             so, or the extra `onnx` is not installed.
     """
-    from contextseg.models import export_archive, export_network, open_runs
+    from contextseg.models import export_archive, export_network, open_runs, validated_by_all
     from contextseg.pipeline import open_predictor
 
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
@@ -346,8 +346,8 @@ def export(
     if ending not in (".zip", ".onnx", ".pt2"):
         raise ContextsegError(output, "not the ending of a model", "end in .zip, .onnx or .pt2")
     if ending == ".zip":
-        largest = open_predictor(folders, "cpu").largest_validated
-        return export_archive(open_runs(folders), output, licence, note, largest)
+        runs_of_all, largest = open_runs(folders), validated_by_all(folders)
+        return export_archive(runs_of_all, output, licence, note, largest)
     return export_network(open_predictor(folders, "cpu"), output, licence, note)
 
 

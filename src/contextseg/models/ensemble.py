@@ -94,6 +94,22 @@ def open_ensemble(folder: str | Path) -> Ensemble:
     return Ensemble(runs, largest)
 
 
+def validated_by_all(models: Sequence[str | Path]) -> tuple[str, ...]:
+    """The classes whose largest part alone is kept by the validation of each of several models.
+
+    Args:
+        models: Folders, each of a run or of an ensemble; one or more.
+
+    Returns:
+        Names of the classes.
+    """
+    chosen = [
+        open_ensemble(m).largest_of if is_ensemble(m) else Run.open(m).largest_validated
+        for m in models
+    ]
+    return tuple(name for name in chosen[0] if all(name in names for names in chosen))
+
+
 def open_runs(models: Sequence[str | Path]) -> list[Run]:
     """The runs of folders, each of a run or of an ensemble.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
 from contextseg.disk import read_json, replacing, write_json
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.volume import ending, read_labels, write
 
 SCANS = (10, 2, 5)
@@ -121,7 +121,7 @@ def draw_cases(data: Dataset) -> tuple[list[Case], list[Case], list[Case]]:
         pool = _drawn(first)
         test, rest = pool[:tested], pool[tested:]
     if len(test) < tested or len(rest) < many + some:
-        what = f"{len(rest)} patients with labels to train and validate on, {len(test)} to test on"
+        what = f"{plural(len(rest), 'patient')} with labels to train and validate on, {len(test)} to test on"
         remedy = (
             f"give a data set of {sum(SCANS)} labelled patients, or one with splits_final.json "
             "and a labelled test split"

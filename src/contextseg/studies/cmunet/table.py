@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from contextseg.errors import plural
 from contextseg.evaluation.statistics import contrasts, holm
 from contextseg.studies.cmunet.arrange import SCANS, TableScans
 from contextseg.studies.cmunet.rows import EPOCHS, ROWS, RUNS, Asked, Slices
@@ -237,7 +238,7 @@ def _cautions(asked: Asked, arranged: TableScans, plan: Mapping[str, Any]) -> li
     if asked.epochs != EPOCHS:
         differs.append(f"{asked.epochs} epochs, not {EPOCHS}")
     if len(asked.seeds) < RUNS:
-        differs.append(f"{len(asked.seeds)} runs, not {RUNS}")
+        differs.append(f"{plural(len(asked.seeds), 'run')}, not {RUNS}")
     if tuple(plan["patch_vox"]) != (256, 256) or list(plan["widths"])[:1] != [16]:
         differs.append("another size of slices or network")
     if arranged.counts != SCANS:
