@@ -174,7 +174,8 @@ NEVER_ONE = (  # counts that cannot be one there, and what is no count
     *("fold {} names cases", "between {} and {} the slices", "that {} files can hold"),
     *("{} channels and a box", "has {} values for {} channels", "Dice of {} locked test cases"),
     *("follows {} slices", "Each class by itself, {} slices", "{} steps in {}", "{}, {}: {} cases"),
-    *("{} scans to train", "{} runs of each of", "this run's {} cases", "{} slices to train"),
+    *("{} scans to train", "{} runs of each of", "this run's {} cases", "{} cases instead of {}"),
+    "{} slices to train",
     *("{} for predictions of shape", "has no room for {} references"),
 )
 

@@ -121,7 +121,8 @@ def draw_cases(data: Dataset) -> tuple[list[Case], list[Case], list[Case]]:
         pool = _drawn(first)
         test, rest = pool[:tested], pool[tested:]
     if len(test) < tested or len(rest) < many + some:
-        what = f"{plural(len(rest), 'patient')} with labels to train and validate on, {len(test)} to test on"
+        count = plural(len(rest), "patient")
+        what = f"{count} with labels to train and validate on, {len(test)} to test on"
         remedy = (
             f"give a data set of {sum(SCANS)} labelled patients, or one with splits_final.json "
             "and a labelled test split"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.disk import csv_text, read_json
-from contextseg.errors import plural
 from contextseg.settings import ANYWHERE
 from contextseg.studies.compare.grid import Grid, method_names, method_settings
 from contextseg.studies.reproduce.rows import FAST, LARGEST
@@ -64,7 +63,7 @@ def departures(
         phrases.append(f"seeds {_text(asked.seeds)} instead of {_text(wanted)}")
     if counts is not None and counts[0] != counts[1]:
         own, published = (f"{train} + {test}" for train, test in counts)
-        phrases.append(f"{plural(own, 'case')} instead of {published}")
+        phrases.append(f"{own} cases instead of {published}")
     return list(dict.fromkeys(phrases))
 
 
