@@ -175,7 +175,9 @@ NEVER_ONE = (  # counts that cannot be one there, and what is no count
     *("{} channels and a box", "has {} values for {} channels", "Dice of {} locked test cases"),
     *("follows {} slices", "Each class by itself, {} slices", "{} steps in {}", "{}, {}: {} cases"),
     *("{} scans to train", "{} runs of each of", "this run's {} cases", "{} cases instead of {}"),
-    "{} slices to train",
+    *("{} slices to train", "has all its {} steps", "{} labelled and {} other scans"),
+    *("{} scans, the challenge has {}", "({} steps each)", "{} scans in place of {}"),
+    "{} files belong to no part",
     *("{} for predictions of shape", "has no room for {} references"),
 )
 

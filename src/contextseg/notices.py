@@ -90,8 +90,8 @@ def other_threads(run: Path, device: torch.device) -> list[str]:
     if device.type != "cpu" or begun in (None, threads):
         return []
     return [
-        f"the run was begun with {begun} threads and goes on with {threads}: the result is not bit "
-        f"for bit that of an undisturbed run; OMP_NUM_THREADS={begun} makes it so"
+        f"the run was begun with {plural(begun, 'thread')} and goes on with {threads}: the result "
+        f"is not bit for bit that of an undisturbed run; OMP_NUM_THREADS={begun} makes it so"
     ]
 
 
