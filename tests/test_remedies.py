@@ -417,7 +417,7 @@ def _a_damaged_preprocessed_file(desk: Desk) -> Iterator[tuple[list[Any], str]]:
 @situation
 def _a_stage_that_is_not_finished(desk: Desk) -> Iterator[tuple[list[Any], str]]:
     run = desk.copy_of_run()
-    (run / "train-1" / "done.json").unlink()
+    shutil.rmtree(run / "train-1")
     yield predict(desk, run=run), r"give `contextseg train` the same --output; it goes on"
     yield train(desk, out="copied"), ""
     yield predict(desk, run=run), ""
