@@ -19,6 +19,7 @@ from contextseg.data.normalised import CachedImage
 from contextseg.data.plan import Plan
 from contextseg.data.sampling import Sampler
 from contextseg.disk import read_json, replacing, visible_files
+from contextseg.errors import ContextsegError
 from contextseg.length import Length
 from contextseg.methods import Method
 from contextseg.methods.base import SHORT_STRENGTH, BatchSource
@@ -55,9 +56,13 @@ class RunCases(RunFolder):
             ContextsegError: The stage "preprocess" is not done.
         """
         cache = self.folder / "cache"
-        rows = read_json(self.stage_folder("preprocess") / "cases.json")
+        table = self.stage_folder("preprocess") / "cases.json"
+        again = "delete this stage's folder; the same command does it again"
+        rows = read_json(table, dict[str, tuple[str, list[bool], bool]], again)
         cached = []
         for case in cases:
+            if case.name not in rows:
+                raise ContextsegError(table, f"{case.name} is missing", again)
             name, annotated, labelled = rows[case.name]
             record = load_record(cache / name / "record.json")
             cached.append(Cached(cache / name, record, tuple(annotated), labelled))

@@ -230,7 +230,8 @@ def read_vanished(folder: str | Path) -> dict[str, list[Vanished]]:
         What is lost of each class; {} where there is no such file.
     """
     path = Path(folder) / VANISHED_FILE
-    content = read_json(path) if path.exists() else {}
+    again = "delete this stage's folder; the same command does it again"
+    content = read_json(path, dict[str, list[Vanished]], again) if path.exists() else {}
     return {name: [Vanished(**row) for row in rows] for name, rows in content.items()}
 
 

@@ -68,7 +68,7 @@ class RoundFacts(TypedDict):
     """What `round.json` says, as far as it is read again."""
 
     method: str
-    settings: dict[str, Any]
+    settings: list[str] | dict[str, Any]
     seed: int
     fills: str
     cases: dict[str, Any] | list[Any]
