@@ -286,7 +286,7 @@ def test_workers_follow_the_free_memory(
     (tmp_path / "b.nrrd").write_bytes(bytes(1000))
     assert largest_file_gb([tmp_path / "b.nrrd", tmp_path / "missing.nii"]) == 4000 / 2**30
     assert largest_file_gb([]) == 0
-    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 4)
     cases = [Case("a", (path,)), Case("b", (path,), path)]
     gb = array.nbytes / 2**30
     for free, workers in ((1e-9, 1), (2.5 * 20 * gb, 2), (100.0, 4), (float("inf"), 4)):

@@ -406,12 +406,13 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_rows(path: str | Path, columns: Sequence[str], cut: bool = False) -> list[dict[str, str]]:
     """The rows of a CSV table.
 
     Args:
         path: File to read, in UTF-8.
         columns: Names of the columns that it must have, in order.
+        cut: Leave out a last line that a killed process left half-written.
 
     Returns:
         A dict of text by column for each row; no rows where there is no such file.
@@ -424,6 +425,9 @@ def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
     remedy = "move it away, or choose another folder"
     with damage_named(path, remedy, "not a table that can be read"):
         text = Path(path).read_bytes().decode("utf-8")
+        last = text.rpartition("\n")[2]
+        if cut and last and len(next(csv.reader([last]))) < len(columns):
+            text = text[: -len(last)]
         table = csv.DictReader(io.StringIO(text), strict=True)
         if list(table.fieldnames or ()) != list(columns):
             raise ContextsegError(path, f"its columns are not {', '.join(columns)}", remedy)
@@ -486,7 +490,7 @@ def note_case(
             known.append(Path(path), columns, lines, case if new else "")
             return
         cases: dict[str, list[Mapping[str, Any]]] = {}
-        for row in _whole_rows(path, columns):
+        for row in read_rows(path, columns, cut=True):
             cases.setdefault(row["case"], []).append(row)
         if csv_text(columns, cases.get(case, ())) == csv_text(columns, new) and cases:
             return
@@ -509,7 +513,7 @@ class _KnownTable:
         """The cases that have rows, read again only where the file is not as it was left."""
         state = file_state(path)
         if state is None or state != self.state:
-            self.cases = {row["case"] for row in _whole_rows(path, columns)}
+            self.cases = {row["case"] for row in read_rows(path, columns, cut=True)}
             self.state = state
         return self.cases
 
@@ -540,12 +544,6 @@ class _KnownTable:
 
 _TABLES: dict[str, _KnownTable] = {}
 """The tables that this process has added rows to, by their path."""
-
-
-def _whole_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a table, without a last one that a killed process left half-written."""
-    rows = read_rows(path, columns)
-    return rows[:-1] if rows and None in rows[-1].values() else rows
 
 
 def file_state(path: Path) -> tuple[int, int, int] | None:

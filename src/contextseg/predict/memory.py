@@ -124,7 +124,7 @@ def windows_at_once(patch: Sequence[int], width: int, memory_gb: float) -> int:
 
 
 _EACH_GB = 1.5
-"""What a prediction keeps to where nobody says how much it may take: 2 GB with the libraries."""
+"""Above it, by the estimate, logits are summed in float16 where nobody says `memory_gb`."""
 
 _LEAVING_GB = 0.125
 """Finished logits on their way to labels."""

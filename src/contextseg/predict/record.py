@@ -155,7 +155,7 @@ class PredictionRecord:
         if not path.exists():
             return {}, {}
         made_by, scans = recorded(path)
-        added = read_rows(self.folder / NEW_SCANS, ("case", "scan"))
+        added = read_rows(self.folder / NEW_SCANS, ("case", "scan"), cut=True)
         return made_by, {**scans, **{row["case"]: row["scan"] for row in added}}
 
 
