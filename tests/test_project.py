@@ -745,5 +745,5 @@ def test_the_chain_runs_from_the_command_line(data: Path, scans: Path, tmp_path:
     call("export", work, "-o", str(tmp_path / "out"))
     text = call(work)  # status
     assert "10 cases: 9 predicted, 1 accepted" in text
-    assert "3 slices labelled, 3 minutes noted, 2 cases for measuring" in text
+    assert "3 slices labelled, 3 min noted, 2 cases for measuring" in text
     assert names[0] in call("status", work, "--table")

@@ -104,7 +104,7 @@ def test_a_class_that_is_only_validated_is_named(tmp_path: Path) -> None:
 
 def test_what_check_warns_of_is_said_by_a_run(tmp_path: Path) -> None:
     data = phantom.write_dataset(tmp_path / "data", labelled=5, test=0)
-    for path in (data / "labelsTr").glob("*.nii.gz"):
+    for path in sorted((data / "labelsTr").glob("*.nii.gz"))[1:]:
         image = nib.load(path)
         nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
     findings = [f for f in cs.check(data, verbose=False) if f.level == "warning"]
