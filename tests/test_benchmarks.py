@@ -23,6 +23,8 @@ OTHERS = {
     "colab_choices",
     "time_budget",
     "scale",
+    "flare22_scale",
+    "two_stage",
 }
 """These take hours, and write pages of their own."""
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in OTHERS)

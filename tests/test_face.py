@@ -269,7 +269,7 @@ def test_predictions_carry_who_made_them(data: Path, run: Path, tmp_path: Path) 
 
 def test_a_damaged_record_is_one_message(data: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "predicted_by.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(cs.ContextsegError, match="does not say what made"):
+    with pytest.raises(cs.ContextsegError, match="it is \\[\\], not an object"):
         cs.load(run).predict_folder(data / "imagesTs", tmp_path)
 
 

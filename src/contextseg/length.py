@@ -94,7 +94,7 @@ class Length:
         path = folder / LENGTH_FILE
         if not path.exists():
             return None
-        content = read_json(path)
+        content = read_json(path, Length, "move it away; the training is then of the length given")
         before = tuple((int(a), int(b)) for a, b in content.pop("before"))
         return Length(**content, before=before)
 

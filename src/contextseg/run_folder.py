@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch.distributed as dist
 
@@ -28,6 +28,20 @@ PIPELINE = ("check", "plan", "preprocess", "cross-validation", "predict", "evalu
 
 INPUTS = "inputs.json"
 """File in a stage's folder: digest of each thing that it was made of, by name."""
+
+
+class _StageTime(TypedDict):
+    """What `done.json` says of every stage."""
+
+    seconds: float
+
+
+class _StageCosts(_StageTime, total=False):
+    """What it may say beside that; others may note more in it."""
+
+    peak_mb: float
+    peak_gpu_mb: float
+    position: int
 
 
 class RunFolder:
@@ -163,7 +177,7 @@ class RunFolder:
         """
         costs = []
         for path in visible_files(self.folder, "*/done.json"):
-            content = read_json(path, dict[str, float], "delete it; the stage is then done again")
+            content = read_json(path, _StageCosts, "delete it; the stage is then done again")
             old = re.match(r"(\d\d)-", path.parent.name)
             position = content.pop("position", int(old[1]) if old else 0)
             costs.append((position, {"name": path.parent.name, **content}))

@@ -125,7 +125,7 @@ def _first_batch(folder: Path) -> None:
         from contextseg.methods import METHODS
 
         method: Any = METHODS["supervised"]
-        sampler, _ = run._samplers(method(run.plan), {}, {}, {}, 0)
+        sampler, _ = run.samplers(run.split, method(run.plan), {}, {}, {}, 0, 1)
         sampler.batch(0)
     except ContextsegError as error:
         raise AfterCheck(str(error)) from error

@@ -292,7 +292,8 @@ def handled(handler: Handler) -> Handler:
 
 
 def _status(error: ContextsegError) -> int:
-    if error.what.startswith(("there is no such", "there are", "the plane has", "the scan has")):
+    absent = ("there is no such", "the number of cases is", "the plane has", "the scan has")
+    if error.what.startswith(absent):
         return 404
     disk = ("the disk", "no permission to write", "a file stands", "a folder stands")
     return 507 if error.what.startswith(disk) else 400

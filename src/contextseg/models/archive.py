@@ -207,8 +207,8 @@ def archived_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], Plan]:
     return dict(first.method.state_dict()), first.plan
 
 
-MemberFacts = TypedDict(
-    "MemberFacts",
+_MemberFacts = TypedDict(
+    "_MemberFacts",
     {"folder": str, "class": str, "arguments": dict[str, Any], "presence": Any},
 )
 """What `model.json` says of a member."""
@@ -220,7 +220,7 @@ class ModelFile(TypedDict):
     format: str
     version: int
     prediction: dict[str, Any]
-    members: list[MemberFacts]
+    members: list[_MemberFacts]
 
 
 def _refuse_bomb(path: str | Path, file: zipfile.ZipFile) -> None:

@@ -253,21 +253,11 @@ def _fill_function(
 
 def _read(paths: list[Path]) -> DataFrame:
     import pandas as pd
-    from pandas.errors import EmptyDataError
 
     tables = []
     for path in paths:
-        if path.exists():
-            try:
-                tables.append(
-                    read_table_file(
-                        path,
-                        (
-                            "case",
-                            "class",
-                        ),
-                    )
-                )
-            except EmptyDataError:  # a case without any of the classes
-                continue
+        if path.exists() and path.read_text(encoding="utf-8").strip():
+            tables.append(
+                read_table_file(path, ("case", "class"))
+            )  # "": without any of the classes
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
