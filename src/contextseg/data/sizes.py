@@ -21,6 +21,7 @@ CHECK, PLAN, PREPROCESS = 1.5, 3.0, 3.5
 _MORE_GB = 0.25  # slabs of float32, whatever the scan
 _LOOKED_AT = 8
 _PACKED = 4  # how far a file of another format may be packed
+_MOST_PACKED = 1100  # deflate makes at most 1032 bytes of one
 
 
 def workers_for(cases: Sequence[Case], stage: float, what: str, most: int = 4) -> int:
@@ -79,6 +80,8 @@ def voxel_bytes(path: Path, length: int) -> int:
     Returns:
         Bytes, by the header of a NIfTI file; what is no NIfTI file may be packed to a quarter.
     """
+    if not path.is_file():  # a folder; or a pipe, which would be waited for
+        return length * _PACKED
     try:
         with open(path, "rb") as file:
             head = file.read(4096)
@@ -90,7 +93,8 @@ def voxel_bytes(path: Path, length: int) -> int:
         return length * _PACKED
     if size is None:
         return length * _PACKED
-    return size if packed else min(size, 2 * length)  # a header in another byte order, a broken one
+    most = _MOST_PACKED if packed else 2
+    return min(size, most * length)  # of a header in another byte order, or a broken one
 
 
 def _nifti_bytes(head: bytes) -> int | None:
