@@ -231,7 +231,7 @@ def test_logits_are_summed_elsewhere_and_in_half_the_memory() -> None:
     assert slab_home(1.6, 0.5, gpu, memory_gb=2) == (cpu, torch.float16)
     assert slab_home(1.2, 0.5, cpu, memory_gb=2) == (cpu, torch.float32)
     assert slab_home(1.2, 1.0, cpu, memory_gb=2) == (cpu, torch.float16)
-    assert [slab_home(x, 1.0, cpu)[1] for x in (0.4, 0.6)] == [torch.float32, torch.float16]
+    assert slab_home(1e6, 1.0, cpu) == (cpu, torch.float32)  # nobody asked for less memory
 
 
 # --- bounded memory -------------------------------------------------------------------------------

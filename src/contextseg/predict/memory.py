@@ -91,8 +91,8 @@ def slab_home(
         slab: Gibibytes of the logits in float32.
         others: Gibibytes of what else a prediction needs in the computer's memory.
         device: Where the network runs.
-        memory_gb: Gibibytes that a prediction may take; 0 for 1.5 of the computer's memory, and
-            what is free of a GPU's. So the choice of float16 depends on scan and model alone.
+        memory_gb: Gibibytes that a prediction may take; 0 for all of the computer's memory, in
+            float32, and what is free of a GPU's.
 
     Returns:
         Device and number type.
@@ -101,7 +101,7 @@ def slab_home(
         free = memory_gb or torch.cuda.mem_get_info(device)[0] / GIB
         if slab <= free / 2:  # the windows take the rest
             return device, torch.float32
-    fits = slab + others <= (memory_gb or _EACH_GB)
+    fits = not memory_gb or slab + others <= memory_gb
     return torch.device("cpu"), torch.float32 if fits else torch.float16
 
 
@@ -122,9 +122,6 @@ def windows_at_once(patch: Sequence[int], width: int, memory_gb: float) -> int:
     each = prod(patch) * width * 4 * _LAYERS / GIB
     return max(1, min(fill, int(memory_gb / each)))
 
-
-_EACH_GB = 1.5
-"""Above it, by the estimate, logits are summed in float16 where nobody says `memory_gb`."""
 
 _LEAVING_GB = 0.125
 """Finished logits on their way to labels."""
