@@ -80,7 +80,9 @@ def test_confidence_is_fitted_and_written(tmp_path: Path, monkeypatch: pytest.Mo
         table = [{"case": "a", "group": "organ", "slices": 2, "where": "ends", "rows": slices}]
         assert np.allclose(confidence.fit(table, place), coefficients, atol=0.05)
     confidence.write(table, tmp_path / "page")
-    assert "| between labelled slices | 2000 |" in (tmp_path / "page.md").read_text()
+    assert "| between labelled slices | 2000 |" in (tmp_path / "page.md").read_text(
+        encoding="utf-8"
+    )
     assert (tmp_path / "page.svg").exists()
 
 

@@ -129,7 +129,7 @@ def test_one_command_makes_the_table_and_goes_on(data: Path, tmp_path: Path) -> 
     assert (table["seconds"] > 0).all()
     assert table["published_dsc"].dropna().tolist() == [0.547, 0.762, 0.77, 0.784]
     assert table["trial"].str.contains("4e-05 of the paper's steps").all()
-    assert "A trial, not the paper's experiment" in (out / "table4.md").read_text()
+    assert "A trial, not the paper's experiment" in (out / "table4.md").read_text(encoding="utf-8")
     assert len(pd.read_csv(out / "organs.csv")) == 13 * 2 * 4
     assert Run.open(out / "runs" / "uncertainty").done("pseudo-1")
     maps = sorted(out.glob("predicted/*/*/*.nii.gz"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,7 @@ def test_a_process_that_may_have_little_memory(data: Path, tmp_path: Path) -> No
         capture_output=True,
         encoding="utf-8",
         timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # each thread takes of the address space, too
     )
     assert done.returncode == 1
     assert "out of memory" in done.stderr

@@ -177,7 +177,7 @@ def test_a_model_predicts_from_the_command_line(data: Path, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     label = read_labels(tmp_path / "out" / "phantom_002.nii.gz")
     assert label.shape == (14, 18, 20)
-    made_by = json.loads((tmp_path / "out" / "predicted_by.json").read_text())
+    made_by = json.loads((tmp_path / "out" / "predicted_by.json").read_text(encoding="utf-8"))
     assert "NNUNet-" in json.dumps(made_by)
 
 
@@ -410,7 +410,9 @@ def test_a_model_gives_context_classes(data: Path, tmp_path: Path) -> None:
     run.preprocess()
     method = run.fit()
     assert method.context_classes == 2  # the background, and "dark"
-    names = json.loads((run.stage_folder("structures-1") / "structures.json").read_text())
+    names = json.loads(
+        (run.stage_folder("structures-1") / "structures.json").read_text(encoding="utf-8")
+    )
     assert names == ["bright", "dark"]
 
 

@@ -176,9 +176,11 @@ def test_nnunet_trains_by_our_methods(
     """Trained and validated by its command, predicted by its command, and by us alike."""
     name = f"nnUNetTrainer_contextseg_{trainer}"
     model = peer.train(name, settings=f"epochs=1 {settings}")
-    summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
+    summary = json.loads(
+        (model / "fold_0" / "validation" / "summary.json").read_text(encoding="utf-8")
+    )
     assert set(summary["mean"]) == {"1", "2"}
-    kept = json.loads((model / "plans.json").read_text())["contextseg"]
+    kept = json.loads((model / "plans.json").read_text(encoding="utf-8"))["contextseg"]
     assert settings.partition("=")[0] in kept
     theirs = peer.predict(model, tmp_path / "theirs")
     images = peer.raw / DATA / "imagesTs"
@@ -231,8 +233,8 @@ def test_scores_are_the_same_there(peer: Peer, tmp_path: Path) -> None:
         *("-pfile", plans, "-o", theirs, "-np", "1"),
     )
     cs.evaluate(predictions, references, tmp_path / "ours", labels=table, verbose=False)
-    ours = json.loads((tmp_path / "ours" / "summary.json").read_text())
-    expected = json.loads(theirs.read_text())
+    ours = json.loads((tmp_path / "ours" / "summary.json").read_text(encoding="utf-8"))
+    expected = json.loads(theirs.read_text(encoding="utf-8"))
     assert len(expected["metric_per_case"]) == len(files)
     for one, other in zip(ours["metric_per_case"], expected["metric_per_case"]):
         assert Path(one["prediction_file"]).name == Path(other["prediction_file"]).name

@@ -116,13 +116,13 @@ def test_a_case_goes_through_its_states(tmp_path: Path) -> None:
     assert again.expected_dice == 0.25
     assert again.trained == (1, 3)
     assert table.case("b").use == "test"
-    assert table.path.read_text().splitlines()[1].startswith("a,train,accepted,2,")
+    assert table.path.read_text(encoding="utf-8").splitlines()[1].startswith("a,train,accepted,2,")
 
 
 def test_a_table_that_a_person_broke_is_told(tmp_path: Path) -> None:
     table = ProjectTable(tmp_path / "project.csv")
     table.add([ProjectCase("a"), ProjectCase("b")])
-    text = table.path.read_text()
+    text = table.path.read_text(encoding="utf-8")
     table.path.write_text(text.replace("b,train,unlabelled,0", "b,train,unlabelled,many"))
     with pytest.raises(cs.ContextsegError, match="line 3 cannot be read"):
         table.cases()
@@ -340,7 +340,7 @@ def test_the_last_door_holds_when_a_case_is_locked_later(
     round_file = project.folder / "rounds" / "1" / "round.json"
     facts = read_json(project.folder / "project.json")
     write_json(project.folder / "project.json", {**facts, "test": ["phantom_001"]})
-    table = (project.folder / "project.csv").read_text()
+    table = (project.folder / "project.csv").read_text(encoding="utf-8")
     line = next(x for x in table.splitlines() if x.startswith("phantom_001"))
     changed = table.replace(line, line.replace(",train,", ",test,", 1))
     (project.folder / "project.csv").write_text(changed)
@@ -644,17 +644,20 @@ def test_an_export_is_a_data_set(copy: LabelProject, tmp_path: Path, format: str
         origins = Origins.load(out / "origins" / f"{case.name}.nii.gz")
         assert origins.codes.shape == label.shape
         assert set(np.unique(origins.codes)) == set(origins.table)
-    table = (out / "cases.csv").read_text().splitlines()
+    table = (out / "cases.csv").read_text(encoding="utf-8").splitlines()
     assert table[0].startswith("case,use,label,slices,minutes,expected_dice,human,given,fill")
     assert table[2].startswith("phantom_002,train,prediction-1,0,0,")
-    kinds = {o["kind"] for o in json.loads((out / "origins/phantom_000.json").read_text()).values()}
+    kinds = {
+        o["kind"]
+        for o in json.loads((out / "origins/phantom_000.json").read_text(encoding="utf-8")).values()
+    }
     assert kinds == {"human", "fill"}
 
 
 def test_everything_holds_what_nobody_accepted(copy: LabelProject, tmp_path: Path) -> None:
     out = copy.export(tmp_path / "out", format="nifti", everything=True)
     assert len(list(out.glob("*.nii.gz"))) == 10
-    lines = (out / "cases.csv").read_text().splitlines()
+    lines = (out / "cases.csv").read_text(encoding="utf-8").splitlines()
     labels = {line.split(",")[0]: line.split(",")[2] for line in lines}
     assert labels["phantom_001"] == "fill"
     assert labels["phantom_005"] == "prediction-1"

@@ -48,7 +48,7 @@ def holding(data: Path) -> int:
 def test_no_arm_spends_more_than_its_budget(study: Path, data: Path) -> None:
     table = pd.read_csv(study / "chain.csv")
     every = holding(data)
-    assert json.loads((study / "study.json").read_text())["slices"] == every
+    assert json.loads((study / "study.json").read_text(encoding="utf-8"))["slices"] == every
     assert (table["slices"] <= table["budget"] * every + 1e-9).all()
     full = table[table["arm"] == "all"]
     assert set(full["slices"]) == {every}
@@ -60,8 +60,8 @@ def test_no_arm_spends_more_than_its_budget(study: Path, data: Path) -> None:
 
 
 def test_what_was_labelled_is_right_and_what_was_not_is_not_known(study: Path, data: Path) -> None:
-    draws = json.loads((study / "cells/chain-0/draws-2.json").read_text())
-    before = json.loads((study / "cells/chain-0/draws-1.json").read_text())
+    draws = json.loads((study / "cells/chain-0/draws-2.json").read_text(encoding="utf-8"))
+    before = json.loads((study / "cells/chain-0/draws-1.json").read_text(encoding="utf-8"))
     assert set(before) < set(draws)
     for name, slices in draws.items():
         truth = read_labels(data / "labelsTr" / f"{name}.nii.gz").array
@@ -87,8 +87,8 @@ def test_no_locked_case_is_in_any_round_of_any_arm(study: Path) -> None:
 
 def test_the_worst_by_expected_dice_come_next(study: Path) -> None:
     pool = pd.read_csv(study / "cells/chain-0/pool.csv", dtype={"case": str})
-    before = json.loads((study / "cells/chain-0/draws-1.json").read_text())
-    after = json.loads((study / "cells/chain-0/draws-2.json").read_text())
+    before = json.loads((study / "cells/chain-0/draws-1.json").read_text(encoding="utf-8"))
+    after = json.loads((study / "cells/chain-0/draws-2.json").read_text(encoding="utf-8"))
     new = [name for name in after if name not in before]
     worst = pool.sort_values(["expected_dice", "case"])["case"].tolist()
     assert new == worst[: len(new)]
@@ -98,13 +98,13 @@ def test_the_worst_by_expected_dice_come_next(study: Path) -> None:
 def test_a_study_goes_on_where_it_was_stopped(
     study: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (study / "chain.csv").read_text()
+    text = (study / "chain.csv").read_text(encoding="utf-8")
     (study / "chain.csv").unlink()
     monkeypatch.setattr("contextseg.projects.LabelProject.train", None)  # nothing is trained again
     arms = ("all", "whole-cases", "chain", "chain-no-unlabelled")
     cs.simulate(data, study, arms=arms, budgets=(0.3, 0.6), slices=2, **CHAIN)
-    assert (study / "chain.csv").read_text() == text
-    page = (study / "summary.md").read_text()
+    assert (study / "chain.csv").read_text(encoding="utf-8") == text
+    page = (study / "summary.md").read_text(encoding="utf-8")
     assert "Goal: within 0.02 of full supervision" in page
     assert "chain.svg" in page
     with pytest.raises(cs.ContextsegError, match="another study"):
@@ -130,13 +130,13 @@ def test_a_cell_that_was_stopped_in_its_second_round_gives_the_same(
             cs.simulate(data, tmp_path, **wish)
     cs.simulate(data, tmp_path, **wish)
     for name in ("rows.csv", "pool.csv", "draws-2.json"):
-        whole = (study / "cells/chain-0" / name).read_text()
-        assert (tmp_path / "cells/chain-0" / name).read_text() == whole
+        whole = (study / "cells/chain-0" / name).read_text(encoding="utf-8")
+        assert (tmp_path / "cells/chain-0" / name).read_text(encoding="utf-8") == whole
 
 
 def test_a_budget_beyond_all_cases_goes_into_more_slices(data: Path, tmp_path: Path) -> None:
     cs.simulate(data, tmp_path, arms=["chain-random"], budgets="0.9", slices=2, **CHAIN)
-    draws = json.loads((tmp_path / "cells/chain-random-0/draws-1.json").read_text())
+    draws = json.loads((tmp_path / "cells/chain-random-0/draws-1.json").read_text(encoding="utf-8"))
     assert len(draws) == 5
     assert sum(map(len, draws.values())) == int(0.9 * holding(data))
     assert all(len(slices) == len(set(slices)) > 2 for slices in draws.values())
@@ -175,7 +175,7 @@ def test_wrong_studies_are_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(cs.ContextsegError, match="with --chain alone"):
         cs.simulate(data, tmp_path / "out", arms="chain", verbose=False)
     partial = phantom.write_dataset(tmp_path / "data", labelled=2, test=1)
-    table = json.loads((partial / "dataset.json").read_text())
+    table = json.loads((partial / "dataset.json").read_text(encoding="utf-8"))
     table["labels"]["ignore"] = 2
     (partial / "dataset.json").write_text(json.dumps(table))
     path = next((partial / "labelsTr").glob("*.nii.gz"))

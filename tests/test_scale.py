@@ -423,13 +423,13 @@ def test_a_table_that_was_cut_or_edited_is_mended(tmp_path: Path) -> None:
     path, columns = tmp_path / "t.csv", ("case", "class", "dsc")
     note_case(path, columns, "a", [{"class": "x", "dsc": 0.5}])
     note_case(path, columns, "b", [{"class": "x", "dsc": 0.25}])
-    path.write_text(path.read_text() + "c,x")  # killed while it was written
+    path.write_text(path.read_text(encoding="utf-8") + "c,x")  # killed while it was written
     note_case(path, columns, "c", [{"class": "x", "dsc": 0.75}])
     expected = "case,class,dsc\na,x,0.5\nb,x,0.25\nc,x,0.75\n"
-    assert path.read_text() == expected
+    assert path.read_text(encoding="utf-8") == expected
     path.write_text(expected.rstrip("\n"))  # whole, but saved by another program
     note_case(path, columns, "d", [{"class": "x", "dsc": 1}])
-    assert path.read_text() == expected + "d,x,1\n"
+    assert path.read_text(encoding="utf-8") == expected + "d,x,1\n"
     path.write_text("case,other\n")
     with pytest.raises(ContextsegError, match="its columns are not"):
         note_case(path, columns, "e", [])

@@ -169,7 +169,9 @@ def test_organs_are_context_classes(data: Path) -> None:
     run.make_plan()
     run.preprocess()
     method = run.fit()
-    names = json.loads((run.stage_folder("structures-1") / "structures.json").read_text())
+    names = json.loads(
+        (run.stage_folder("structures-1") / "structures.json").read_text(encoding="utf-8")
+    )
     assert names == ["kidney_right", "kidney_left", "liver"]
     assert method.context_classes == 1 + max(_grouped(names)) == 3
 
