@@ -189,7 +189,11 @@ def _statements(
     folder: Path, cases_table: Mapping[str, Any], cases: Iterable[Case]
 ) -> list[tuple[Path, dict[str, dict[str, Any]]]]:
     """Each file with statements about cases, and its entries by case."""
-    files = [(folder / "cases.json", dict(cases_table.get("cases") or {}))]
+    stated = cases_table.get("cases") or {}
+    if not isinstance(stated, dict):
+        what = "cases is not an object {...} with an entry for each case"
+        raise ContextsegError(folder / "cases.json", what, "mend the file in a text editor")
+    files = [(folder / "cases.json", dict(stated))]
     patients = read_table(folder / "patients.json")
     by_case = {name: {"patient": patient} for name, patient in patients.items()}
     files.append((folder / "patients.json", by_case))
