@@ -304,11 +304,11 @@ def test_the_command_makes_a_table_a_summary_and_curves(
     assert done.exit_code == 0
     table = pd.read_csv(tmp_path / "annotator.csv")
     assert len(table) == 2 * 4 * 2  # classes, ways, rules
-    assert dict(zip(table["class"], table["taught"])) == {"bright": "yes", "dark": "no"}
+    assert dict(zip(table["class"], table["trained"])) == {"bright": "yes", "dark": "no"}
     assert not table.drop(columns=["slice", "dsc_rest"]).isna().any(axis=None)
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert text in done.output
-    for name in ("curves-uniform-taught.svg", "curves-uniform-left-out.svg"):
+    for name in ("curves-uniform-trained.svg", "curves-uniform-left-out.svg"):
         assert name in text
         assert (tmp_path / name).read_text(encoding="utf-8").startswith("<?xml")
 
@@ -387,7 +387,7 @@ def rows(case: str, dice: list[float], way: str = "nearest") -> list[dict[str, o
     line = {
         "case": case,
         "class": "k",
-        "taught": "no model",
+        "trained": "no model",
         "way": way,
         "start": "uniform",
         "rule": "worst",

@@ -413,7 +413,7 @@ def test_shapes_decide_where_a_network_is_undecided_and_a_certain_network_far_fr
     )
 
 
-def test_other_pixels_than_it_was_taught_on(trained: Run) -> None:
+def test_other_pixels_than_it_was_trained_on(trained: Run) -> None:
     scan, label = ball((16, 20, 20))
     fine = Volume(scan.array.repeat(2, 2).repeat(2, 3), scan.affine @ np.diag([1, 0.5, 0.5, 1]))
     truth = label.array.repeat(2, 1).repeat(2, 2)

@@ -397,7 +397,7 @@ def test_a_round_goes_on_where_it_was_stopped(data: Path, scans: Path, tmp_path:
     assert project.table.case("phantom_001").trained == (2,)
 
 
-def test_what_is_taught_is_a_choice(chain: LabelProject) -> None:
+def test_what_is_trained_on_is_a_choice(chain: LabelProject) -> None:
     rows = chain.refresh()
     kinds = {}
     for fills in projects.FILL_CHOICES:

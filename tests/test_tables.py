@@ -1,10 +1,12 @@
 """Label tables, and what the files beside the scans say of cases."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from contextseg.data import phantom
 from contextseg.data.layouts import open_dataset
 from contextseg.data.tables import read_label_table
 from contextseg.disk import write_json
@@ -175,3 +177,19 @@ def test_splits_that_are_no_splits(tmp_path: Path) -> None:
     write_json(tmp_path / "splits_final.json", {"train": ["a"]})
     with pytest.raises(ContextsegError, match="not a list of folds"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cases.json", "patients.json", "splits_final.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_a_table_that_is_no_file_is_not_passed_over(tmp_path: Path, name: str, kind: str) -> None:
+    data = phantom.write_dataset(tmp_path / "data", labelled=2, test=0)
+    path = data / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ContextsegError, match=name):
+        open_dataset(data)

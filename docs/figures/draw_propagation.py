@@ -41,10 +41,10 @@ def draw(run: Path, panels: dict[str, str], path: Path) -> None:
     top, bottom = figure.subfigures(2, height_ratios=(1.65, 1))
     axes = top.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for one, (title, study) in zip(axes, panels.items()):
-        folder, _, taught = study.partition(":")
+        folder, _, trained = study.partition(":")
         table = pd.read_csv(Path(folder) / "annotator.csv")
         table = table[
-            table["taught"].isin([taught or "yes", "no model"]) & (table["rule"] == "advice")
+            table["trained"].isin([trained or "yes", "no model"]) & (table["rule"] == "advice")
         ]
         structures = len(table[["case", "class"]].drop_duplicates())
         draw_curves(

@@ -107,15 +107,15 @@ def training_line(method: Method, lr: float, device: torch.device, steps: int) -
     Returns:
         The line.
     """
-    threads, cores = torch.get_num_threads(), usable_cores()
-    where = f"{device}, {threads} thread{'s' * (threads > 1)}"
-    where += f" on {cores} core{'s' * (cores > 1)}"
-    how = f"{method.optimizer} at {lr:g}"
+    where = str(device)
+    if device.type == "cpu":
+        threads, cores = plural(torch.get_num_threads(), "thread"), plural(usable_cores(), "core")
+        where = f"{device}, {threads} on {cores}"
+    optimizer = f"{method.optimizer} at {lr:g}"
     if method.short:
-        how += f", augmentation x {SHORT_STRENGTH} (a short training; give lr for nnU-Net's SGD)"
-    return (
-        f"training on {where if device.type == 'cpu' else device}: {plural(steps, 'step')}, {how}"
-    )
+        optimizer += f", augmentation x {SHORT_STRENGTH}"
+        optimizer += " (a short training; give lr for nnU-Net's SGD)"
+    return f"training on {where}: {plural(steps, 'step')}, {optimizer}"
 
 
 def memory_remedy(planning: Mapping[str, Any], plan: Plan) -> str:
@@ -130,10 +130,10 @@ def memory_remedy(planning: Mapping[str, Any], plan: Plan) -> str:
     """
     given = [name for name in ("patch_vox", "batch_size", "base_width") if planning.get(name)]
     if set(given) & {"patch_vox", "batch_size"}:
-        how = f"lower {' or '.join(given)}"
+        remedy = f"lower {' or '.join(given)}"
     else:
         lower = planning.get("memory_gb", 8.0) / 2
-        how = f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size"
+        remedy = f"plan less with --set memory_gb={lower:g}, or lower patch_vox or batch_size"
     patch = ",".join(map(str, plan.patch_vox))
     sizes = f"(the patch is {patch}, the batch {plan.batch_size})"
-    return f"{how} {sizes}, in another --output folder; or close other programs"
+    return f"{remedy} {sizes}, in another --output folder; or close other programs"

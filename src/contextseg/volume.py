@@ -326,7 +326,7 @@ def _whole_numbers(volume: Volume, where: str | Path, small: bool = False) -> Vo
         values = np.concatenate(off) if off else array.reshape(-1)[:0]
         if len(values):
             examples = ", ".join(f"{value:.3g}" for value in np.unique(values)[:3])
-            voxels = f"{len(values)} voxel{'s' if len(values) > 1 else ''}"
+            voxels = plural(len(values), "voxel")
             raise ContextsegError(
                 where,
                 f"{voxels} whose label is not a whole number, such as {examples}",
@@ -524,7 +524,7 @@ def _affine(spacing_mm: Sequence[float] | None, orientation: str) -> np.ndarray:
     except (TypeError, ValueError):
         raise ContextsegError(where, "spacing_mm is not three numbers", remedy) from None
     if spacing.shape != (3,):
-        numbers = f"{spacing.size} number{'' if spacing.size == 1 else 's'}"
+        numbers = plural(spacing.size, "number")
         raise ContextsegError(where, f"spacing_mm has {numbers}, not 3", remedy)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise ContextsegError(where, "spacing_mm is not above 0", remedy)

@@ -9,6 +9,7 @@ WORK/models/                runs that were trained here, and their predictions
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -294,8 +295,8 @@ class Project:
         label = drawing.on_scan(self.as_values(whole))
         describe_folder(path, self.segments)
         write(path, label)
-        told = [None if c != c else round(c, 4) for c in confidence]
-        filled = {"way": way, "plane": plane, "revision": revision, "confidence": told}
+        rounded = [None if math.isnan(c) else round(c, 4) for c in confidence]
+        filled = {"way": way, "plane": plane, "revision": revision, "confidence": rounded}
         drawing.store.set_state(filled=filled)
         return path
 

@@ -349,7 +349,7 @@ class AnnotationSession:
         rows = self.project.worklist()
         finished = [row["name"] for row in rows if row["state"] == "finished"]
         if len(finished) < 2:
-            what = f"{len(finished)} finished case{'' if len(finished) == 1 else 's'}"
+            what = plural(len(finished), "finished case")
             raise ContextsegError("train", what, "finish two cases or more first")
         self.project.write_table()
         return self.jobs.start("train", None, self._train)

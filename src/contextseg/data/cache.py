@@ -111,7 +111,10 @@ class Cached:
         try:
             # One array of the file is read, in a fifth of a millisecond, and none is kept.
             with np.load(path) as file:
-                return file.files if name is None else file[name]
+                content = file.files if name is None else file[name]
+            if isinstance(content, bytes):  # an entry that is no array
+                raise ValueError(f"{name} is no array")
+            return content
         except Exception as error:  # NumPy raises many classes for damaged files
             raise _damaged(path, _REMEDY) from error
 

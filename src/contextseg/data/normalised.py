@@ -75,7 +75,10 @@ class NormalisedScan:
     def _made(self, start: int, stop: int) -> np.ndarray:
         raw = self.prepared.slab(start, stop)
         places = slice_places(self.shape[1])[start:stop]
-        parts = [normalise(raw, way, self.record, places) for way in self.ways]  # type: ignore[arg-type]
+        parts = [
+            normalise(raw, way, self.record, places)  # type: ignore[arg-type]
+            for way in self.ways
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -26,7 +27,7 @@ def read_table(path: Path) -> dict[str, Any]:
     Raises:
         ContextsegError: The file is no JSON, or holds something else than an object.
     """
-    content = read_json(path) if path.is_file() else {}
+    content = read_json(path) if os.path.lexists(path) else {}
     if not isinstance(content, dict):
         raise ContextsegError(path, "not a JSON object", "it must begin with { and end with }")
     return content
@@ -291,7 +292,7 @@ def read_splits(
     Raises:
         ContextsegError: The file is no list of {"train": [...], "val": [...]}.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         return ()
     try:
         splits = tuple(

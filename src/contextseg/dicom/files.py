@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contextseg.dicom.tags import quiet, tag_name, text
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.inputs import names_damage, refuse_no_file
 
 # Files that lie beside DICOM files and are none; only a file without DICOM's mark is judged by it.
@@ -54,7 +54,7 @@ class Series:
 
     def __str__(self) -> str:
         name = f" {self.description!r}" if self.description else ""
-        slices = f"{self.slices} slice{'' if self.slices == 1 else 's'}"
+        slices = plural(self.slices, "slice")
         return f"{self.number or '(no number)'}{name}, {slices}, {self.uid or '(no UID)'}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from contextseg.dicom.files import read_header
 from contextseg.dicom.tags import numbers, tag_name, tag_number, text
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.inputs import refuse_impossible
 
 # Tags that tell parts of one series apart, and the functional group of each in an enhanced file.
@@ -129,7 +129,7 @@ def frames_of(path: Path, file: str) -> list[Frame]:
     per_frame = _sequence(dataset, "PerFrameFunctionalGroupsSequence")
     if len(per_frame) != count and (count > 1 or per_frame):
         what = (
-            f"{count} frame{'' if count == 1 else 's'}, and {len(per_frame)} items of "
+            f"{plural(count, 'frame')}, and {len(per_frame)} items of "
             f"{tag_name('PerFrameFunctionalGroupsSequence')}: where the frames lie is not said"
         )
         remedy = "export it as an enhanced file, as one file for each slice, or as NIfTI"

@@ -277,4 +277,4 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _of(some: Sequence[str], frames: Sequence[Frame]) -> str:
-    return f"{len(some)} of {len(frames)} slice{'' if len(frames) == 1 else 's'}"
+    return f"{len(some)} of {plural(len(frames), 'slice')}"

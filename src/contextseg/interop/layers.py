@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.formats import Header
 from contextseg.grids import label_type
 from contextseg.interop.segments import Segment
@@ -67,7 +67,7 @@ def merge(
         others, voxels = np.unique(label[mask & (label > 0)], return_counts=True)
         for other, n in zip(others.tolist(), voxels.tolist()):
             pair = f"{names[other]} and {segment.name}"
-            shared.append(f"{pair} in {n} voxel{'' if n == 1 else 's'}")
+            shared.append(f"{pair} in {plural(n, 'voxel')}")
         label[mask & (label == 0) if overlap == "first" else mask] = segment.value
     if shared and overlap == "refuse":
         more = f" and {len(shared) - 5} more pairs" if len(shared) > 5 else ""

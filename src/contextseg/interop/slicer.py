@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from contextseg.disk import replacing
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.formats import load, save
 from contextseg.formats.nrrd import fields as header_fields
 from contextseg.formats.nrrd import refuse_unsound_header
@@ -227,7 +227,7 @@ def _refuse_ambiguous(path: Path, segments: Sequence[Segment], layers: int | Non
             remedy = "give each segment of a layer its own value"
             raise ContextsegError(path, f"{what} in layer {segment.layer}", remedy)
         if layers is not None and segment.layer >= layers:
-            held = f"the file has {layers} layer{'s' if layers > 1 else ''}, counted from 0"
+            held = f"the file has {plural(layers, 'layer')}, counted from 0"
             what = f"segment {segment.name} lies in layer {segment.layer}; {held}"
             raise ContextsegError(path, what, "save the file in 3D Slicer again")
 

@@ -57,7 +57,7 @@ def accept_cases(
     _check(project, cases, label, take, above, undo)
     chosen = list(cases)
     if above is not None:
-        sure = [
+        good_enough = [
             row.case
             for row in rows.values()
             if row.state in ("predicted", "reviewed")
@@ -65,7 +65,7 @@ def accept_cases(
             and not math.isnan(row.expected_dice)
             and row.expected_dice >= above
         ]
-        chosen = [name for name in cases or sure if name in sure]
+        chosen = [name for name in cases or good_enough if name in good_enough]
     with project.table.together():
         for name in chosen:
             if undo:

@@ -72,8 +72,8 @@ def write_results(table: DataFrame, study: Study, folder: Path, goal: float = 0.
     text = summary(table, study, goal)
     write_text(folder / "annotator.csv", frame_text(table))
     write_text(folder / "summary.md", text)
-    for (start, taught), part in table.groupby(["start", "taught"], sort=False):
-        title, name = heading(str(start), str(taught)), slug(str(start), str(taught))
+    for (start, trained), part in table.groupby(["start", "trained"], sort=False):
+        title, name = heading(str(start), str(trained)), slug(str(start), str(trained))
         with replacing(folder / f"curves-{name}.svg") as temporary:
             temporary.write_bytes(curves_chart(part, study.first, title))
     return text

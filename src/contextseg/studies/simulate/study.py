@@ -111,7 +111,7 @@ def simulate_cases(
     Returns:
         The table of all finished cases, and the failures by case. The table has a row for each
         case, class, way, start, rule and round, with the columns of `annotate_structure` and
-        taught: "yes" or "no", whether the model was trained on that class, or "no model". A class
+        trained: "yes" or "no", whether the model was trained on that class, or "no model". A class
         that a scan does not hold, or that was not annotated in it, has no rows.
 
     Raises:
@@ -220,9 +220,9 @@ def _case_rows(
         truth = label.with_array(np.where(known < 0, known, np.isin(known, union)).astype(np.int16))
         if not annotated or not (truth.array == 1).any():
             continue
-        taught = "no model"
+        trained = "no model"
         if model is not None:
-            taught = "yes" if name in model.plan.regions else "no"
+            trained = "yes" if name in model.plan.regions else "no"
         for way in study.filled_by:
             rows = annotate_structure(
                 truth,
@@ -235,7 +235,7 @@ def _case_rows(
                 tolerance_mm=study.tolerance_mm,
             )
             yield [
-                {"case": case.name, "class": name, "taught": taught, "way": way, **row}
+                {"case": case.name, "class": name, "trained": trained, "way": way, **row}
                 for row in rows
             ]
 
@@ -252,12 +252,12 @@ def _fill_function(
 
 
 def _read(paths: list[Path]) -> DataFrame:
+    """The tables of finished cases; an empty file is one of a case without any of the classes."""
     import pandas as pd
 
     tables = []
     for path in paths:
         if path.exists() and path.read_text(encoding="utf-8").strip():
-            tables.append(
-                read_table_file(path, ("case", "class"))
-            )  # "": without any of the classes
+            table = read_table_file(path, ("case", "class"))
+            tables.append(table.rename(columns={"taught": "trained"}))  # its name before 0.2
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

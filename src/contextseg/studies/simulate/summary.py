@@ -13,7 +13,7 @@ from contextseg.studies.simulate.study import Study
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-CURVE_COLUMNS = ["start", "taught", "way", "rule"]
+CURVE_COLUMNS = ["start", "trained", "way", "rule"]
 """The columns of the table that tell one curve from another."""
 
 
@@ -87,13 +87,13 @@ def summary(table: DataFrame, study: Study, goal: float = 0.9) -> str:
         f"which does not see it. NSD at {study.tolerance_mm:g} mm. Labelled slices are right, and "
         "count, but in the last table.",
     ]
-    for (start, taught), part in table.groupby(["start", "taught"], sort=False):
+    for (start, trained), part in table.groupby(["start", "trained"], sort=False):
         cases, classes = part["case"].nunique(), ", ".join(part["class"].unique())
         parts.append(
-            f"## {heading(str(start), str(taught))}\n\n{plural(cases, 'case')}; {classes}."
+            f"## {heading(str(start), str(trained))}\n\n{plural(cases, 'case')}; {classes}."
         )
         parts.append(
-            f"![Dice and NSD against labelled slices](curves-{slug(str(start), str(taught))}.svg)"
+            f"![Dice and NSD against labelled slices](curves-{slug(str(start), str(trained))}.svg)"
         )
         for metric, title in (
             ("dsc", "Dice"),
@@ -127,12 +127,12 @@ def _markdown(part: DataFrame, metric: str, title: str, study: Study, goal: floa
     return "\n".join(lines)
 
 
-def heading(start: str, taught: str) -> str:
+def heading(start: str, trained: str) -> str:
     """Title of a group of curves.
 
     Args:
         start: How the first slices were chosen.
-        taught: "yes", "no" or "no model": whether the model was trained on these classes.
+        trained: "yes", "no" or "no model": whether the model was trained on these classes.
 
     Returns:
         A title in words.
@@ -141,17 +141,17 @@ def heading(start: str, taught: str) -> str:
         "yes": ", classes the model was trained on",
         "no": ", classes left out of the model's training",
     }
-    return f"start: {start}{what.get(taught, '')}"
+    return f"start: {start}{what.get(trained, '')}"
 
 
-def slug(start: str, taught: str) -> str:
+def slug(start: str, trained: str) -> str:
     """Name of a group of curves, for files.
 
     Args:
         start: How the first slices were chosen.
-        taught: "yes", "no" or "no model": whether the model was trained on these classes.
+        trained: "yes", "no" or "no model": whether the model was trained on these classes.
 
     Returns:
         A name without blanks.
     """
-    return start + {"yes": "-taught", "no": "-left-out"}.get(taught, "")
+    return start + {"yes": "-trained", "no": "-left-out"}.get(trained, "")
