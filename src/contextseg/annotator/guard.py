@@ -12,6 +12,7 @@ import hmac
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ _Scope = Mapping[str, Any]
 _Receive = Callable[[], Awaitable[Any]]
 _Send = Callable[[Any], Awaitable[None]]
 
+_DISCARDED_BYTES = 16 << 20
+_DISCARD_SECONDS = 2.0
 _BODY_SECONDS = 30
 
 HEADERS = {
@@ -156,23 +159,32 @@ async def read_body(request: Request, limit: int) -> bytes:
         ContextsegError: It does not arrive within half a minute.
     """
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > limit:
-        raise TooLarge("request", f"its body is larger than {limit} bytes", "send one slice")
+    parts = bytearray()
 
-    async def read() -> bytes:
-        parts = bytearray()
+    async def read() -> None:
         async for part in request.stream():
-            parts += part
+            parts.extend(part)
             if len(parts) > limit:
-                what = f"its body is larger than {limit} bytes"
-                raise TooLarge("request", what, "send one slice")
-        return bytes(parts)
+                return
+
+    async def discard() -> None:
+        discarded = 0
+        async for part in request.stream():
+            discarded += len(part)
+            if discarded > _DISCARDED_BYTES:
+                return
 
     try:
-        return await asyncio.wait_for(read(), _BODY_SECONDS)
+        if not (declared.isdecimal() and int(declared) > limit):
+            await asyncio.wait_for(read(), _BODY_SECONDS)
+            if len(parts) <= limit:
+                return bytes(parts)
+        with suppress(TimeoutError, RuntimeError):  # a client that still sends reads no answer
+            await asyncio.wait_for(discard(), _DISCARD_SECONDS)
     except (TimeoutError, ClientDisconnect):
         what = "its body did not arrive"
         raise ContextsegError("request", what, "send it again") from None
+    raise TooLarge("request", f"its body is larger than {limit} bytes", "send one slice")
 
 
 def _name_of(host: str) -> str:
