@@ -107,7 +107,7 @@ def test_a_process_that_may_have_little_memory(data: Path, tmp_path: Path) -> No
         capture_output=True,
         encoding="utf-8",
         timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # each thread takes of the address space, too
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # OpenBLAS waits for ever for room for more
     )
     assert done.returncode == 1
     assert "out of memory" in done.stderr
