@@ -125,7 +125,7 @@ def test_labels_that_are_all_empty_are_an_error(tmp_path: Path) -> None:
         write(path, label.with_array(np.zeros_like(label.array)))
     [error] = [f for f in cs.check(data, verbose=False) if f.level == "error"]
     assert error.kind == "nothing-labelled"
-    assert error.what == "every label is empty: no voxel of bright in any of them"
+    assert error.what == "every label is empty: bright cannot be learnt"
     with pytest.raises(cs.ContextsegError, match="every label is empty"):
         cs.run(data, tmp_path / "run", verbose=False, **TINY)
 

@@ -328,7 +328,7 @@ def _check_labels(dataset: Dataset, inspections: Sequence[_Inspection]) -> list[
         present = set[int]().union(*(inspection.classes or () for inspection in labelled))
         absent = [name for k, name in enumerate(dataset.classes) if k > 0 and k not in present]
         if not present - {0, IGNORE}:
-            what = f"every label is empty: no voxel of {some(absent)} in any of them"
+            what = f"every label is empty: {some(absent)} cannot be learnt"
             remedy = "see whether the labels were exported whole, or label a case with a class"
             findings.append(Finding("error", "", folder, what, remedy, "nothing-labelled"))
         elif absent:
