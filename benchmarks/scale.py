@@ -127,7 +127,7 @@ def big_preprocess(data: Path, work: Path, spacing: str) -> None:
     rmtree(work / "cache")
 
 
-def big_predict(data: Path, work: Path, spacing: str) -> None:
+def big_predict(data: Path, work: Path, spacing: str, memory_gb: float = 0.0) -> None:
     """The whole way to the label file, with a network that costs next to nothing."""
     import torch
 
@@ -154,7 +154,7 @@ def big_predict(data: Path, work: Path, spacing: str) -> None:
 
     torch.manual_seed(0)
     method = Cheap().eval()
-    settings = PredictionSettings(mirror=False, step=1.0, windows=1)
+    settings = PredictionSettings(mirror=False, step=1.0, windows=1, memory_gb=memory_gb)
     predictor = Predictor([Member(method, plan)], settings)
     case = open_dataset(data).train[0]
     predictor.predict(case.images, name="big").save(work / "predicted.nii.gz")
@@ -167,6 +167,8 @@ BIG: dict[str, Callable[[Path, Path], None]] = {
     "preprocess, resampled": lambda data, work: big_preprocess(data, work, "resampled"),
     "predict, as it is": lambda data, work: big_predict(data, work, "as it is"),
     "predict, resampled": lambda data, work: big_predict(data, work, "resampled"),
+    "predict, as it is, memory_gb=2": lambda data, work: big_predict(data, work, "as it is", 2),
+    "predict, resampled, memory_gb=2": lambda data, work: big_predict(data, work, "resampled", 2),
 }
 
 

@@ -306,7 +306,8 @@ def _logits(
             if lateral_axis in axes:
                 z = z[:, _exchanged(z.shape[1], swaps)]
             total = z if total is None else total + z
-    return total / (len(mirrors) * len(networks))
+    passes = len(mirrors) * len(networks)
+    return total if passes == 1 else total / passes
 
 
 def _exchanged(channels: int, swaps: Sequence[tuple[int, int]]) -> list[int]:

@@ -553,8 +553,13 @@ def _networks(
 def _changed_confidence(confidence: Volume, whole: Volume, kept: Volume) -> Volume:
     """Confidence of what is kept; what was removed is background, as likely as its class was
     not."""
+    if kept is whole:
+        return confidence
     array = confidence.array
-    return kept.with_array(np.where(kept.array == whole.array, array, 255 - array))
+    # Slice by slice: whole maps of a large scan are gigabytes.
+    for plane, before, after in zip(array, whole.array, kept.array):
+        plane[before != after] = 255 - plane[before != after]
+    return kept.with_array(array)
 
 
 def _only(label: Volume, values: Sequence[int], background: int) -> Volume:
