@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain") / "study"
-    arms = ("all", "whole-cases", "chain", "chain-no-unlabelled")
+    arms = ("all", "whole-cases", "chain", "chain-unlabelled")
     cs.simulate(data, folder, arms=arms, budgets=(0.3, 0.6), slices=2, **CHAIN)
     return folder
 
@@ -101,7 +101,7 @@ def test_a_study_goes_on_where_it_was_stopped(
     text = (study / "chain.csv").read_text(encoding="utf-8")
     (study / "chain.csv").unlink()
     monkeypatch.setattr("contextseg.projects.LabelProject.train", None)  # nothing is trained again
-    arms = ("all", "whole-cases", "chain", "chain-no-unlabelled")
+    arms = ("all", "whole-cases", "chain", "chain-unlabelled")
     cs.simulate(data, study, arms=arms, budgets=(0.3, 0.6), slices=2, **CHAIN)
     assert (study / "chain.csv").read_text(encoding="utf-8") == text
     page = (study / "summary.md").read_text(encoding="utf-8")

@@ -169,7 +169,7 @@ def simulate(
         str,
         typer.Option(
             help="Of --chain: all, whole-cases, chain, chain-random, chain-size, chain-no-fill, "
-            "chain-no-unlabelled; default: every one."
+            "chain-unlabelled; default: every one."
         ),
     ] = "",
     budgets: Annotated[
@@ -177,7 +177,7 @@ def simulate(
     ] = "0.05,0.1,0.15",
     seeds: Annotated[str, typer.Option(help="Of --chain: each a repetition.")] = "0,1,2",
     method: Annotated[
-        str, typer.Option(help="Of --chain: how to train with unlabelled scans, cps or pseudo.")
+        str, typer.Option(help="Of --chain: how chain-unlabelled trains, cps or pseudo.")
     ] = "cps",
     minutes_per_slice: Annotated[
         float, typer.Option(help="Of --chain: what a labelled slice costs.")

@@ -235,10 +235,11 @@ def simulate(
         chain: Simulate the whole chain. `slices` are then those labelled in one case before the
             next, and ways, start, rounds, rules, goal and seed have no use.
         arms: Of the chain: "all", "whole-cases", "chain", "chain-random", "chain-size",
-            "chain-no-fill", "chain-no-unlabelled". () for all.
+            "chain-no-fill", "chain-unlabelled". () for all.
         budgets: Of the chain: slices to spend, as shares of all that hold a structure, ascending.
         seeds: Of the chain: each a repetition.
-        method: Of the chain: how to train with unlabelled scans, "cps" or "pseudo".
+        method: Of the chain: how "chain-unlabelled" trains, "cps" or "pseudo". The others are
+            "supervised".
         minutes_per_slice: Of the chain: what a labelled slice costs.
         verbose: Show the progress on stderr.
         **settings: Of the chain: any setting of the training by name.

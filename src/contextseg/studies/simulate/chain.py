@@ -48,25 +48,26 @@ class Arm:
         whole: Whether cases are labelled whole; else some slices of each.
         order: Which case is next: "expected", "size", or "random".
         filled: Whether the slices between are filled.
-        unlabelled: Whether the other scans are learned from too, without labels.
+        unlabelled: Whether the other scans are learned from too, without labels. Not by default, as
+            in `LabelProject.train`.
     """
 
     about: str
     whole: bool = False
     order: str = "random"
     filled: bool = True
-    unlabelled: bool = True
+    unlabelled: bool = False
 
 
 ARMS = {
-    "all": Arm("every case labelled whole", whole=True, unlabelled=False),
-    "whole-cases": Arm("cases at random, each labelled whole", whole=True, unlabelled=False),
+    "all": Arm("every case labelled whole", whole=True),
+    "whole-cases": Arm("cases at random, each labelled whole", whole=True),
     "chain": Arm("the worst by expected Dice", order="expected"),
     "chain-random": Arm("the chain with cases at random"),
     "chain-size": Arm("the chain with the largest predictions first", order="size"),
     "chain-no-fill": Arm("the chain on drawn slices alone", order="expected", filled=False),
-    "chain-no-unlabelled": Arm(
-        "the chain without unlabelled scans", order="expected", unlabelled=False
+    "chain-unlabelled": Arm(
+        "the chain that learns from unlabelled scans too", order="expected", unlabelled=True
     ),
 }
 """Ways to spend the budget, by name; "all" spends everything, and is what is to be reached."""
@@ -85,8 +86,8 @@ class ChainStudy:
         classes: Classes to segment; () is all.
         slices: Slices that are labelled in a case before the next case is taken.
         plane: "axial", "coronal" or "sagittal".
-        method: How to train where unlabelled scans are learned from, "cps" or "pseudo"; otherwise
-            it is "supervised".
+        method: How the arm "chain-unlabelled" trains, "cps" or "pseudo"; all others train by
+            "supervised", as `LabelProject.train` does by default.
         model: A run of method "stcn" that fills; "" interpolates shapes.
         settings: Settings of every training, `name=value` each.
         minutes_per_slice: What a labelled slice costs.
