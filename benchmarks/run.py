@@ -38,6 +38,7 @@ SCRIPTS = (
     "distances",
     "threads",
     "refill",
+    "annotate",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OURS = ("contextseg", "torch", "numpy", "scipy", "edt", "connected-components-3d")
