@@ -182,7 +182,8 @@ def accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
             raise KeyboardInterrupt
         steps = 100 if side != module.OURS else module.peer_steps(run, seed, amount)
         trained.append((run.folder.name.split("-")[1], str(side), seed, amount))
-        return steps, "1.0", "0.5000", "2.00"
+        dice = "0.5000" if side == module.PEER else "0.6000"
+        return steps, "1.0", dice, "2.00", " ".join(f"case{i}:{dice}" for i in range(8))
 
     monkeypatch.setattr(module, "prepared", prepared)
     monkeypatch.setattr(module, "one", one)
@@ -217,6 +218,11 @@ def test_dice_against_time_resumes_cell_by_cell(
     assert accuracy.trained == []
     page = accuracy.PAGE.read_text(encoding="utf-8")
     assert f"| sarcoma | 30.0 | {accuracy.PEER} | 0.500 | 0.500, 0.500 | 100 | 1 |" in page
+    assert "| sarcoma | 5 | 5 | 2 | 8 | +0.100 | 0.0156 |" in page
+    assert "| sarcoma | 30 | 15 |" not in page  # ours was not measured at half of it
+    accuracy.main([*chosen, "--minutes", "15"])
+    page = accuracy.PAGE.read_text(encoding="utf-8")
+    assert "| sarcoma | 30 | 15 | 2 | 8 | +0.100 | 0.0312 |" in page
 
 
 def test_the_rows_in_the_repository_are_whole_and_are_the_page(
