@@ -61,7 +61,7 @@ COLUMNS = ("part", "data", "side", "seed", "minutes", "steps", "cpu_s", "dsc", "
 """Of `accuracy.csv`; `cases` holds CASE:DICE of each scored case, its mean over the classes."""
 OURS, PEER = "contextseg", "nnU-Net v2 nnUNetTrainer"
 MINUTES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-TRIAL_STEPS = (400, 1600)
+TRIAL_STEPS = (400, 1600, 8000)
 SETS = ("hippocampus", "sarcoma")
 
 
@@ -87,6 +87,9 @@ TRIALS = (
     Trial("adamw", 5e-3, 0.25),
     Trial("adamw", 5e-3, 0.0),
 )
+
+LONG_TRIALS = TRIALS[0], TRIALS[3], TRIALS[6]
+"""Those that are tried at the largest number of steps."""
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -224,15 +227,21 @@ def cells(
     minutes: Sequence[float] = MINUTES,
     seeds: Sequence[int] = (0, 1, 2),
     data_sets: Sequence[str] = SETS,
+    steps: Sequence[int] = TRIAL_STEPS,
 ) -> list[Cell]:
     """Every cell, short budgets first; nnU-Net's before ours, which takes as many steps."""
-    sides: tuple[Any, ...] = (PEER, OURS) if part == "compare" else TRIALS
+
+    def sides(amount: float) -> tuple[Any, ...]:
+        if part == "compare":
+            return PEER, OURS
+        return LONG_TRIALS if amount == TRIAL_STEPS[-1] else TRIALS
+
     return [
         Cell((part, name, str(side), str(seed), str(amount)), name, side, seed, amount)
-        for amount in (map(float, minutes) if part == "compare" else TRIAL_STEPS)
+        for amount in (map(float, minutes) if part == "compare" else steps)
         for seed in seeds
         for name in data_sets
-        for side in sides
+        for side in sides(amount)
     ]
 
 
@@ -415,6 +424,14 @@ def main(words: Sequence[str] | None = None) -> None:
         help="budgets of compare, in minutes of one core's time; default: %(default)s",
     )
     parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        choices=TRIAL_STEPS,
+        default=TRIAL_STEPS,
+        help="lengths of choose; default: %(default)s",
+    )
+    parser.add_argument(
         "--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: %(default)s"
     )
     parser.add_argument(
@@ -424,7 +441,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--dry-run", action="store_true", help="list the cells that are left, and measure none"
     )
     asked = parser.parse_args(words)
-    every = cells(asked.part, asked.minutes, asked.seeds, asked.data_sets)
+    every = cells(asked.part, asked.minutes, asked.seeds, asked.data_sets, asked.steps)
     if asked.dry_run:
         print(listing(every))
     else:
