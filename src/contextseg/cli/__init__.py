@@ -5,6 +5,7 @@ Heavy imports are inside those functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn
@@ -146,11 +147,20 @@ def version(
         raise typer.Exit
 
 
+def _print_every_name() -> None:
+    """Print names of all languages: into files and pipes as UTF-8, whatever Windows prefers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def main() -> NoReturn:
     """Run the command line.
 
     A `ContextsegError` is one message on stderr and exit code 1; what was stopped is 143.
     """
+    _print_every_name()
     try:
         with stop_signals():
             app(standalone_mode=True)

@@ -59,7 +59,9 @@ _STEPS = (
     "patch // 2 with sigma patch / 8.",
     "Interpolate the logits linearly to the box before resampling, take the class of the largest, "
     "write its value from `values`; outside the box it is the first. Turn back.",
-    "Of each value in `largest_of` keep the largest connected part (26 neighbours) alone.",
+    "Of each value in `largest_of` keep the largest connected part (26 neighbours) alone; of "
+    "several the one of the first voxel, in the order of the file. The rest becomes the first value.",
+    "Where `largest_component` is true keep the largest part of all other values than the first.",
 )
 
 
@@ -173,6 +175,7 @@ def network_description(predictor: Predictor, channels: Sequence[Channel]) -> di
         "classes": list(plan.classes),
         "values": list(plan.values),
         "largest_of": [predictor.classes[name] for name in predictor.largest_of],
+        "largest_component": settings.largest_component,
         "steps": list(_STEPS),
     }
 
