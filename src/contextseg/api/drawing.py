@@ -12,6 +12,7 @@ from contextseg.arguments import StrPath, assignments, progress_of
 from contextseg.arguments import words as words_of
 from contextseg.console import say
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import out_of_memory
 
 if TYPE_CHECKING:
     from contextseg.annotator.launch import Annotating
@@ -89,7 +90,9 @@ def propagate(
     network: Any = None
     if way not in ("interpolation", "nearest"):
         network = open_propagation_model(model) if model else open_completion()
-    with progress_of(verbose)("propagate") as progress:
+    name = scan if isinstance(scan, str | Path) else "the scan"
+    lower = "crop the scan, fill with --way interpolation, or close other programs"
+    with out_of_memory(name, lower), progress_of(verbose)("propagate") as progress:
         filled = fill(
             volume,
             labelled,

@@ -24,6 +24,8 @@ from contextseg.cli import (
     training,
 )
 from contextseg.errors import ContextsegError
+from contextseg.inputs import reason_of
+from contextseg.memory_errors import REMEDY, is_memory_error
 from contextseg.stopping import Stopped, stop_signals
 
 app = typer.Typer(
@@ -171,6 +173,12 @@ def main() -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "change its permissions, or choose another file or folder"
         typer.echo(f"contextseg: {where}no permission to use it. Remedy: {remedy}", err=True)
+        sys.exit(1)
+    except (MemoryError, RuntimeError, OSError) as error:  # where nothing nearer says what to lower
+        if not is_memory_error(error):
+            raise
+        where, reason = sys.argv[1] if sys.argv[1:] else "contextseg", reason_of(error)
+        typer.echo(f"contextseg: {where}: out of memory ({reason}). Remedy: {REMEDY}", err=True)
         sys.exit(1)
     except Stopped as stopped:
         typer.echo(f"contextseg: {stopped}", err=True)

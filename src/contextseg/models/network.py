@@ -22,6 +22,7 @@ from contextseg.data.nnunet import NNUNetPlan
 from contextseg.data.plan import Channel
 from contextseg.disk import replacing, write_json
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import raise_memory_error
 from contextseg.methods import Method
 from contextseg.models.card import licence_text
 from contextseg.predictor import Predictor, sliding_window_arguments
@@ -60,7 +61,7 @@ _STEPS = (
     "Interpolate the logits linearly to the box before resampling, take the class of the largest, "
     "write its value from `values`; outside the box it is the first. Turn back.",
     "Of each value in `largest_of` keep the largest connected part (26 neighbours) alone; of "
-    "several the one of the first voxel, in the order of the file. The rest becomes the first value.",
+    "several the one of the first voxel, in the order of the file. The rest becomes the first.",
     "Where `largest_component` is true keep the largest part of all other values than the first.",
 )
 
@@ -129,6 +130,7 @@ def export_network(
         except ContextsegError:
             raise
         except Exception as error:  # exporters raise whatever a network's operations make them
+            raise_memory_error(output, error)
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             what = f"this network cannot be exported so ({type(error).__name__}: {why[:200]})"
             raise ContextsegError(output, what, "export it as model.zip") from error
