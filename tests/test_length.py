@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -81,7 +80,7 @@ def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
     def counting(*args: object, **more: object) -> object:
         count[0] += 1
         if count[0] == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return real(*args, **more)  # type: ignore[arg-type]
 
     patch.setattr(loop, "training_step", counting)
@@ -427,7 +426,7 @@ def counted(folder: Path, stop: int = 0, **words: int) -> tuple[loop.Ending, dic
     def counting(batch: Batch) -> dict[str, torch.Tensor]:
         method.step += 1
         if method.step == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return real(batch)
 
     method.forward = counting  # type: ignore[method-assign]
@@ -475,8 +474,8 @@ def test_early_stopping_needs_validation(data: Path, tmp_path: Path) -> None:
 def test_asked_to_finish_a_training_ends_with_its_model(how: str, tmp_path: Path) -> None:
     def at(n: int, *rest: object) -> Batch:
         if n == 2 and how == "twice":
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         if n == 2 and how == "file":
             (tmp_path / "finish").touch()
         return laws.batch(n, dims=2)

@@ -205,11 +205,12 @@ def test_the_other_scans_go_on(
 ) -> None:
     failing(monkeypatch, Supervised, "predict", REAL[kind])
     out = tmp_path / "out"
+    segment = {
+        "predict": lambda: cs.load(trained, device="cpu").predict_folder(scans, out),
+        "two_stage": lambda: cs.two_stage(trained, scans, out, way="interpolation", verbose=False),
+    }[verb]
     with pytest.raises(cs.ContextsegError, match=r"1 of 3 .*\n?.*out of memory \(.*lower --set"):
-        if verb == "predict":
-            cs.load(trained, device="cpu").predict_folder(scans, out)
-        else:
-            cs.two_stage(trained, scans, out, way="interpolation", verbose=False)
+        segment()
     assert {p.name for p in out.glob("*.nii.gz")} == {"b.nii.gz", "c.nii.gz"}
 
 
@@ -241,9 +242,10 @@ def test_the_command_line_has_one_message_where_no_other_is_nearer(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["contextseg", "check", str(data)])
     for error in REAL.values():
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        with monkeypatch.context() as patch:
             failing(patch, api, "check", error)
-            cli.main()
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
         assert ended.value.code == 1
         assert "contextseg: check: out of memory (" in capsys.readouterr().err
 
