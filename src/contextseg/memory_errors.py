@@ -22,7 +22,7 @@ _SIGNS = (
     "allocation_failed",
 )
 
-REMEDY = (
+MEMORY_REMEDY = (
     "close other programs, crop the scans or plan a coarser spacing_mm, or use a machine with more "
     "memory"
 )
@@ -68,7 +68,9 @@ def out_of_memory(where: str | Path, remedy: str) -> Iterator[None]:
         raise ContextsegError(where, f"out of memory ({reason})", remedy) from error
 
 
-def raise_memory_error(where: str | Path, error: BaseException, remedy: str = REMEDY) -> None:
+def raise_memory_error(
+    where: str | Path, error: BaseException, remedy: str = MEMORY_REMEDY
+) -> None:
     """Raise the error about memory, where that is what a reader of any file raised.
 
     Called where whatever is raised means that a file is damaged; for want of memory it is not.

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from contextseg.console import Progress, say
 from contextseg.errors import ContextsegError
-from contextseg.memory_errors import REMEDY, out_of_memory
+from contextseg.memory_errors import MEMORY_REMEDY, out_of_memory
 from contextseg.threads import usable_cores
 
 T = TypeVar("T")
@@ -126,7 +126,7 @@ def map_cases(
     def attempt(case: T) -> R | ContextsegError:
         name = getattr(case, "name", None) or getattr(case, "case", None) or "a case"
         try:
-            with out_of_memory(str(name), REMEDY):
+            with out_of_memory(str(name), MEMORY_REMEDY):
                 return work(case)
         except ContextsegError as error:
             return error

@@ -25,7 +25,7 @@ from contextseg.annotator.proposals import expected_dice
 from contextseg.console import say
 from contextseg.data.ct_windows import CT_WINDOWS
 from contextseg.errors import ContextsegError, plural
-from contextseg.memory_errors import REMEDY, out_of_memory
+from contextseg.memory_errors import MEMORY_REMEDY, out_of_memory
 from contextseg.propagation import CompletionModel, PropagationModel
 
 _RESIDENT = 2
@@ -281,7 +281,7 @@ class AnnotationSession:
                     return
                 n, plane, k = item
                 try:
-                    with out_of_memory(f"filling around slice {k}", REMEDY):
+                    with out_of_memory(f"filling around slice {k}", MEMORY_REMEDY):
                         drawing = self.drawing(n)
                         self._tell_filled(n, drawing, drawing.fill_around(plane, k))
                 except ContextsegError as error:

@@ -25,7 +25,7 @@ from contextseg.cli import (
 )
 from contextseg.errors import ContextsegError
 from contextseg.inputs import reason_of
-from contextseg.memory_errors import REMEDY, is_memory_error
+from contextseg.memory_errors import MEMORY_REMEDY, is_memory_error
 from contextseg.stopping import Stopped, stop_signals
 
 app = typer.Typer(
@@ -178,7 +178,9 @@ def main() -> NoReturn:
         if not is_memory_error(error):
             raise
         where, reason = sys.argv[1] if sys.argv[1:] else "contextseg", reason_of(error)
-        typer.echo(f"contextseg: {where}: out of memory ({reason}). Remedy: {REMEDY}", err=True)
+        typer.echo(
+            f"contextseg: {where}: out of memory ({reason}). Remedy: {MEMORY_REMEDY}", err=True
+        )
         sys.exit(1)
     except Stopped as stopped:
         typer.echo(f"contextseg: {stopped}", err=True)

@@ -28,8 +28,8 @@ def window_bytes(
     The network runs on tensors without numbers (PyTorch's "meta"), and every tensor counts from
     where it is made to where it is gone. On a processor a convolution of volumes that PyTorch does
     itself unfolds its input, 27 times for a kernel of 3, and one that oneDNN does has its weights
-    in another order besides. What cuDNN takes for itself is not counted. The
-    tests hold it to a factor of 2 of what PyTorch's profiler counts.
+    in another order besides. What cuDNN takes for itself is not counted. The tests hold it to a
+    factor of 2 of what PyTorch's profiler counts.
 
     Args:
         network: The network, in evaluation mode; it is not changed.
