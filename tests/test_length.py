@@ -29,6 +29,7 @@ from contextseg.stopping import FINISH, STOP, Stopped, StopRequest
 from contextseg.studies.compare.grid import cells, parse_grid
 from contextseg.training import Training, train
 from contextseg.training_log import log_rows
+from systems import needs_locks
 
 torch.set_num_threads(1)
 
@@ -391,6 +392,7 @@ def test_what_cannot_be_finished_or_extended_is_one_message(data: Path, tmp_path
         cs.finish(tmp_path / "run")
 
 
+@needs_locks
 def test_finish_asks_the_process_that_is_training(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

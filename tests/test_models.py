@@ -457,6 +457,17 @@ def test_what_colab_watched_is_not_in_a_program(tmp_path: Path) -> None:
     assert method.watched.any()
 
 
+def test_a_licence_that_is_not_there_is_not_its_name(finished: Path, tmp_path: Path) -> None:
+    for file, given in (
+        ("model.zip", {"licence": "LICENCE.txt"}),
+        ("model.zip", {"note": "notes.md"}),
+        ("model.pt2", {"licence": "LICENCE.txt"}),
+    ):
+        with pytest.raises(ContextsegError, match="there is no such file of text"):
+            cs.export(finished, tmp_path / file, **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_onnx_that_is_not_installed_is_one_message(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

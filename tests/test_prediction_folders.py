@@ -23,6 +23,7 @@ from contextseg.predict.record import PredictionRecord
 from contextseg.predictor import part_of, segment_missing
 from contextseg.settings import PredictionSettings
 from contextseg.volume import Volume
+from systems import needs_locks
 
 TINY = {
     "steps": 8,
@@ -235,6 +236,7 @@ def test_two_processes_share_a_folder(data: Path, run: Path, tmp_path: Path) -> 
     assert not list(out.rglob(".*"))  # neither locks nor leftovers
 
 
+@needs_locks
 def test_a_whole_prediction_waits_for_no_part(data: Path, run: Path, tmp_path: Path) -> None:
     with (
         lock_folder(tmp_path, shared=True),

@@ -367,6 +367,11 @@ def _refuse_to_overwrite(output: StrPath | None, scan: Any, labels: Any) -> None
     if output is not None and _resolved(output) in map(_resolved, inputs):
         what = "the output file is the scan or the labels"
         raise ContextsegError(output, what, "choose another --output file")
+    from contextseg.formats import WRITABLE, ending
+
+    if output is not None and ending(output) not in WRITABLE:  # before the work is done
+        what = f"files that end in {ending(output)!r} are not written"
+        raise ContextsegError(output, what, "choose .nii.gz, .mha or .nrrd")
 
 
 def _resolved(path: StrPath | None) -> str:

@@ -177,10 +177,8 @@ def main() -> NoReturn:
     except (MemoryError, RuntimeError, OSError) as error:  # where nothing nearer says what to lower
         if not is_memory_error(error):
             raise
-        where, reason = sys.argv[1] if sys.argv[1:] else "contextseg", reason_of(error)
-        typer.echo(
-            f"contextseg: {where}: out of memory ({reason}). Remedy: {MEMORY_REMEDY}", err=True
-        )
+        where, what = " ".join(sys.argv[1:2]), f"out of memory ({reason_of(error)})"
+        typer.echo(f"contextseg: {ContextsegError(where, what, MEMORY_REMEDY)}", err=True)
         sys.exit(1)
     except Stopped as stopped:
         typer.echo(f"contextseg: {stopped}", err=True)

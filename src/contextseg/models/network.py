@@ -124,6 +124,7 @@ def export_network(
     methods = [_deployed(member.method) for member in predictor.members]
     network = PatchNetwork(methods, first, counts).eval()
     image = torch.zeros(2, sum(map(len, ways)), *predictor.plan.patch_vox)
+    words = {"licence": licence_text(licence).strip(), "note": note}
     with replacing(output) as temporary:
         try:
             _write(network, image, temporary)
@@ -134,7 +135,6 @@ def export_network(
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             what = f"this network cannot be exported so ({type(error).__name__}: {why[:200]})"
             raise ContextsegError(output, what, "export it as model.zip") from error
-    words = {"licence": licence_text(licence).strip(), "note": note}
     content = {**network_description(predictor, [c for way in ways for c in way]), **words}
     write_json(output.with_name(f"{output.name}.json"), {"file": output.name, **content})
     return output
