@@ -340,7 +340,7 @@ def test_scans_are_filled_from_python(data: Path, tmp_path: Path) -> None:
     assert np.array_equal(cs.read_labels(tmp_path / "filled.nii.gz").array, filled.label.array)
     with pytest.raises(cs.ContextsegError, match="the output file is the scan or the labels"):
         cs.propagate(case.images[0], case.label, case.label, verbose=False)
-    with pytest.raises(cs.ContextsegError, match="that end in '.xyz' are not written"):
+    with pytest.raises(cs.ContextsegError, match=r"that end in '\.xyz' are not written"):
         cs.propagate("before it is read", case.label, tmp_path / "a.xyz", verbose=False)
     place, why = filled.suggestion
     assert there[0] < place < there[-1]

@@ -75,7 +75,7 @@ class _LiveBytes(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.note(tensor)
         if self.on_cpu and operation is torch.ops.aten.convolution.default:
-            self.most = max(self.most, self.now + _scratch(*args, made))
+            self.most = max(self.most, self.now + _scratch(made, *args))
         return made
 
     def note(self, tensor: Tensor) -> None:
@@ -95,6 +95,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _scratch(
+    made: Tensor,
     image: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -104,7 +105,6 @@ def _scratch(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
-    made: Tensor,
 ) -> int:
     """Bytes that a convolution on a processor takes beside its tensors (PyTorch's `use_mkldnn`)."""
     kernel = weight.shape[2:]
