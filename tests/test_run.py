@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, Settings
 from contextseg.training import Training
 from contextseg.volume import read, read_labels, write
+from systems import needs_kill
 
 torch.set_num_threads(1)
 TINY = [
@@ -408,7 +408,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(
         )
         time.sleep(wait)
         kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert (
         subprocess.run(
@@ -425,6 +425,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(
     pd.testing.assert_frame_equal(ours, theirs)
 
 
+@needs_kill
 def test_torchrun_two_ranks(data: Path, finished: Path, tmp_path: Path) -> None:
     line = [
         sys.executable,
