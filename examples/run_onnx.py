@@ -124,6 +124,14 @@ def logits_of(network, image, spec):
     return (total / weight)[(slice(None), *inside)]
 
 
+def keep_largest(label, mask):
+    """Write 0 wherever `mask` is not in its largest connected part, the last two steps."""
+    parts = ndimage.label(mask.T, np.ones((3, 3, 3)))[0].T  # of several the first, by k, j, i
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    label[mask & (parts != sizes.argmax())] = 0
+
+
 def segment(network, spec, scans):
     """All steps: a nibabel image of the classes' values on the scan's grid."""
     there = axes.io_orientation(scans[0].affine)
@@ -141,6 +149,10 @@ def segment(network, spec, scans):
     fine = np.stack([zoomed(z, body[box].shape, (1, 1, 1)) for z in logits])
     label[box] = np.array(spec["values"])[fine.argmax(0)]
     back = axes.apply_orientation(label, axes.ornt_transform(wanted, there))
+    for value in spec.get("largest_of", []):
+        keep_largest(back, back == value)
+    if spec.get("largest_component"):
+        keep_largest(back, back > 0)
     return nib.Nifti1Image(back, scans[0].affine)
 
 

@@ -30,7 +30,11 @@ LEFTOVER = re.compile(r"\.[0-9a-f]{8}-.+")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _EVENTS = ("open", "os.rename", "os.mkdir")
 _ERRORS = {"full": errno.ENOSPC, "read-only": errno.EROFS, "denied": errno.EACCES}
-_SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "ctrl-c": signal.SIGINT}
+_SIGNALS = {
+    "kill": getattr(signal, "SIGKILL", signal.SIGTERM),
+    "term": signal.SIGTERM,
+    "ctrl-c": signal.SIGINT,
+}
 
 
 class _Switch:

@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import contextseg as cs
 from contextseg.annotator import monailabel
+from contextseg.annotator.drawing import Drawing
 from contextseg.annotator.jobs import Job
 from contextseg.annotator.launch import Annotating, start_annotating
 from contextseg.annotator.server import Events
@@ -216,6 +218,28 @@ def test_drawing_goes_on_while_a_job_runs_and_cancel_ends_it(server: Annotating)
     while job.state == "running":
         time.sleep(0.01)
     assert job.state == "cancelled"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_too_little_memory_is_an_answer_and_drawing_goes_on(
+    server: Annotating, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: Any) -> str:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Drawing, "fill", full)
+        patch.setattr(Drawing, "fill_around", full)
+        assert put(server, 3)[0] == 200
+        status, _, body = ask(server, "POST", "/api/cases/0/fill")
+        assert status == 507
+        assert "out of memory" in json.loads(body)["error"]
+        job = server.session.jobs.start("refine", 0, full)
+        while job.state in ("waiting", "running"):
+            time.sleep(0.01)
+        assert job.note.startswith("refine: out of memory")
+    assert put(server, 6)[0] == 200
+    assert ask(server, "POST", "/api/cases/0/fill")[0] == 200
 
 
 # --- who may ask ----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from contextseg.models import open_archive, open_runs
 from contextseg.models.network import network_description
 from contextseg.runs import Run
 from contextseg.volume import Volume, write
+from systems import LINKS
 
 TINY = {
     "steps": 6,
@@ -75,7 +76,8 @@ def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_folds_are_runs_on_one_cache_and_are_pooled(data: Path, solid: Path) -> None:
     assert not (solid / "fold0" / "cache").is_symlink()
-    assert (solid / "fold1" / "cache").resolve() == (solid / "fold0" / "cache").resolve()
+    if LINKS:
+        assert (solid / "fold1" / "cache").resolve() == (solid / "fold0" / "cache").resolve()
     pooled = pd.read_csv(solid / "cross-validation" / "metrics.csv", dtype={"case": str})
     own = [
         pd.read_csv(solid / name / "evaluate" / "metrics.csv", dtype={"case": str})

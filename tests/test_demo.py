@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -65,7 +64,7 @@ def test_the_demo_is_good_and_a_killed_one_ends_with_the_same_numbers(tmp_path: 
     for wait in (4, 15, 40):
         process = subprocess.Popen(demo(tmp_path / "killed"))
         time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     subprocess.run(demo(tmp_path / "killed"), check=True)
     pd.testing.assert_frame_equal(scores(tmp_path / "killed"), whole)

@@ -25,6 +25,7 @@ from contextseg.disk import (
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.provenance import PeakMemory
 from contextseg.volume import Volume, read_labels, write
+from systems import needs_locks
 from test_volume import counting
 
 
@@ -181,6 +182,7 @@ def test_rows_of_a_case_take_the_place_of_those_before(tmp_path: Path) -> None:
 # --- leftovers and locks --------------------------------------------------------------------------
 
 
+@needs_locks
 def test_leftovers_are_no_results_and_are_swept_with_the_lock(tmp_path: Path) -> None:
     """As a kill between write and rename leaves them; a folder that is worked in keeps its own."""
     for name in ("a.npy", ".48a3b1c2-b.npy", "sub/.48a3b1c2-c/x.json", "sub/done.json", ".hidden"):
@@ -207,6 +209,7 @@ with lock_folder(sys.argv[1]):
 """
 
 
+@needs_locks
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, encoding="utf-8"
@@ -232,8 +235,7 @@ from contextseg.stopping import Stopped, stop_signals
 try:
     with stop_signals(), lock_folder(sys.argv[1]), replacing(Path(sys.argv[1]) / "a.txt") as path:
         path.write_text("half", encoding="utf-8")
-        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
-        signal.pause()
+        signal.raise_signal(getattr(signal, sys.argv[2]))
 except Stopped as stopped:
     sys.exit(str(stopped))
 """

@@ -22,6 +22,7 @@ import contextseg as cs
 from contextseg import api, cli
 from contextseg.data import phantom
 from contextseg.disk import read_json
+from systems import LINKS
 
 TINY = {
     "steps": 3,
@@ -278,9 +279,11 @@ def test_predictions_never_go_among_their_scans(data: Path, run: Path, tmp_path:
     scans.mkdir()
     scan = scans / "a.nii.gz"
     shutil.copy(next((data / "imagesTs").glob("*.nii.gz")), scan)
-    (tmp_path / "link").symlink_to(scans, target_is_directory=True)
+    if LINKS:
+        (tmp_path / "link").symlink_to(scans, target_is_directory=True)
     predictor = cs.load(run)
-    for images, output in ((scans, scans), (scan, scans), (scans, tmp_path / "link")):
+    linked = tmp_path / "link" if LINKS else scans
+    for images, output in ((scans, scans), (scan, scans), (scans, linked)):
         with pytest.raises(cs.ContextsegError, match="the output folder"):
             predictor.predict_folder(images, output)
     for folder in ("imagesTs", "labelsTs", ""):
@@ -337,6 +340,8 @@ def test_scans_are_filled_from_python(data: Path, tmp_path: Path) -> None:
     assert np.array_equal(cs.read_labels(tmp_path / "filled.nii.gz").array, filled.label.array)
     with pytest.raises(cs.ContextsegError, match="the output file is the scan or the labels"):
         cs.propagate(case.images[0], case.label, case.label, verbose=False)
+    with pytest.raises(cs.ContextsegError, match=r"that end in '\.xyz' are not written"):
+        cs.propagate("before it is read", case.label, tmp_path / "a.xyz", verbose=False)
     place, why = filled.suggestion
     assert there[0] < place < there[-1]
     assert "stretch" in why

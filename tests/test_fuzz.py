@@ -21,6 +21,8 @@ from contextseg.errors import ContextsegError
 from contextseg.inputs import damage_named, misfit, read_json, read_json_lines
 from contextseg.parallel import map_cases
 from contextseg.volume import as_volume
+
+pytest.importorskip("resource")  # the limits of the processes that read
 from fuzz import corpus, outcome, pool
 from fuzz.mutate import DEEP, DIGITS, damaged
 

@@ -12,6 +12,9 @@ from types import ModuleType
 
 import pytest
 
+from systems import needs_unix
+
+pytestmark = needs_unix  # a script of bash
 GPU = Path(__file__).parents[1] / "benchmarks" / "gpu"
 NEED_NNUNET = {
     "training-3d",

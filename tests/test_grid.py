@@ -41,6 +41,7 @@ from contextseg.studies.compare.pools import (
 )
 from contextseg.volume import read_labels, write
 from grids import TINY, grid
+from systems import needs_locks
 
 torch.set_num_threads(1)
 
@@ -283,6 +284,7 @@ def test_the_log_by_hand(tmp_path: Path) -> None:
         log_test_evaluation(log, "c", "3", 5)
 
 
+@needs_locks
 def test_two_at_once_in_one_folder(tmp_path: Path) -> None:
     with (
         lock_folder(tmp_path),

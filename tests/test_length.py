@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -30,6 +29,7 @@ from contextseg.stopping import FINISH, STOP, Stopped, StopRequest
 from contextseg.studies.compare.grid import cells, parse_grid
 from contextseg.training import Training, train
 from contextseg.training_log import log_rows
+from systems import needs_locks
 
 torch.set_num_threads(1)
 
@@ -81,7 +81,7 @@ def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
     def counting(*args: object, **more: object) -> object:
         count[0] += 1
         if count[0] == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return real(*args, **more)  # type: ignore[arg-type]
 
     patch.setattr(loop, "training_step", counting)
@@ -392,6 +392,7 @@ def test_what_cannot_be_finished_or_extended_is_one_message(data: Path, tmp_path
         cs.finish(tmp_path / "run")
 
 
+@needs_locks
 def test_finish_asks_the_process_that_is_training(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -427,7 +428,7 @@ def counted(folder: Path, stop: int = 0, **words: int) -> tuple[loop.Ending, dic
     def counting(batch: Batch) -> dict[str, torch.Tensor]:
         method.step += 1
         if method.step == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return real(batch)
 
     method.forward = counting  # type: ignore[method-assign]
@@ -475,8 +476,8 @@ def test_early_stopping_needs_validation(data: Path, tmp_path: Path) -> None:
 def test_asked_to_finish_a_training_ends_with_its_model(how: str, tmp_path: Path) -> None:
     def at(n: int, *rest: object) -> Batch:
         if n == 2 and how == "twice":
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         if n == 2 and how == "file":
             (tmp_path / "finish").touch()
         return laws.batch(n, dims=2)

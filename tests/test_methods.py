@@ -172,14 +172,13 @@ def test_state_survives_save_and_load(name: str, dims: int, tmp_path: Path) -> N
 def test_asked_to_stop_it_stops_after_a_checkpoint(
     name: str, dims: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
     import signal
 
     real = laws.batch
 
     def terminated(n: int, *args: int, **kwargs: int) -> object:
         if n == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return real(n, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(laws, "batch", terminated)

@@ -20,10 +20,12 @@ import torch
 import contextseg as cs
 from contextseg import cli
 from contextseg.data import phantom
+from contextseg.data.components import keep_largest, keep_largest_of
 from contextseg.data.plan import PLACE, Channel, Plan
 from contextseg.data.prepare import prepare
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
+from contextseg.evaluation.largest import save_largest
 from contextseg.methods import CoLab, Supervised
 from contextseg.methods.presence import head_of
 from contextseg.models import export_archive, export_network, open_archive
@@ -353,8 +355,9 @@ def test_another_tool_segments_as_we_do(kind: str, tmp_path: Path) -> None:
     for member in members:
         for parameter in member.method.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    settings = PredictionSettings(mirror=kind != "ensemble", confidence=False)
-    predictor = Predictor(members, settings)
+    whole = kind == "ensemble"  # of the others the classes that validation chose
+    settings = PredictionSettings(mirror=not whole, confidence=False, largest_component=whole)
+    predictor = Predictor(members, settings, () if whole else ("kidney_left", "kidney_right"))
     model = export_network(predictor, tmp_path / "model.onnx", "MIT")
     image, _ = phantom.patient(5, (20, 30, 26))
     turned = np.array([[0, 0, -1.0, 9], [0, 1.1, 0, 5], [2, 0, 0, 0], [0, 0, 0, 1]])
@@ -392,7 +395,36 @@ def test_another_tool_segments_as_we_do(kind: str, tmp_path: Path) -> None:
     differ = np.asanyarray(result.dataobj) != expected
     assert differ.mean() < 1e-4
     assert len(np.unique(expected)) >= 2
+    with_all_parts = replace(predictor, settings=PredictionSettings(mirror=not whole))
+    more = replace(with_all_parts, largest_validated=()).predict(scan).label
+    assert whole or (more.array != label.array).any()
     assert np.allclose(result.affine, nifti.affine)
+
+
+def test_the_runner_keeps_the_largest_part_that_we_keep() -> None:
+    """Of several of the same size the first of the file, which lies in another order there."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        array = rng.choice([0, 0, 0, 0, 3, 7], size=(4, 5, 6)).astype(np.uint8)
+        expected = keep_largest(keep_largest_of(Volume(array, np.eye(4)), [7])[0])[0].array
+        label = array.T.copy()
+        runner().keep_largest(label, label == 7)
+        runner().keep_largest(label, label > 0)
+        assert np.array_equal(label.T, expected)
+
+
+def test_what_validation_chose_is_in_every_file(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    name = next(iter(cs.load(run).classes))
+    row = {"class": name, "cases": 5, "dice": 0.5, "dice_largest": 0.6, "better": 4, "worse": 1}
+    save_largest([{**row, "chosen": True}], Run.open(run).stage_folder("evaluate"))
+    assert Run.open(run).largest_validated == (name,)
+    value = cs.load(run).classes[name]
+    for file in ("model.pt2", "model.zip"):
+        cs.export(run, tmp_path / file)
+    assert cs.load(tmp_path / "model.zip").largest_of == (name,)
+    assert read_json(tmp_path / "model.pt2.json")["largest_of"] == [value]
 
 
 def test_the_runner_needs_little() -> None:
@@ -423,6 +455,17 @@ def test_what_colab_watched_is_not_in_a_program(tmp_path: Path) -> None:
     state = torch.export.load(tmp_path / "model.pt2").state_dict
     assert not state["methods.0.watched"].any()
     assert method.watched.any()
+
+
+def test_a_licence_that_is_not_there_is_not_its_name(finished: Path, tmp_path: Path) -> None:
+    for file, given in (
+        ("model.zip", {"licence": "LICENCE.txt"}),
+        ("model.zip", {"note": "notes.md"}),
+        ("model.pt2", {"licence": "LICENCE.txt"}),
+    ):
+        with pytest.raises(ContextsegError, match="there is no such file of text"):
+            cs.export(finished, tmp_path / file, **given)
+    assert not list(tmp_path.iterdir())
 
 
 def test_onnx_that_is_not_installed_is_one_message(

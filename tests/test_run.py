@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
+from contextseg import api
 from contextseg.data import phantom
 from contextseg.data.augment import Augmentation
 from contextseg.data.layouts import open_dataset
@@ -39,6 +39,7 @@ from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, Settings
 from contextseg.training import Training
 from contextseg.volume import read, read_labels, write
+from systems import needs_kill
 
 torch.set_num_threads(1)
 TINY = [
@@ -407,7 +408,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(
         )
         time.sleep(wait)
         kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
     assert (
         subprocess.run(
@@ -424,6 +425,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_numbers(
     pd.testing.assert_frame_equal(ours, theirs)
 
 
+@needs_kill
 def test_torchrun_two_ranks(data: Path, finished: Path, tmp_path: Path) -> None:
     line = [
         sys.executable,
@@ -637,3 +639,22 @@ def test_weights_that_are_not_there_are_missed_at_once(data: Path, tmp_path: Pat
     with pytest.raises(ContextsegError, match=r"weights=gone\.pt: there is no such file"):
         run_pipeline(run)
     assert run.stages() == []
+
+
+@pytest.mark.parametrize("verb", ["train", "run"])
+def test_a_run_never_goes_among_its_scans(data: Path, verb: str) -> None:
+    before = sorted(data.rglob("*"))
+    for folder in (data, data / "imagesTr", data / "labelsTr" / "run"):
+        for given in ({}, {"folds": "0,1"} if verb == "run" else {}):
+            with pytest.raises(
+                ContextsegError, match="the output folder is the folder of the data"
+            ):
+                getattr(api, verb)(data, folder, verbose=False, **given)
+    assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["train", "run"])
+def test_a_method_that_there_is_not_has_the_nearest(data: Path, tmp_path: Path, verb: str) -> None:
+    with pytest.raises(ContextsegError, match=r"no such method. Remedy: did you mean supervised"):
+        getattr(api, verb)(data, tmp_path / "run", method="superviced", verbose=False)
+    assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from contextseg.disk import lock_folder
 from contextseg.errors import ContextsegError
 from contextseg.runs import Run
 from contextseg.settings import Settings
+from systems import needs_links, needs_locks
 
 TINY = ["steps=2", "patch_vox=16,16,16", "batch_size=2", "base_width=4", "device=cpu"]
 
@@ -85,6 +86,7 @@ def test_those_that_share_a_lock_never_refuse_one_another(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_locks
 def test_one_that_is_alone_keeps_the_sharing_out_and_the_other_way_round(tmp_path: Path) -> None:
     with (
         lock_folder(tmp_path),
@@ -102,6 +104,7 @@ def test_one_that_is_alone_keeps_the_sharing_out_and_the_other_way_round(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_links
 def test_two_runs_repair_the_cache_that_they_share(two_runs: tuple[Run, Run]) -> None:
     """Two processes at the same moment, by the remedy of the message about a damaged file."""
     first, second = two_runs
@@ -124,6 +127,7 @@ def test_two_runs_repair_the_cache_that_they_share(two_runs: tuple[Run, Run]) ->
             assert case.voxels("body").size
 
 
+@needs_links
 def test_a_run_that_begins_again_leaves_alone_what_others_write_into_its_cache(
     two_runs: tuple[Run, Run],
 ) -> None:
@@ -138,6 +142,7 @@ def test_a_run_that_begins_again_leaves_alone_what_others_write_into_its_cache(
         assert not half.exists()
 
 
+@needs_links
 def test_preprocessing_holds_the_lock_of_the_cache(
     two_runs: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +161,7 @@ def test_preprocessing_holds_the_lock_of_the_cache(
     assert held == [True]
 
 
+@needs_links
 def test_a_run_whose_neighbour_is_gone_makes_its_own_cache(two_runs: tuple[Run, Run]) -> None:
     first, second = two_runs
     shutil.rmtree(first.folder)

@@ -34,7 +34,8 @@ class ContextsegError(Exception):
         self.remedy = _readable(remedy, 2000)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}. Remedy: {self.remedy}"
+        end = "" if self.what.endswith("\n") else ". "  # after a list of reasons on its own line
+        return f"{self.where}: {self.what}{end}Remedy: {self.remedy}"
 
 
 def plural(count: int, one: str, several: str = "") -> str:

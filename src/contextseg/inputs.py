@@ -29,6 +29,7 @@ from typing import (
 )
 
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import is_memory_error
 from contextseg.stopping import Stopped
 
 READ_REMEDY = "change its permissions, or those of the folders above it, or choose another"
@@ -48,13 +49,6 @@ _NO_FILES = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
-_MEMORY = (
-    "bad_alloc",
-    "can't allocate memory",
-    "cannot allocate",
-    "out of memory",
-    "unable to allocate",
-)
 _LINES = re.compile(r"\s*\n\s*")
 
 
@@ -164,14 +158,13 @@ def damage(path: Any, error: Exception, remedy: str, what: str) -> ContextsegErr
     Returns:
         The error: about a missing file, about permissions, about memory, or about damage.
     """
+    if is_memory_error(error):
+        remedy = "see whether its header is right; else use a machine with more memory"
+        return ContextsegError(path, "what it asks for does not fit into memory", remedy)
     if isinstance(error, OSError) and error.errno is not None:
         named = error.filename if isinstance(error.filename, str) else path
         return ContextsegError(named or path, *_of_system(error))
-    reason = reason_of(error)
-    if isinstance(error, MemoryError) or any(sign in reason.lower() for sign in _MEMORY):
-        remedy = "see whether its header is right; else use a machine with more memory"
-        return ContextsegError(path, "what it asks for does not fit into memory", remedy)
-    return ContextsegError(path, f"{what} ({reason})", remedy)
+    return ContextsegError(path, f"{what} ({reason_of(error)})", remedy)
 
 
 def _of_system(error: OSError) -> tuple[str, str]:

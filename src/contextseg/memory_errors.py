@@ -11,10 +11,22 @@ from contextseg.errors import ContextsegError
 _SIGNS = (
     "out of memory",
     "can't allocate memory",
-    "cannot allocate memory",
+    "cannot allocate",
     "unable to allocate",
+    "failed to allocate",
     "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "paging file is too small",  # Windows
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, and so cuDNN, cuSOLVER, cuFFT
+    "allocation_failed",
 )
+
+MEMORY_REMEDY = (
+    "close other programs, crop the scans or plan a coarser spacing_mm, or use a machine with more "
+    "memory"
+)
+"""What helps everywhere."""
 
 
 def is_memory_error(error: BaseException) -> bool:
@@ -30,7 +42,7 @@ def is_memory_error(error: BaseException) -> bool:
         >>> is_memory_error(RuntimeError("CUDA out of memory")), is_memory_error(ValueError("x"))
         (True, False)
     """
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in _SIGNS)
@@ -54,3 +66,23 @@ def out_of_memory(where: str | Path, remedy: str) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ContextsegError(where, f"out of memory ({reason})", remedy) from error
+
+
+def raise_memory_error(
+    where: str | Path, error: BaseException, remedy: str = MEMORY_REMEDY
+) -> None:
+    """Raise the error about memory, where that is what a reader of any file raised.
+
+    Called where whatever is raised means that a file is damaged; for want of memory it is not.
+
+    Args:
+        where: The file.
+        error: What was raised.
+        remedy: What to do.
+
+    Raises:
+        ContextsegError: There was not enough memory.
+    """
+    if is_memory_error(error):
+        with out_of_memory(where, remedy):
+            raise error

@@ -12,17 +12,11 @@ from typing import TypeVar
 
 from contextseg.console import Progress, say
 from contextseg.errors import ContextsegError
-from contextseg.memory_errors import out_of_memory
+from contextseg.memory_errors import MEMORY_REMEDY, out_of_memory
 from contextseg.threads import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-_MEMORY_REMEDY = (
-    "close other programs, crop the scan, plan a coarser spacing_mm, or use a machine with more "
-    "memory"
-)
 
 
 def machine_gb() -> float:
@@ -132,14 +126,10 @@ def map_cases(
     def attempt(case: T) -> R | ContextsegError:
         name = getattr(case, "name", None) or getattr(case, "case", None) or "a case"
         try:
-            with out_of_memory(str(name), _MEMORY_REMEDY):
+            with out_of_memory(str(name), MEMORY_REMEDY):
                 return work(case)
         except ContextsegError as error:
             return error
-        except MemoryError:
-            name = str(getattr(case, "name", "") or "a case")
-            remedy = "work on fewer at a time, or use a machine with more memory"
-            return ContextsegError(name, "it does not fit into memory", remedy)
 
     with ThreadPoolExecutor(workers or default_workers()) as pool:
         try:

@@ -184,6 +184,23 @@ class RunFolder:
         return [cost for _, cost in sorted(costs, key=lambda item: (item[0], item[1]["name"]))]
 
 
+def refuse_among_scans(output: str | Path, dataset: str | Path) -> None:
+    """Refuse to write a run into its data set's folder, or into one of scans and labels.
+
+    Args:
+        output: The folder of the run.
+        dataset: The folder of the data set.
+
+    Raises:
+        ContextsegError: It is that folder, or lies among the scans.
+    """
+    place, data = Path(output).resolve(), Path(dataset).resolve()
+    inside = place.relative_to(data).parts[:1] if place.is_relative_to(data) else ("elsewhere",)
+    if not inside or inside[0].lower().startswith(("images", "labels")):
+        what = "the output folder is the folder of the data set, or lies among its scans"
+        raise ContextsegError(output, what, "choose a folder of its own, such as -o runs/first")
+
+
 def stale_inputs(folder: Path, inputs: Mapping[str, str] | None) -> list[str]:
     """The inputs of a stage that are not what they were when it was done.
 

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from contextseg.console import Progress, say
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.inputs import damage_named, read_tensors
+from contextseg.memory_errors import raise_memory_error
 from contextseg.ranks import Mean, highest_of_ranks, mean_over_ranks, names_on_any_rank, ranks
 from contextseg.stopping import FINISH, STOP, Stopped, StopRequest, training_signals
 from contextseg.training_log import TrainingLog
@@ -235,6 +237,8 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
+        remedy = "close other programs that use it, or choose device=cpu"
+        raise_memory_error(f"device={name}", error, remedy)
         raise ContextsegError(
             f"device={name}", "this device cannot be used here", "choose cpu, or auto"
         ) from error
@@ -329,7 +333,7 @@ def train(
 
     if log and progress:
         progress(state.step, training.steps, {})
-    with training_signals() as request:
+    with training_signals() as request, log or nullcontext():
         stop = until or training.steps
         for batch in prefetched(items_of_this_rank, state.step, stop, device):
             decay = method.decay(state.step / training.steps)

@@ -68,6 +68,15 @@ class TrainingLog:
         self.started = time.monotonic()
         self.seconds_before = state.seconds
 
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the files, also after an error: Windows replaces none that is open."""
+        self.file.close()
+        if self.writer:
+            self.writer.close()
+
     def add(self, terms: dict[str, Tensor], lr: float, last: bool) -> None:
         """Count the loss terms of one step, and write a row where one is due.
 
@@ -119,11 +128,9 @@ class TrainingLog:
 
     def close(self) -> None:
         """Write `log.csv`."""
-        self.file.close()
+        self.__exit__()
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         write_text(self.folder / "log.csv", csv_text(columns, self.rows))
-        if self.writer:
-            self.writer.close()
 
 
 def log_rows(path: Path) -> list[dict[str, Any]]:

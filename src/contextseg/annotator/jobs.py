@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import MEMORY_REMEDY, out_of_memory
 
 Publish = Callable[[dict[str, Any]], None]
 """Called with an event, JSON content, from any thread."""
@@ -138,7 +139,8 @@ class Jobs:
                     raise Cancelled
                 job.state = "running"
                 self.publish(job.facts())
-                job.note = work(job)
+                with out_of_memory(job.kind, MEMORY_REMEDY):
+                    job.note = work(job)
                 job.state = "done"
             except Cancelled:
                 job.state = "cancelled"

@@ -37,6 +37,7 @@ from contextseg.annotator.guard import Guard, TooLarge, read_body
 from contextseg.annotator.planes import slice_shape
 from contextseg.annotator.session import AnnotationSession
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import out_of_memory
 
 _TYPES = {
     ".html": "text/html",
@@ -280,7 +281,8 @@ def handled(handler: Handler) -> Handler:
 
     async def answer(request: Request) -> Response:
         try:
-            return await handler(request)
+            with out_of_memory(request.url.path, _MEMORY_REMEDY):
+                return await handler(request)
         except StaleSlice as error:
             return _json({"error": str(error), "revision": error.revision}, status=409)
         except TooLarge as error:
@@ -291,12 +293,21 @@ def handled(handler: Handler) -> Handler:
     return answer
 
 
+_MEMORY_REMEDY = "close other programs, and try again: what was drawn is saved"
+
+
 def _status(error: ContextsegError) -> int:
     absent = ("there is no such", "the number of cases is", "the plane has", "the scan has")
     if error.what.startswith(absent):
         return 404
-    disk = ("the disk", "no permission to write", "a file stands", "a folder stands")
-    return 507 if error.what.startswith(disk) else 400
+    full = (
+        "out of memory",
+        "the disk",
+        "no permission to write",
+        "a file stands",
+        "a folder stands",
+    )
+    return 507 if error.what.startswith(full) else 400
 
 
 def _place(request: Request) -> tuple[int, str, int]:

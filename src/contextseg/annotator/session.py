@@ -25,6 +25,7 @@ from contextseg.annotator.proposals import expected_dice
 from contextseg.console import say
 from contextseg.data.ct_windows import CT_WINDOWS
 from contextseg.errors import ContextsegError, plural
+from contextseg.memory_errors import MEMORY_REMEDY, out_of_memory
 from contextseg.propagation import CompletionModel, PropagationModel
 
 _RESIDENT = 2
@@ -280,8 +281,9 @@ class AnnotationSession:
                     return
                 n, plane, k = item
                 try:
-                    drawing = self.drawing(n)
-                    self._tell_filled(n, drawing, drawing.fill_around(plane, k))
+                    with out_of_memory(f"filling around slice {k}", MEMORY_REMEDY):
+                        drawing = self.drawing(n)
+                        self._tell_filled(n, drawing, drawing.fill_around(plane, k))
                 except ContextsegError as error:
                     self._tell({"type": "error", "case": n, "error": str(error)})
 

@@ -23,6 +23,7 @@ from contextseg.annotator.planes import SCREEN_PLANES
 from contextseg.disk import read_json, replacing, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.inputs import refuse_no_file
+from contextseg.memory_errors import raise_memory_error
 
 _MOST = 1 << 28  # pixels of a slice
 _NAME = re.compile(rf"({'|'.join(SCREEN_PLANES)})-(\d{{3,6}})\.(npz|undone)")
@@ -184,5 +185,6 @@ def _read(path: Path, match: re.Match[str]) -> SavedSlice:
             revision = int(content["revision"])
         return SavedSlice(match[1], int(match[2]), revision, label.reshape(rows, columns))
     except Exception as error:  # NumPy raises many classes for damaged files
+        raise_memory_error(path, error)
         what = f"not a slice of the annotator ({type(error).__name__})"
         raise ContextsegError(path, what, "move it away, and draw this slice again") from error

@@ -12,6 +12,7 @@ from contextseg.arguments import StrPath, assignments, progress_of
 from contextseg.arguments import words as words_of
 from contextseg.console import say
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import out_of_memory
 
 if TYPE_CHECKING:
     from contextseg.annotator.launch import Annotating
@@ -89,7 +90,9 @@ def propagate(
     network: Any = None
     if way not in ("interpolation", "nearest"):
         network = open_propagation_model(model) if model else open_completion()
-    with progress_of(verbose)("propagate") as progress:
+    name = scan if isinstance(scan, str | Path) else "the scan"
+    lower = "crop the scan, fill with --way interpolation, or close other programs"
+    with out_of_memory(name, lower), progress_of(verbose)("propagate") as progress:
         filled = fill(
             volume,
             labelled,
@@ -364,6 +367,11 @@ def _refuse_to_overwrite(output: StrPath | None, scan: Any, labels: Any) -> None
     if output is not None and _resolved(output) in map(_resolved, inputs):
         what = "the output file is the scan or the labels"
         raise ContextsegError(output, what, "choose another --output file")
+    from contextseg.formats import WRITABLE, ending
+
+    if output is not None and ending(output) not in WRITABLE:  # before the work is done
+        what = f"files that end in {ending(output)!r} are not written"
+        raise ContextsegError(output, what, "choose .nii.gz, .mha or .nrrd")
 
 
 def _resolved(path: StrPath | None) -> str:

@@ -140,12 +140,14 @@ def run(
     from contextseg.data.nnunet import load_plan
     from contextseg.data.plan import Plan
     from contextseg.pipeline import run_pipeline
+    from contextseg.run_folder import refuse_among_scans
 
     numbers = _fold_numbers(folds, fold)
     settings |= {**_start_weights(init, method, settings), **_time(time, max(1, len(numbers)))}
     bar = progress_of(verbose)
     if numbers:
         chosen = _settings(dataset, method, numbers[0], seed, roi, settings)
+        refuse_among_scans(output, dataset)
 
         def given(opened: Run) -> Plan:
             return plan if isinstance(plan, Plan) else load_plan(str(plan), opened.dataset)
@@ -392,9 +394,11 @@ def _run(
     from contextseg.longer import extend
     from contextseg.pipeline import resolve_fold
     from contextseg.ranks import first_rank_first
+    from contextseg.run_folder import refuse_among_scans
     from contextseg.runs import Run
 
     chosen = resolve_fold(settings, output)
+    refuse_among_scans(output, settings.dataset)
     with _locked(output):
         first_rank_first(lambda: extend(output, chosen, longer))
         opened = Run(output, chosen, bar)
@@ -412,7 +416,7 @@ def _settings(
     roi: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Settings:
-    from contextseg.settings import AUTO_FOLD, Settings
+    from contextseg.settings import AUTO_FOLD, Settings, names
 
     named = {"auto": AUTO_FOLD, "all": -1}
     text = str(fold)
@@ -420,6 +424,7 @@ def _settings(
         raise ContextsegError(f"--fold {fold}", "not a fold", "give 0 to 4, all, or auto")
     number = named[text] if text in named else int(text)
     folder = str(Path(dataset).absolute())
+    names(method)  # refuses one that there is not
     made = Settings(folder, method, number, seed, roi=tuple(roi))
     return made.set(assignments(settings))
 

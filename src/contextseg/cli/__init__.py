@@ -5,6 +5,7 @@ Heavy imports are inside those functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from typing import Annotated, NoReturn
@@ -23,6 +24,8 @@ from contextseg.cli import (
     training,
 )
 from contextseg.errors import ContextsegError
+from contextseg.inputs import reason_of
+from contextseg.memory_errors import MEMORY_REMEDY, is_memory_error
 from contextseg.stopping import Stopped, stop_signals
 
 app = typer.Typer(
@@ -146,11 +149,20 @@ def version(
         raise typer.Exit
 
 
+def _print_every_name() -> None:
+    """Print names of all languages: into files and pipes as UTF-8, whatever Windows prefers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def main() -> NoReturn:
     """Run the command line.
 
     A `ContextsegError` is one message on stderr and exit code 1; what was stopped is 143.
     """
+    _print_every_name()
     try:
         with stop_signals():
             app(standalone_mode=True)
@@ -161,6 +173,12 @@ def main() -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "change its permissions, or choose another file or folder"
         typer.echo(f"contextseg: {where}no permission to use it. Remedy: {remedy}", err=True)
+        sys.exit(1)
+    except (MemoryError, RuntimeError, OSError) as error:  # where nothing nearer says what to lower
+        if not is_memory_error(error):
+            raise
+        where, what = " ".join(sys.argv[1:2]), f"out of memory ({reason_of(error)})"
+        typer.echo(f"contextseg: {ContextsegError(where, what, MEMORY_REMEDY)}", err=True)
         sys.exit(1)
     except Stopped as stopped:
         typer.echo(f"contextseg: {stopped}", err=True)

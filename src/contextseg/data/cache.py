@@ -43,6 +43,7 @@ from contextseg.errors import ContextsegError
 from contextseg.formats.parts import files_of
 from contextseg.grids import onto
 from contextseg.inputs import refuse_no_file
+from contextseg.memory_errors import raise_memory_error
 from contextseg.parallel import map_cases
 from contextseg.slabs import sample_of, save_slabs, slabs, unique_values
 from contextseg.volume import AXIAL, Volume, read, read_labels
@@ -116,6 +117,7 @@ class Cached:
                 raise ValueError(f"{name} is no array")
             return content
         except Exception as error:  # NumPy raises many classes for damaged files
+            raise_memory_error(path, error)
             raise _damaged(path, _REMEDY) from error
 
     def patch(self, box: tuple[slice, ...], channels: Sequence[Channel]) -> np.ndarray:
@@ -162,6 +164,7 @@ def load_array(path: Path, remedy: str) -> np.ndarray:
         refuse_no_file(path)
         return np.load(path, mmap_mode="r")
     except Exception as error:  # NumPy raises many classes for damaged files
+        raise_memory_error(path, error)
         raise _damaged(path, remedy) from error
 
 

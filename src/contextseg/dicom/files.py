@@ -11,6 +11,7 @@ from typing import Any
 from contextseg.dicom.tags import quiet, tag_name, text
 from contextseg.errors import ContextsegError, plural
 from contextseg.inputs import names_damage, refuse_no_file
+from contextseg.memory_errors import raise_memory_error
 
 # Files that lie beside DICOM files and are none; only a file without DICOM's mark is judged by it.
 _OTHER_FORMATS = re.compile(
@@ -130,6 +131,7 @@ def read_header(path: Path, **options: Any) -> Any:
         remedy = "change the file's permissions"
         raise ContextsegError(path, "no permission to read it", remedy) from error
     except Exception as error:  # pydicom raises many classes for damaged files
+        raise_memory_error(path, error)
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         what = f"cannot be read as DICOM, it looks truncated or damaged ({reason})"
         raise ContextsegError(path, what, _COPY_AGAIN) from error

@@ -11,6 +11,7 @@ import numpy as np
 from contextseg.dicom.files import read_header
 from contextseg.dicom.frames import Frame
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import raise_memory_error
 
 _INTEGERS = (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64)
 _DAMAGED = "copy or export this file again"
@@ -127,6 +128,7 @@ def _decoded(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
     except ContextsegError:
         raise
     except Exception as error:  # the codecs raise many classes for damaged pixels
+        raise_memory_error(path, error)
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         what = f"its pixels cannot be read, the file looks truncated or damaged ({reason})"
         raise ContextsegError(path, what, _DAMAGED) from error

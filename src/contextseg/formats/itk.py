@@ -13,6 +13,7 @@ from contextseg.formats import nrrd, pictures
 from contextseg.formats.content import ending, not_an_image
 from contextseg.formats.header import Header, as_matrix, upright
 from contextseg.formats.nifti import NO_SIZE, ONE_NUMBER, Read
+from contextseg.memory_errors import raise_memory_error
 
 ITK_WRITABLE = (".mha", ".nrrd", ".tif", ".tiff", ".png")
 _IMAGE_IO = {
@@ -222,6 +223,7 @@ def write_itk(path: Path, array: np.ndarray, affine: np.ndarray, header: Header 
                 raise ContextsegError(path, *_not_written(kind, array, reason))
             scratch.replace(temporary)
         except RuntimeError as error:
+            raise_memory_error(path, error)
             reason = str(error).strip().splitlines()[-1]
             raise ContextsegError(path, *_not_written(kind, array, reason)) from error
         finally:

@@ -23,6 +23,7 @@ from contextseg.formats.header import as_matrix
 from contextseg.grids import label_type
 from contextseg.interop.layers import Overlap, SegmentedVolume, merge
 from contextseg.interop.segments import Colour, Segment
+from contextseg.memory_errors import raise_memory_error
 
 _SOP_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation",
@@ -163,6 +164,7 @@ def _named(path: Path) -> Iterator[None]:
     except ContextsegError:
         raise
     except Exception as error:  # pydicom and highdicom raise many classes for damaged files
+        raise_memory_error(path, error)
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         what = f"a DICOM segmentation that cannot be read ({reason})"
         remedy = "export it again, or convert it with dcmqi or 3D Slicer"

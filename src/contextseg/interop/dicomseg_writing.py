@@ -17,6 +17,7 @@ from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
 from contextseg.grids import Lattice, label_type, placement
 from contextseg.interop.segments import Segment, complete, default_colour
+from contextseg.memory_errors import raise_memory_error
 
 _TISSUE = "SCT^85756007^Tissue"  # 3D Slicer's too, where nothing says what a segment is
 
@@ -79,6 +80,7 @@ def write_dicom_segmentation(
             )
             content = _segmentation(hd, sources, placed, numbered)
     except Exception as error:  # highdicom raises many classes for a series that lacks something
+        raise_memory_error(path, error)
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         what = f"no DICOM segmentation can refer to this series ({reason})"
         raise ContextsegError(scan, what, "write .seg.nrrd or .nii.gz") from error

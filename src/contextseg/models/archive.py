@@ -28,6 +28,7 @@ from contextseg.data.plan import Plan
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
 from contextseg.inputs import misfit, reason_of, refuse_impossible, refuse_no_file
+from contextseg.memory_errors import raise_memory_error
 from contextseg.methods import Method
 from contextseg.methods.presence import head_of
 from contextseg.models.card import card, licence_text, recipe_of
@@ -182,6 +183,7 @@ def open_archive(path: str | Path, device: str = "") -> TrainedModel:
     except (ContextsegError, Stopped):
         raise
     except Exception as error:  # a damaged archive raises many classes
+        raise_memory_error(path, error)
         what = f"this file is no model that can be read ({reason_of(error)})"
         raise ContextsegError(path, what, _REMEDY) from error
     if not members:
@@ -251,6 +253,7 @@ def _member(path: str | Path, file: zipfile.ZipFile, row: Mapping[str, Any]) -> 
     except KeyError:
         raise
     except Exception as error:  # an unpickler may raise anything on a damaged file
+        raise_memory_error(path, error)
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ContextsegError(path, f"its weights cannot be read ({why})", _REMEDY) from error
     head = head_of(method)

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import contextseg
 from contextseg.disk import read_json
+from contextseg.errors import ContextsegError
 from contextseg.evaluation.evaluate import read_scores
 from contextseg.runs import Run
 
@@ -76,17 +77,26 @@ def _counts(run: Run) -> dict[str, int]:
     }
 
 
+_TEXT_ENDINGS = (".txt", ".md")
+
+
 def licence_text(licence: str) -> str:
     """The text of a licence.
 
     Args:
         licence: Words, such as "CC BY 4.0", or a file of text. "" says that none was given.
+
+    Raises:
+        ContextsegError: It is the name of a file of text that is not there.
     """
     return _words(licence) or _NO_LICENCE
 
 
 def _words(text: str) -> str:
     """Words, or what a file of that name holds, ending in a line feed; "" for nothing."""
+    if text.endswith(_TEXT_ENDINGS) and " " not in text and not _exists(text):
+        remedy = "check the path, or give the words themselves"
+        raise ContextsegError(text, "there is no such file of text", remedy)
     if _exists(text) and Path(text).is_file():
         text = Path(text).read_text(encoding="utf-8")
     return f"{text.strip()}\n" if text.strip() else ""

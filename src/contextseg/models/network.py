@@ -22,6 +22,7 @@ from contextseg.data.nnunet import NNUNetPlan
 from contextseg.data.plan import Channel
 from contextseg.disk import replacing, write_json
 from contextseg.errors import ContextsegError
+from contextseg.memory_errors import raise_memory_error
 from contextseg.methods import Method
 from contextseg.models.card import licence_text
 from contextseg.predictor import Predictor, sliding_window_arguments
@@ -59,7 +60,9 @@ _STEPS = (
     "patch // 2 with sigma patch / 8.",
     "Interpolate the logits linearly to the box before resampling, take the class of the largest, "
     "write its value from `values`; outside the box it is the first. Turn back.",
-    "Of each value in `largest_of` keep the largest connected part (26 neighbours) alone.",
+    "Of each value in `largest_of` keep the largest connected part (26 neighbours) alone; of "
+    "several the one of the first voxel, in the order of the file. The rest becomes the first.",
+    "Where `largest_component` is true keep the largest part of all other values than the first.",
 )
 
 
@@ -121,16 +124,17 @@ def export_network(
     methods = [_deployed(member.method) for member in predictor.members]
     network = PatchNetwork(methods, first, counts).eval()
     image = torch.zeros(2, sum(map(len, ways)), *predictor.plan.patch_vox)
+    words = {"licence": licence_text(licence).strip(), "note": note}
     with replacing(output) as temporary:
         try:
             _write(network, image, temporary)
         except ContextsegError:
             raise
         except Exception as error:  # exporters raise whatever a network's operations make them
+            raise_memory_error(output, error)
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             what = f"this network cannot be exported so ({type(error).__name__}: {why[:200]})"
             raise ContextsegError(output, what, "export it as model.zip") from error
-    words = {"licence": licence_text(licence).strip(), "note": note}
     content = {**network_description(predictor, [c for way in ways for c in way]), **words}
     write_json(output.with_name(f"{output.name}.json"), {"file": output.name, **content})
     return output
@@ -173,6 +177,7 @@ def network_description(predictor: Predictor, channels: Sequence[Channel]) -> di
         "classes": list(plan.classes),
         "values": list(plan.values),
         "largest_of": [predictor.classes[name] for name in predictor.largest_of],
+        "largest_component": settings.largest_component,
         "steps": list(_STEPS),
     }
 

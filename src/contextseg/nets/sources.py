@@ -20,6 +20,7 @@ from torch import Tensor
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.inputs import damage_named, parsed_json, refuse_impossible, refuse_no_file
+from contextseg.memory_errors import raise_memory_error
 from contextseg.nets.nnunet import safe_numbers
 
 
@@ -128,6 +129,7 @@ def read_weights(path: str | Path | IO[bytes], name: str | Path = "") -> dict[st
             where, "there is no such file", "give the path of a file of weights"
         ) from None
     except Exception as error:  # an unpickler may raise anything on a damaged file
+        raise_memory_error(where, error)
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ContextsegError(where, f"no weights can be read from it ({why})", remedy) from error
     for key in ("network_weights", "state_dict", "model_state_dict", "model", "method"):

@@ -20,6 +20,7 @@ from contextseg.data.nnunet import NNUNetPlan, read_nnunet_plan
 from contextseg.disk import read_json
 from contextseg.errors import ContextsegError
 from contextseg.inputs import damage_named, refuse_no_file
+from contextseg.memory_errors import raise_memory_error
 from contextseg.methods import Method
 from contextseg.methods.context import folded
 from contextseg.nets.nnunet import nnunet_net, safe_numbers
@@ -201,6 +202,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ContextsegError(path, "there is no such file", "check the path") from None
     except Exception as error:  # an unpickler may raise anything on a damaged file
+        raise_memory_error(path, error)
         lines = str(error).splitlines() or [type(error).__name__]
         why = next((line.strip() for line in lines if "GLOBAL" in line), lines[0])
         raise ContextsegError(path, f"it cannot be read safely ({why})", remedy) from error

@@ -105,13 +105,13 @@ def slab_home(
     return torch.device("cpu"), torch.float32 if fits else torch.float16
 
 
-def windows_at_once(patch: Sequence[int], width: int, memory_gb: float) -> int:
+def windows_at_once(patch: Sequence[int], memory_gb: float, each_gb: float) -> int:
     """How many sliding windows may go through a network at once.
 
     Args:
         patch: Size of the window.
-        width: Channels of the network's first level, where most of its memory is.
         memory_gb: Memory that may be taken; 0 for as many as fill a processor.
+        each_gb: Memory that one window takes (`activations.window_bytes`), in gibibytes.
 
     Returns:
         One or more.
@@ -119,12 +119,8 @@ def windows_at_once(patch: Sequence[int], width: int, memory_gb: float) -> int:
     fill = max(1, 2**18 // prod(patch))
     if not memory_gb:
         return fill
-    each = prod(patch) * width * 4 * _LAYERS / GIB
-    return max(1, min(fill, int(memory_gb / each)))
+    return max(1, min(fill, int(memory_gb / each_gb)))
 
 
 _LEAVING_GB = 0.125
 """Finished logits on their way to labels."""
-
-_LAYERS = 6
-"""Layers of the first level that are in memory at once: inputs and outputs of two, and the skip."""

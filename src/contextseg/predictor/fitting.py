@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from contextseg.data.prepare import TOO_LARGE, refuse_too_large
 from contextseg.errors import ContextsegError
 from contextseg.methods import Method
 from contextseg.parallel import machine_gb
-from contextseg.predict.memory import scan_gb, slab_gb, slab_home, windows_at_once
+from contextseg.predict.activations import window_bytes
+from contextseg.predict.memory import GIB, scan_gb, slab_gb, slab_home, windows_at_once
 from contextseg.settings import PredictionSettings
 from contextseg.volume import Volume
 
@@ -84,8 +86,8 @@ def sliding_window_arguments(
         home = slab_home(slab, need - slab, device, memory_gb)
         if memory_gb and device.type == "cpu":  # what the windows may take beside the scan
             memory_gb = max(memory_gb - need, memory_gb / 4)
-    most = windows_at_once(plan.patch_vox, plan.widths[0], memory_gb)
-    batch_size = settings.windows or most
+    each_gb = window_gb(method, plan, device) if memory_gb and not settings.windows else 0.0
+    batch_size = settings.windows or windows_at_once(plan.patch_vox, memory_gb, each_gb)
     axes = range(3 - plan.dims, 3)
     return {
         "device": device,
@@ -97,3 +99,31 @@ def sliding_window_arguments(
         "lateral_axis": plan.lateral_axis,
         "batch_size": batch_size,
     }
+
+
+def window_gb(method: Method, plan: Plan, device: torch.device) -> float:
+    """Memory of one sliding window in a method's networks, in gibibytes.
+
+    Args:
+        method: The trained method.
+        plan: Its plan.
+        device: Where it predicts.
+
+    Returns:
+        What is counted (`predict.activations`). Of a network that has to see numbers it is six
+        layers of the first level: inputs and outputs of two, and the skip.
+    """
+    if method not in _WINDOWS:
+        shape = (len(plan.channels), *plan.patch_vox)
+        try:
+            counted = window_bytes(method, shape, device, lambda copied, x: copied.predict(x))
+        except Exception:  # whatever its operations raise on tensors without numbers
+            counted = int(np.prod(plan.patch_vox)) * plan.widths[0] * 4 * _LAYERS
+        _WINDOWS[method] = counted / GIB
+    return _WINDOWS[method]
+
+
+_WINDOWS: WeakKeyDictionary[Method, float] = WeakKeyDictionary()
+"""What was counted; a method has one plan and stays on its device."""
+
+_LAYERS = 6

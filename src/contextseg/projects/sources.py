@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,11 +184,13 @@ def copy_scan(source: Path, target: Path, link: bool) -> None:
     Args:
         source: What to copy.
         target: Where to.
-        link: Link it in place of copying it.
+        link: Link it in place of copying it, where links can be made.
     """
     if link:
-        os.symlink(source.resolve(), target)
-    elif source.is_dir():
+        with suppress(OSError, NotImplementedError):  # Windows without the right to, FAT
+            os.symlink(source.resolve(), target)
+            return
+    if source.is_dir():
         shutil.copytree(source, target)
     else:
         shutil.copy2(source, target)

@@ -116,7 +116,7 @@ class TwoStageSettings:
         for name, known in (("select", ("", *SELECTIONS)), ("merge", MERGES)):
             value = getattr(self, name)
             if value not in known:
-                remedy = did_you_mean(value, known)
+                remedy = did_you_mean(value, [one for one in known if one])
                 raise ContextsegError(f"{name}={value}", "there is no such rule", remedy)
         for name in ("every", "slices", "memory_every"):
             if getattr(self, name) < 1:
