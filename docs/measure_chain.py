@@ -50,7 +50,7 @@ CHAINS = {
         "Soft-tissue sarcoma",
         "T1 MR, 26 training and 10 locked test cases (Vallières et al. 2015).",
         8,
-        400,
+        200,
         {**SHORT, "spacing_mm": (6, 6, 6), "patch_vox": (16, 16, 16), "prediction.mirror": False},
     ),
     "headneck": Chain(
