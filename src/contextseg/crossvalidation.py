@@ -9,7 +9,6 @@ OUTPUT/report.html              the page of the cross-validation
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +50,7 @@ from contextseg.predictor import Predictor, raise_failed
 from contextseg.run_folder import RunFolder
 from contextseg.runs import Run
 from contextseg.settings import Settings
+from contextseg.training_log import log_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -258,9 +258,7 @@ def _draw(
     costs = []
     for run in runs.values():
         for place in run.stage_folders("train"):
-            path = place / "log.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            logs[f"{run.folder.name} {place.name}"] = [json.loads(line) for line in lines]
+            logs[f"{run.folder.name} {place.name}"] = log_rows(place / "log.jsonl")
         costs += [{**stage, "name": f"{run.folder.name} {stage['name']}"} for stage in run.stages()]
     table = _table(runs)
     names = ", ".join(run.folder.name for run in runs.values())

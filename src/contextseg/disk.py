@@ -400,6 +400,26 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def write_tensors(path: str | Path, content: Any) -> None:
+    """Write what `torch.save` can hold, atomically; `read_tensors` reads it.
+
+    It goes through memory, since torch's own writer hides why a disk is full.
+
+    Args:
+        path: File to write.
+        content: Tensors, numbers and texts in lists and dicts.
+
+    Raises:
+        ContextsegError: The disk is full or cannot be written to.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
 def read_rows(path: str | Path, columns: Sequence[str], cut: bool = False) -> list[dict[str, str]]:
     """The rows of a CSV table.
 
