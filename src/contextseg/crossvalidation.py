@@ -19,6 +19,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contextseg.cells import read_table_file
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.layouts import Case, folds, open_dataset
 from contextseg.data.plan import Plan
@@ -197,7 +198,7 @@ def _table(runs: Mapping[int, Run]) -> pd.DataFrame:
     tables = []
     for number, run in runs.items():
         path = run.stage_folder("evaluate") / "metrics.csv"
-        table = pd.read_csv(path, dtype={"case": str, "class": str, "label": str})
+        table = read_table_file(path, ("case", "class", "label"))
         table.insert(1, "fold", number)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -468,10 +469,8 @@ def _segmented(
 
 def _dice_of(place: Path) -> dict[str, Any]:
     """Number of cases, nnU-Net's foreground mean, and the mean Dice of each class."""
-    import pandas as pd
-
     content = read_json(place / "summary.json")
-    table = pd.read_csv(place / "metrics.csv", dtype={"case": str, "class": str})
+    table = read_table_file(place / "metrics.csv", ("case", "class"), ("case", "class", "dsc"))
     classes = {
         str(name): float(rows["dsc"].dropna().mean()) if rows["dsc"].notna().any() else nan
         for name, rows in table.groupby("class", sort=False)
