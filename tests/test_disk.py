@@ -239,6 +239,17 @@ def test_a_write_sweeps_what_a_killed_one_left_of_the_same_file(tmp_path: Path) 
     assert read_json(tmp_path / "a.txt") == 2
 
 
+def test_threads_that_write_beside_each_other_leave_no_leftover(tmp_path: Path) -> None:
+    """What could not be swept while another thread wrote is swept when the last one is done."""
+    pytest.importorskip("fcntl")
+    (tmp_path / ".48a3b1c2-a.json").write_text("", encoding="utf-8")
+    with replacing(tmp_path / "b.json") as other:
+        write_json(tmp_path / "a.json", 1)
+        assert (tmp_path / ".48a3b1c2-a.json").exists()
+        write_json(other, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
 @pytest.mark.parametrize("name", ["data", "x" * 255])
 def test_half_a_folder_and_a_long_name_are_swept(tmp_path: Path, name: str) -> None:
     pytest.importorskip("fcntl")

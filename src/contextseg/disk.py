@@ -34,8 +34,7 @@ from contextseg.leftovers import (
     LEFTOVER,
     OLD,
     delete_leftover,
-    marked_in_use,
-    sweep_leftovers_of,
+    sweeping_leftovers_of,
     temporary_beside,
 )
 
@@ -142,8 +141,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = temporary_beside(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep_leftovers_of(path)
-        with marked_in_use(path.parent):
+        with sweeping_leftovers_of(path):
             try:
                 yield temporary
                 _put_into_place(temporary, path)

@@ -1,8 +1,8 @@
 """What a killed process leaves half-written: how it is named, and who may delete it.
 
 A file or folder NAME is written as `.1a2b3c4d-NAME` beside it (`temporary_beside`), then renamed. A
-process that writes shares the lock of the folder meanwhile (`marked_in_use`); one that gets this
-lock alone knows that whatever is half-written there has no writer any more (`sweep_leftovers_of`).
+process that writes shares the lock of the folder meanwhile (`sweeping_leftovers_of`); one that gets this
+lock alone knows that whatever was half-written there has no writer any more.
 """
 
 from __future__ import annotations
@@ -56,40 +56,26 @@ def delete_leftover(path: Path) -> None:
             path.unlink()
 
 
-def sweep_leftovers_of(path: Path) -> None:
-    """Delete what killed processes left half-written of one file or folder.
-
-    Nothing is deleted while any process is writing in its folder: whose a leftover is cannot be
-    seen, and a leftover can wait.
-
-    Args:
-        path: The file or folder that is written next.
-    """
-    listing = _listing(path.parent)
-    leftovers = listing.leftovers_of(path)  # before the lock: what is begun later is not in it
-    if not leftovers:
-        return
-    with _folder_lock(path.parent, shared=False) as alone:
-        if alone:
-            for leftover in leftovers:
-                delete_leftover(leftover)
-            listing.forget()
-
-
 @contextmanager
-def marked_in_use(folder: Path) -> Iterator[None]:
-    """Say inside the block that something is being written in a folder; several may at once.
+def sweeping_leftovers_of(path: Path) -> Iterator[None]:
+    """Around the writing of a file or folder: delete what killed processes left of that very one.
 
-    Somebody else may hold the folder's lock for ever (`flock FOLDER contextseg ...`): then nobody
-    can sweep, and it is not waited for again.
+    Nothing is deleted while something is being written in its folder, by this process or another:
+    whose a leftover is cannot be seen, and a leftover can wait. It is tried before the block and
+    after it.
 
     Args:
-        folder: The folder; it is there.
+        path: What the block writes, beside a hidden name; its folder is there.
     """
-    listing = _listing(folder)
-    with _folder_lock(folder, shared=True, wait=listing.patient) as held:
+    listing = _LISTINGS.setdefault(os.path.abspath(path.parent), _Listing())
+    listing.look_for(path)
+    listing.sweep(path.parent)
+    with _folder_lock(path.parent, shared=True, wait=listing.patient) as held:
+        # Somebody may hold the lock for ever, as in `flock FOLDER contextseg ...`: then nobody can
+        # sweep, and it is not waited for again.
         listing.patient = held
         yield
+    listing.sweep(path.parent)
 
 
 @contextmanager
@@ -146,10 +132,11 @@ class _Listing:
         self.entries = 0
         self.writes = 0
         self.leftovers: list[str] = []
+        self.pending: dict[Path, None] = {}  # of what this process writes
         self.patient = True  # until waiting for the folder's lock was in vain
 
-    def leftovers_of(self, path: Path) -> list[Path]:
-        """What lies half-written of one file or folder, before it is written."""
+    def look_for(self, path: Path) -> None:
+        """Note what lies half-written of a file or folder, before it is written."""
         self.writes += 1
         if self.writes > self.entries:
             names: list[str] = []
@@ -157,20 +144,27 @@ class _Listing:
                 names = os.listdir(path.parent)
             self.writes, self.entries = 0, len(names)
             self.leftovers = [name for name in names if LEFTOVER.fullmatch(name)]
-        if not self.leftovers:
-            return []
-        name = temporary_beside(path).name[_MARK:]
-        fitting = (name, name + OLD)
-        return [path.with_name(other) for other in self.leftovers if other[_MARK:] in fitting]
+        if self.leftovers:
+            name = temporary_beside(path).name[_MARK:]
+            same = [n for n in self.leftovers if n[_MARK:] in (name, name + OLD)]
+            self.pending |= {path.with_name(n): None for n in same}
 
-    def forget(self) -> None:
-        """List the folder before the next write, since it was changed."""
-        self.entries = 0
+    def sweep(self, folder: Path) -> None:
+        """Delete what was noted, if nothing is being written in the folder.
+
+        It was noted before the lock was taken, so that what is begun later is not among it.
+        """
+        if not self.pending:
+            return
+        noted = list(self.pending)
+        with _folder_lock(folder, shared=False) as alone:
+            if not alone:
+                return
+            for leftover in noted:
+                delete_leftover(leftover)
+                self.pending.pop(leftover, None)
+            self.entries = 0  # it is listed before the next write, since it was changed
 
 
 _LISTINGS: dict[str, _Listing] = {}
 """The folders to which this process has written, by their path."""
-
-
-def _listing(folder: Path) -> _Listing:
-    return _LISTINGS.setdefault(os.path.abspath(folder), _Listing())
