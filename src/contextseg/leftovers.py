@@ -1,8 +1,8 @@
 """What a killed process leaves half-written: how it is named, and who may delete it.
 
-A file or folder NAME is written as `.1a2b3c4d-NAME` beside it (`temporary_beside`), then renamed. A
-process that writes shares the lock of the folder meanwhile (`sweeping_leftovers_of`); one that gets this
-lock alone knows that whatever was half-written there has no writer any more.
+A file or folder NAME is written as `.1a2b3c4d-NAME` beside it (`temporary_beside`), then renamed.
+Whoever writes shares the lock of the folder meanwhile; whoever gets this lock alone knows that what
+was half-written there has no writer any more (`sweeping_leftovers_of`).
 """
 
 from __future__ import annotations
