@@ -267,13 +267,15 @@ VERBS = {
     "run --folds": Verb(
         lambda p, out: ["run", p.five, "-o", out, "--folds", "0,1", *SET],
         before=without_pages,
+        locked=False,  # each fold is, so that processes may share the folds
         slow=True,
         shown="run",
     ),
     "pseudo": Verb(
         lambda p, out: ["pseudo", p.unlabelled, "-o", out, *SET], before=without_pages, slow=True
     ),
-    "finish": of_run("finish", "stopped", slow=True),
+    # A process that trains is no hindrance: it is asked to end.
+    "finish": of_run("finish", "stopped", locked=False, slow=True),
     "demo": Verb(
         lambda p, out: ["demo", "-o", out, *sets(SMALL)], before=phantoms_as_demo, slow=True
     ),

@@ -370,7 +370,17 @@ def train(
         log.close()
         _save_model(method, folder, training.keeps_best and state.best_step > 0)
         (folder / FINISH_FILE).unlink(missing_ok=True)
-    return Ending(state.step, why)
+    return _ended(state.step, why, highest_of_ranks(request.level, device))
+
+
+def _ended(step: int, why: str, asked: int) -> Ending:
+    """The end of a training, unless it was asked to stop in its last step, or while it was saved.
+
+    Then nothing that would follow is begun.
+    """
+    if asked == STOP and why != "finish":
+        raise Stopped(f"stopped after step {step}, the last; the same command goes on from there")
+    return Ending(step, why)
 
 
 def _save_model(method: Trainable, folder: Path, best: bool) -> None:
