@@ -335,7 +335,7 @@ VERBS = {
     ),
     "simulate --chain": Verb(
         lambda p, out: [
-            *("simulate", p.data, "-o", out, "--chain", "--arms", "all,chain-no-unlabelled"),
+            *("simulate", p.data, "-o", out, "--chain", "--arms", "all,chain"),
             *("--budgets", "0.5", "--seeds", "0", "--steps", "2"),
             *sets({name: value for name, value in TINY.items() if name != "steps"}),
         ],
