@@ -8,7 +8,9 @@ locked.
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import re
 import signal
@@ -152,6 +154,13 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(n for n in names if LEFTOVER.fullmatch(n) or n in (".lock", ".turn"))
 
 
+def without_times(table: str) -> list[list[str]]:
+    """The rows of a CSV table without its columns of seconds, which are others each time."""
+    rows = list(csv.reader(io.StringIO(table)))
+    timed = [n for n, column in enumerate(rows[0]) if "seconds" in column] if rows else []
+    return [[cell for n, cell in enumerate(row) if n not in timed] for row in rows]
+
+
 def results(folder: Path) -> Mapping[str, object]:
     """What a folder holds that must not depend on what happened on the way, by name."""
     content: dict[str, object] = {}
@@ -165,7 +174,8 @@ def results(folder: Path) -> Mapping[str, object]:
             pixels = np.ascontiguousarray(volume.array).tobytes()
             content[name] = digest(crc32(pixels), np.round(volume.affine, 4).tolist())
         elif name.endswith((".csv", ".md")) and not name.endswith("log.csv"):  # it has seconds
-            content[name] = path.read_text(encoding="utf-8").replace(str(folder), "")
+            text = path.read_text(encoding="utf-8").replace(str(folder), "")
+            content[name] = without_times(text) if name.endswith(".csv") else text
         elif name.endswith("model.pt"):
             weights = torch.load(path, map_location="cpu", weights_only=True)
             content[name] = {n: v.flatten().tolist() for n, v in weights.items()}

@@ -23,6 +23,7 @@ from contextseg.disk import (
     write_json,
 )
 from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.leftovers import temporary_beside
 from contextseg.provenance import PeakMemory
 from contextseg.volume import Volume, read_labels, write
 from systems import needs_locks
@@ -198,6 +199,101 @@ def test_leftovers_are_no_results_and_are_swept_with_the_lock(tmp_path: Path) ->
         left = sorted(p.name for p in tmp_path.rglob("*"))
     assert left == [".hidden", ".lock", "a.npy", "done.json", "sub"]
     assert not (tmp_path / ".lock").exists()
+
+
+WRITE = """
+import sys, time
+from contextseg.disk import replacing
+with replacing(sys.argv[1]) as temporary:
+    temporary.write_text("half", encoding="utf-8")
+    print(temporary.name, flush=True)
+    time.sleep(60)
+"""
+
+
+def begun(path: Path) -> tuple[subprocess.Popen[str], str]:
+    """A process that has half-written a file, and the name of the half."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(path)], stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    assert process.stdout
+    return process, process.stdout.readline().strip()
+
+
+def test_a_write_sweeps_what_a_killed_one_left_of_the_same_file(tmp_path: Path) -> None:
+    """Of that very file, once no process writes in the folder; and of nothing else."""
+    pytest.importorskip("fcntl")
+    others = [".48a3b1c2-other.txt", ".48a3b1c2-old-a.txt", ".48a3b1c2-a.txt.json", ".a.txt"]
+    for name in others:
+        (tmp_path / name).write_text("", encoding="utf-8")
+    alive, kept = begun(tmp_path / "a.txt")
+    killed, left = begun(tmp_path / "a.txt")
+    killed.kill()
+    killed.wait()
+    write_json(tmp_path / "a.txt", 1)
+    assert {kept, left} <= {p.name for p in tmp_path.iterdir()}  # whose is which is not known
+    alive.kill()
+    alive.wait()
+    write_json(tmp_path / "a.txt", 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "a.txt"])
+    assert read_json(tmp_path / "a.txt") == 2
+
+
+def test_threads_that_write_beside_each_other_leave_no_leftover(tmp_path: Path) -> None:
+    """What could not be swept while another thread wrote is swept when the last one is done."""
+    pytest.importorskip("fcntl")
+    (tmp_path / ".48a3b1c2-a.json").write_text("", encoding="utf-8")
+    with replacing(tmp_path / "b.json") as other:
+        write_json(tmp_path / "a.json", 1)
+        assert (tmp_path / ".48a3b1c2-a.json").exists()
+        write_json(other, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize("name", ["data", "x" * 255])
+def test_half_a_folder_and_a_long_name_are_swept(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("fcntl")
+    half = temporary_beside(tmp_path / name)
+    half.mkdir()
+    (half / "scan.nii.gz").write_text("", encoding="utf-8")
+    if name == "data":
+        half.with_name(f"{half.name}-old").mkdir()
+    write_json(tmp_path / name, {})
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_write_waits_for_no_lock_that_somebody_holds(tmp_path: Path) -> None:
+    """As in `flock FOLDER contextseg ...`: what is written is written, and nothing is swept."""
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / ".48a3b1c2-a.json").write_text("", encoding="utf-8")
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        for number in range(3):
+            write_json(tmp_path / "a.json", number)
+    finally:
+        os.close(handle)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", ".48a3b1c2-a.json"}
+    write_json(tmp_path / "a.json", 3)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json"}
+
+
+def test_many_files_in_one_folder_list_it_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries listed grow as the files do, not as their square."""
+    listed = []
+    listdir = os.listdir
+
+    def counted(path: Path) -> list[str]:
+        names = listdir(path)
+        listed.append(len(names))
+        return names
+
+    monkeypatch.setattr(os, "listdir", counted)
+    for number in range(200):
+        write_json(tmp_path / f"{number}.json", number)
+    assert 0 < sum(listed) <= 2 * 200
 
 
 HOLD = """

@@ -16,9 +16,10 @@ import pytest
 
 import contextseg as cs
 from contextseg.cells import frame_text, read_table_file, refuse_words
-from contextseg.disk import csv_text, read_rows, temporary_beside, write_text
+from contextseg.disk import csv_text, read_rows, write_text
 from contextseg.errors import ContextsegError
 from contextseg.inputs import damage_named, misfit, read_json, read_json_lines
+from contextseg.leftovers import temporary_beside
 from contextseg.parallel import map_cases
 from contextseg.volume import as_volume
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from contextseg.disk import write_json
 from contextseg.errors import ContextsegError
 from contextseg.nets.completion import CompletionNet
 from contextseg.propagation import LabelledSlices, fill, open_completion, ranges
@@ -28,7 +29,8 @@ from contextseg.propagation.network.features import (
     interpolate,
     plane_distances,
 )
-from contextseg.propagation.network.prepare import Example, pack
+from contextseg.propagation.network.prepare import Example, examples, pack
+from contextseg.propagation.network.store import Store
 from contextseg.propagation.network.training import (
     CompletionTraining,
     Recipe,
@@ -241,6 +243,27 @@ def test_weights_survive_a_file(tmp_path: Path) -> None:
         assert torch.equal(one.half().float(), other)
 
 
+def test_what_a_training_reads_is_one_error_where_it_is_damaged(tmp_path: Path) -> None:
+    """The file of volumes, the checkpoint, the tables of the data."""
+    path, cpu = tmp_path / "data.npz", torch.device("cpu")
+    label = ball((8, 12, 12), 4).astype(np.uint8)
+    pack(iter([Example("a", "torso", None, label, [1], (1.0, 1.0, 1.0))]), path)
+    assert [row["name"] for row in Store(path, cpu).rows] == ["a"]
+    with pytest.raises(ContextsegError, match=r"data\.npz: it holds no volumes that are kept"):
+        Store(path, cpu, validation=True)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ContextsegError, match=r"data\.npz: no training file"):
+        Store(path, cpu)
+    rows = np.frombuffer(b'[{"name": "a", "validation": 3}]', np.uint8)
+    np.savez(path, table=rows)
+    with pytest.raises(ContextsegError, match=r"data\.npz: 0\.\w+ is missing"):
+        Store(path, cpu)
+    (tmp_path / "headneck").mkdir()
+    write_json(tmp_path / "headneck" / "cases.json", {"labels": {"parotid": "1"}, "cases": {}})
+    with pytest.raises(ContextsegError, match=r"cases\.json: labels\.parotid is '1'"):
+        list(examples(tmp_path))
+
+
 def test_training_runs_and_goes_on(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     volumes = []
@@ -261,6 +284,12 @@ def test_training_runs_and_goes_on(tmp_path: Path) -> None:
     first.run()
     again = training()
     assert again.step == first.step > 0
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ContextsegError, match=r"checkpoint\.pt: .*delete the file to start again"):
+        training()
+    checkpoint.write_bytes(whole)
     for one, other in zip(first.net.parameters(), again.net.parameters()):
         assert torch.equal(one, other)
     one, other = first.drawing.batch(7), again.drawing.batch(7)

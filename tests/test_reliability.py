@@ -8,158 +8,73 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
+from typer.core import TyperGroup
 
 import contextseg as cs
 from contextseg import cli, reports
 from contextseg.data import phantom
 from contextseg.disk import lock_folder
 from contextseg.methods import METHODS
-from contextseg.volume import read_labels, write
 from faults import Attempt, attempt, leftovers, results
+from verbs import ONLY_LOOK, SET, VERBS, Place, make_place
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the commands run in forks")
 ROOT = Path(__file__).parents[1]
-TINY = {
-    "steps": "2",
-    "patch_vox": "16,16,16",
-    "batch_size": "1",
-    "base_width": "4",
-    "device": "cpu",
-    "save_every": "1",
-}
-SET = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Data, finished runs and a project, from which each trial takes copies."""
-
-    folder: Path
-    data: Path
-    scan: Path
-    drawn: Path
-    run: Path
-    flat: Path
-    projects: dict[str, Path]
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb of the command line, as it is tried.
-
-    Attributes:
-        words: (place, output folder) to the words after `contextseg`.
-        prepare: (place, output folder): puts there what the verb goes on from.
-        locked: Whether the output folder is locked, and so swept.
-    """
-
-    words: Callable[[Place, Path], list[object]]
-    prepare: Callable[[Place, Path], object] = lambda place, out: None
-    locked: bool = True
-
-
-def of_project(verb: str, *more: str, state: str = "") -> Verb:
-    return Verb(
-        lambda place, out: ["project", verb, out, *more],
-        lambda place, out: shutil.copytree(place.projects[state or verb], out),
-    )
-
-
-VERBS = {
-    "train": Verb(lambda p, out: ["train", p.data, "-o", out, *SET]),
-    "predict": Verb(
-        lambda p, out: ["predict", p.run, "-i", p.scan, "-o", out, "--statistics"],
-    ),
-    "two-stage": Verb(
-        lambda p, out: ["two-stage", p.flat, "-i", p.scan, "-o", out, "--way", "interpolation"]
-    ),
-    "propagate": Verb(
-        lambda p, out: [
-            "propagate",
-            p.scan,
-            "--labels",
-            p.drawn,
-            "-o",
-            out / "filled.nii.gz",
-            "--way",
-            "interpolation",
-        ],
-        locked=False,
-    ),
-    "evaluate": Verb(
-        lambda p, out: ["evaluate", p.data / "labelsTs", p.data / "labelsTs", "-o", out],
-        locked=False,
-    ),
-    "export": Verb(lambda p, out: ["export", p.run, out / "model.zip"], locked=False),
-    "project fill": of_project("fill", "--way", "interpolation"),
-    "project train": of_project("train", *SET),
-    "project predict": of_project("predict"),
-    "project accept": of_project("accept", "phantom_000", state="train"),
-    "project export": Verb(
-        lambda p, out: ["project", "export", out / "work", "-o", out / "data"],
-        lambda p, out: shutil.copytree(p.projects["export"], out / "work"),
-        locked=False,
-    ),
-}
 LOCKED = sorted(name for name, verb in VERBS.items() if verb.locked or name == "project export")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    folder = tmp_path_factory.mktemp("place")
-    data = phantom.write_dataset(folder / "data", labelled=3, test=1)
-    scan = next(iter((data / "imagesTs").glob("*.nii.gz")))
-    label = read_labels(next(iter((data / "labelsTs").glob("*.nii.gz"))))
-    quiet = {**TINY, "verbose": False}
-    cs.train(data, folder / "run", **quiet)
-    cs.train(data, folder / "flat", **{**quiet, "dims": 2, "patch_vox": "16,16"})
-    write(folder / "drawn.nii.gz", with_slices(label))
-    scans = folder / "scans"
-    scans.mkdir()
-    for path in data.glob("images*/*.nii.gz"):
-        shutil.copy(path, scans / path.name.replace("_0000", ""))
-    projects = project_states(folder, data, scans)
-    return Place(
-        folder, data, scan, folder / "drawn.nii.gz", folder / "run", folder / "flat", projects
-    )
+    return make_place(tmp_path_factory.mktemp("place"))
 
 
-def with_slices(label: cs.Volume) -> cs.Volume:
-    """Three slices of a label map, 0 elsewhere."""
-    holding = np.flatnonzero(label.array.any((1, 2)))
-    chosen = holding[np.linspace(0, len(holding) - 1, 3).round().astype(int)]
-    drawn = np.zeros_like(label.array)
-    drawn[chosen] = label.array[chosen]
-    return label.with_array(drawn)
+def tried(names: Iterable[str] = VERBS) -> list[object]:
+    """Names of verbs as parameters; those that take long are tried by the slow tests."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(name, marks=marks[VERBS[name].slow]) for name in names]
 
 
-def project_states(folder: Path, data: Path, scans: Path) -> dict[str, Path]:
-    """A project as it is before each verb."""
-    work, states = folder / "work", {}
+def test_every_verb_is_in_the_table() -> None:
+    """A new verb of the command line needs a row in `verbs.py`."""
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, TyperGroup)
+    every = set()
+    for name, command in group.commands.items():
+        inside = command.commands if isinstance(command, TyperGroup) else {}
+        if not command.hidden:
+            every |= {f"{name} {verb}" for verb in inside} or {name}
+    writing = {verb.shown or name for name, verb in VERBS.items()}
+    assert writing | set(ONLY_LOOK) == every
+    assert not writing & set(ONLY_LOOK)
 
-    def keep(name: str) -> None:
-        states[name] = shutil.copytree(work, folder / f"before-{name}")
 
-    project = cs.project(work, scans, ["bright"], test=["phantom_003"], verbose=False)
-    for name in ("phantom_000", "phantom_001"):
-        label = read_labels(data / "labelsTr" / f"{name}.nii.gz")
-        write(work / "drawn" / f"{name}.nii.gz", with_slices(label))
-    keep("fill")
-    project.fill(way="interpolation")
-    keep("train")
-    project.accept(["phantom_000"])
-    keep("export")
-    project.train(**TINY)
-    keep("predict")
-    return states
+@pytest.mark.parametrize("name", ONLY_LOOK)
+def test_verbs_that_only_look_write_nothing(place: Place, tmp_path: Path, name: str) -> None:
+    work = shutil.copytree(place.projects["train"], tmp_path / "work")
+    done = attempt(ONLY_LOOK[name](place, work), tmp_path)
+    assert done.code == 0, done.text
+    assert done.writes == ()
+
+
+def tried_once(place: Place, name: str, out: Path, at: int = 0, act: str = "") -> Attempt:
+    """A verb whose output folder is `out`, and what happens at a write."""
+    verb = VERBS[name]
+    return attempt(verb.words(place, out), out, at, act, before=lambda: verb.before(place))
+
+
+def some(name: str, writes: Sequence[object]) -> list[int]:
+    """The writes at which something happens: every one, or six of a verb that takes long."""
+    count = len(writes)
+    few = np.linspace(1, count, 6).round().astype(int)
+    return sorted({int(n) for n in few}) if VERBS[name].slow else list(range(1, count + 1))
 
 
 def whole(place: Place, name: str) -> Path:
@@ -176,7 +91,7 @@ def undisturbed(place: Place) -> Callable[[str], Attempt]:
         if name not in done:
             out = whole(place, name)
             VERBS[name].prepare(place, out)
-            done[name] = attempt(VERBS[name].words(place, out), out)
+            done[name] = tried_once(place, name, out)
             assert done[name].code == 0, done[name].text
         return done[name]
 
@@ -200,18 +115,16 @@ def one_message(done: Attempt) -> str:
 
 def as_if_nothing_had_happened(place: Place, name: str, out: Path) -> None:
     """The same command again ends with the results of an undisturbed one, and leaves nothing."""
-    verb = VERBS[name]
-    again = attempt(verb.words(place, out), out)
+    again = tried_once(place, name, out)
     assert again.code == 0, again.text
     assert results(out) == results(whole(place, name))
-    if verb.locked:
-        assert leftovers(out) == []
+    assert leftovers(out) == []
 
 
 # --- killed, stopped ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", tried())
 def test_killed_at_a_write(
     place: Place, undisturbed: Callable[[str], Attempt], tmp_path: Path, name: str
 ) -> None:
@@ -220,21 +133,20 @@ def test_killed_at_a_write(
     out = tmp_path / "out"
     VERBS[name].prepare(place, out)
     at = points[len(points) // 2]
-    done = attempt(VERBS[name].words(place, out), out, at, "kill")
+    done = tried_once(place, name, out, at, "kill")
     assert done.code == -9, done.text
     as_if_nothing_had_happened(place, name, out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", tried())
 def test_killed_at_every_write(
     place: Place, undisturbed: Callable[[str], Attempt], tmp_path: Path, name: str
 ) -> None:
-    writes = undisturbed(name).writes
-    for at in range(1, len(writes) + 1):
+    for at in some(name, undisturbed(name).writes):
         out = tmp_path / f"out{at}" / "out"
         VERBS[name].prepare(place, out)
-        attempt(VERBS[name].words(place, out), out, at, "kill")
+        tried_once(place, name, out, at, "kill")
         as_if_nothing_had_happened(place, name, out)
         shutil.rmtree(out)
 
@@ -261,7 +173,7 @@ def test_every_method_killed_at_random_writes(tmp_path: Path, method: str) -> No
 
 
 @pytest.mark.parametrize("act", ["term", "ctrl-c"])
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", tried())
 def test_stopped_by_a_signal(
     place: Place, undisturbed: Callable[[str], Attempt], tmp_path: Path, name: str, act: str
 ) -> None:
@@ -270,7 +182,7 @@ def test_stopped_by_a_signal(
     out = tmp_path / "out"
     VERBS[name].prepare(place, out)
     at = points[len(points) // (3 if act == "term" else 2)]
-    done = attempt(VERBS[name].words(place, out), out, at, act)
+    done = tried_once(place, name, out, at, act)
     assert done.code == 143, done.text
     assert "Traceback" not in done.text
     assert "the same command goes on" in done.text
@@ -280,7 +192,7 @@ def test_stopped_by_a_signal(
 # --- disks ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", tried())
 def test_the_disk_becomes_full(
     place: Place, undisturbed: Callable[[str], Attempt], tmp_path: Path, name: str
 ) -> None:
@@ -288,21 +200,21 @@ def test_the_disk_becomes_full(
     points = renames(undisturbed(name))
     out = tmp_path / "out"
     VERBS[name].prepare(place, out)
-    done = attempt(VERBS[name].words(place, out), out, points[len(points) // 2] - 1, "full")
+    done = tried_once(place, name, out, points[len(points) // 2] - 1, "full")
     assert "the disk is full" in one_message(done)
     assert leftovers(out) == []
     as_if_nothing_had_happened(place, name, out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", tried())
 def test_the_disk_becomes_full_at_any_write(
     place: Place, undisturbed: Callable[[str], Attempt], tmp_path: Path, name: str
 ) -> None:
-    for at in range(1, len(undisturbed(name).writes) + 1):
+    for at in some(name, undisturbed(name).writes):
         out = tmp_path / f"out{at}" / "out"
         VERBS[name].prepare(place, out)
-        done = attempt(VERBS[name].words(place, out), out, at, "full")
+        done = tried_once(place, name, out, at, "full")
         if done.code:  # a lock alone is not missed where there can be none
             assert "the disk is full" in one_message(done)
         assert leftovers(out) == []
@@ -327,7 +239,7 @@ def test_the_disk_becomes_full_inside_a_file(place: Place, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("act", ["read-only", "denied"])
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", tried())
 def test_a_place_that_may_not_be_written_to(
     place: Place, tmp_path: Path, name: str, act: str
 ) -> None:
@@ -335,7 +247,7 @@ def test_a_place_that_may_not_be_written_to(
     VERBS[name].prepare(place, out)
     words = {"read-only": "the disk is read-only", "denied": "no permission to write"}
     before = results(out) if out.exists() else {}
-    done = attempt(VERBS[name].words(place, out), out, 1, act)
+    done = tried_once(place, name, out, 1, act)
     assert words[act] in one_message(done)
     assert (results(out) if out.exists() else {}) == before
 
@@ -426,14 +338,14 @@ def test_a_clock_that_goes_backwards(
     assert results(out) == results(whole(place, name))
 
 
-@pytest.mark.parametrize("name", LOCKED)
+@pytest.mark.parametrize("name", tried(LOCKED))
 def test_two_processes_in_one_folder(place: Place, tmp_path: Path, name: str) -> None:
     """The second one is refused, with the name of the first, and changes nothing."""
     out = tmp_path / "out"
     VERBS[name].prepare(place, out)
     held = out / "work" if name == "project export" else out
     with lock_folder(held):
-        done = attempt(VERBS[name].words(place, out), out)
+        done = tried_once(place, name, out)
     message = one_message(done)
     assert "another process works in this folder" in message
     assert f"process {os.getpid()} on" in message

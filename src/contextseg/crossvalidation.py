@@ -9,7 +9,6 @@ OUTPUT/report.html              the page of the cross-validation
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contextseg.cells import read_table_file
 from contextseg.console import Progress, ProgressBar, no_progress_bar
 from contextseg.data.layouts import Case, folds, open_dataset
 from contextseg.data.plan import Plan
@@ -51,6 +51,7 @@ from contextseg.predictor import Predictor, raise_failed
 from contextseg.run_folder import RunFolder
 from contextseg.runs import Run
 from contextseg.settings import Settings
+from contextseg.training_log import log_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,7 +198,7 @@ def _table(runs: Mapping[int, Run]) -> pd.DataFrame:
     tables = []
     for number, run in runs.items():
         path = run.stage_folder("evaluate") / "metrics.csv"
-        table = pd.read_csv(path, dtype={"case": str, "class": str, "label": str})
+        table = read_table_file(path, ("case", "class", "label"))
         table.insert(1, "fold", number)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
@@ -258,9 +259,7 @@ def _draw(
     costs = []
     for run in runs.values():
         for place in run.stage_folders("train"):
-            path = place / "log.jsonl"
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            logs[f"{run.folder.name} {place.name}"] = [json.loads(line) for line in lines]
+            logs[f"{run.folder.name} {place.name}"] = log_rows(place / "log.jsonl")
         costs += [{**stage, "name": f"{run.folder.name} {stage['name']}"} for stage in run.stages()]
     table = _table(runs)
     names = ", ".join(run.folder.name for run in runs.values())
@@ -470,10 +469,8 @@ def _segmented(
 
 def _dice_of(place: Path) -> dict[str, Any]:
     """Number of cases, nnU-Net's foreground mean, and the mean Dice of each class."""
-    import pandas as pd
-
     content = read_json(place / "summary.json")
-    table = pd.read_csv(place / "metrics.csv", dtype={"case": str, "class": str})
+    table = read_table_file(place / "metrics.csv", ("case", "class"), ("case", "class", "dsc"))
     classes = {
         str(name): float(rows["dsc"].dropna().mean()) if rows["dsc"].notna().any() else nan
         for name, rows in table.groupby("class", sort=False)

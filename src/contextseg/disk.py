@@ -4,7 +4,8 @@ One way to write a file (`replacing`), one way to list what was written (`visibl
 for a folder (`lock_folder`), one writer of CSV (`csv_text`), one way to name content (`digest`).
 
 A process that is killed while it writes leaves a hidden file or folder `.1a2b3c4d-NAME`. Such a
-leftover is never taken for a result, and the next process that locks the folder deletes it.
+leftover is never taken for a result. The next process that locks the folder deletes it, and so does
+the next one that writes NAME beside it (`replacing`), unless some process is writing there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import io
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,20 +25,24 @@ from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
-from uuid import uuid4
 
 from contextseg.cells import plain_cell, safe_cell
 from contextseg.errors import ContextsegError
 from contextseg.inputs import READ_REMEDY, damage_named, refuse_no_file
 from contextseg.inputs import read_json as read_json
+from contextseg.leftovers import (
+    LEFTOVER,
+    OLD,
+    delete_leftover,
+    sweeping_leftovers_of,
+    temporary_beside,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _FULL_REMEDY = "free some space, or choose another output folder; what was finished is kept"
 _LOCKED_REMEDY = "choose an output folder that can be written to"
-_LEFTOVER = re.compile(r"\.[0-9a-f]{8}-.+")
-_LONGEST_NAME = 255  # bytes, on all usual disks
 _LOCK = ".lock"
 _OTHER_LOCKS = (_LOCK, ".annotate.lock")  # that of the annotator's folder
 _TURN = ".turn"
@@ -122,6 +126,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     A reader sees the old content or the new, never half of it. After an error or a kill the old
     content stands. A folder replaces a folder, which for an instant is at neither name.
 
+    What a killed process left of this very file or folder is deleted first.
+
     Args:
         path: What to write. Missing parent folders are made.
 
@@ -135,39 +141,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = temporary_beside(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            if temporary.is_dir() and path.is_dir():
-                old = temporary.with_name(f"{temporary.name}-old")
-                os.replace(path, old)
-                os.replace(temporary, path)
-                shutil.rmtree(old, ignore_errors=True)
-                return
-            if temporary.is_file():
-                with open(temporary, "r+b") as file:  # Windows flushes no handle that only reads
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
+        with sweeping_leftovers_of(path):
+            try:
+                yield temporary
+                _put_into_place(temporary, path)
+            finally:
+                if temporary.is_dir() and not temporary.is_symlink():
+                    shutil.rmtree(temporary, ignore_errors=True)
+                else:
+                    temporary.unlink(missing_ok=True)
 
 
-def temporary_beside(path: Path) -> Path:
-    """A hidden name beside a file or folder, with the same ending, under which it is written.
-
-    Args:
-        path: What is written.
-
-    Returns:
-        A name that nothing has; what a killed process leaves under it is a leftover.
-    """
-    mark = f".{uuid4().hex[:8]}-"
-    name = path.name
-    while len(os.fsencode(mark + name)) > _LONGEST_NAME:  # without its ending it is shortened
-        name = name[1:]
-    return path.with_name(mark + name)
+def _put_into_place(temporary: Path, path: Path) -> None:
+    """Rename what was written to the name it is for; both lie in one folder."""
+    if temporary.is_dir() and path.is_dir():
+        old = temporary.with_name(temporary.name + OLD)
+        os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    if temporary.is_file():
+        with open(temporary, "r+b") as file:  # Windows flushes no handle that only reads
+            os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def visible_files(folder: str | Path, pattern: str) -> list[Path]:
@@ -210,14 +206,10 @@ def sweep_leftovers(folder: str | Path) -> int:
             name in files and _held(here / name) for name in _OTHER_LOCKS
         ):
             return 0
-        leftovers += [here / name for name in [*folders, *files] if _LEFTOVER.fullmatch(name)]
-        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
+        leftovers += [here / name for name in [*folders, *files] if LEFTOVER.fullmatch(name)]
+        folders[:] = [name for name in folders if not LEFTOVER.fullmatch(name)]
     for path in leftovers:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
+        delete_leftover(path)
     return len(leftovers)
 
 
@@ -404,6 +396,26 @@ def write_json(path: str | Path, content: Any) -> None:
         ContextsegError: The disk is full or cannot be written to.
     """
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_tensors(path: str | Path, content: Any) -> None:
+    """Write what `torch.save` can hold, atomically; `read_tensors` reads it.
+
+    It goes through memory, since torch's own writer hides why a disk is full.
+
+    Args:
+        path: File to write.
+        content: Tensors, numbers and texts in lists and dicts.
+
+    Raises:
+        ContextsegError: The disk is full or cannot be written to.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_rows(path: str | Path, columns: Sequence[str], cut: bool = False) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ whatever a reader raises for a damaged file (`damage_named`). `cells` has the on
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import stat
@@ -161,7 +162,8 @@ def damage(path: Any, error: Exception, remedy: str, what: str) -> ContextsegErr
     if is_memory_error(error):
         remedy = "see whether its header is right; else use a machine with more memory"
         return ContextsegError(path, "what it asks for does not fit into memory", remedy)
-    if isinstance(error, OSError) and error.errno is not None:
+    # torch's reader finds an invalid argument in a file that was cut off.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         named = error.filename if isinstance(error.filename, str) else path
         return ContextsegError(named or path, *_of_system(error))
     return ContextsegError(path, f"{what} ({reason_of(error)})", remedy)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from contextseg.console import ProgressBar, no_progress_bar, say
 from contextseg.disk import read_json, readable, write_json, write_text
 from contextseg.errors import ContextsegError
+from contextseg.inputs import damage_named, read_tensors
 from contextseg.length import Length, longer_steps, seconds_spent
 from contextseg.methods import workload_of
 from contextseg.pipeline import PICTURE, REPORT, Outcome, run_pipeline, train_run
@@ -90,7 +89,9 @@ def _checkpoint_step(folder: Path) -> int:
     path = folder / "checkpoint.pt"
     if not path.exists():
         return 0
-    return int(torch.load(path, map_location="cpu", weights_only=True)["step"])
+    remedy = "delete the file to start again"
+    with damage_named(path, remedy, "this checkpoint cannot be used"):
+        return int(read_tensors(path, remedy)["step"])
 
 
 def _new_steps(

@@ -344,6 +344,8 @@ def score(
 ) -> None:
     """Write `metrics.csv`, `summary.json` and, with confidence maps, `calibration.csv`.
 
+    `metrics.csv` is the last of them: where it is, the others are.
+
     Args:
         pairs: Predictions and references.
         regions: Label values of each class, by name.
@@ -358,8 +360,8 @@ def score(
     calibrated, more = calibration(pairs, regions, ignore=ignore)
     for why in (*problems.values(), *more.values()):
         raise ContextsegError("evaluate", why, "run `contextseg check` on the data set")
-    save_table(table, folder)
     save_calibration(calibrated, folder)
+    save_table(table, folder)
 
 
 def report_again(folder: str | Path) -> Path:

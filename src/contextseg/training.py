@@ -6,7 +6,6 @@ that was not.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 
 from contextseg.batch import Batch
 from contextseg.console import Progress, say
-from contextseg.disk import replacing
+from contextseg.disk import write_tensors
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.inputs import damage_named, read_tensors
 from contextseg.memory_errors import raise_memory_error
@@ -371,16 +370,26 @@ def train(
         log.close()
         _save_model(method, folder, training.keeps_best and state.best_step > 0)
         (folder / FINISH_FILE).unlink(missing_ok=True)
-    return Ending(state.step, why)
+    return _ended(state.step, why, highest_of_ranks(request.level, device))
+
+
+def _ended(step: int, why: str, asked: int) -> Ending:
+    """The end of a training, unless it was asked to stop in its last step, or while it was saved.
+
+    Then nothing that would follow is begun.
+    """
+    if asked == STOP and why != "finish":
+        raise Stopped(f"stopped after step {step}, the last; the same command goes on from there")
+    return Ending(step, why)
 
 
 def _save_model(method: Trainable, folder: Path, best: bool) -> None:
     """Write `model.pt`: the last weights, or those of the best validation where there was one."""
     weights = method.state_dict()
     if best:
-        _save(folder / "last.pt", weights)
-        weights = torch.load(folder / "best.pt", map_location="cpu", weights_only=True)
-    _save(folder / "model.pt", weights)
+        write_tensors(folder / "last.pt", weights)
+        weights = read_tensors(folder / "best.pt", "delete this training's folder to start again")
+    write_tensors(folder / "model.pt", weights)
 
 
 def _asked(request: StopRequest, folder: Path) -> int:
@@ -569,7 +578,7 @@ class TrainingState:
         better = score > self.best or self.best == -math.inf
         if better:
             self.best, self.best_step = score, self.step
-            _save(path, self.method.state_dict())
+            write_tensors(path, self.method.state_dict())
         return better
 
     def save(self, path: Path) -> None:
@@ -595,7 +604,7 @@ class TrainingState:
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        _save(path, content)
+        write_tensors(path, content)
 
     def load(self, path: Path, device: torch.device) -> None:
         """Go on from a checkpoint, torch's random numbers included; nothing where there is none.
@@ -648,14 +657,6 @@ def load_checkpoint(
         for name, optimizer in (optimizers or {}).items():
             optimizer.load_state_dict(content["optimizers"][name])
     return content
-
-
-def _save(path: Path, content: Any) -> None:
-    """torch.save, atomically; through memory, as torch's own writer hides why a disk is full."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
 
 
 # --- batches --------------------------------------------------------------------------------------

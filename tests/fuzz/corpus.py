@@ -230,6 +230,45 @@ def _completion(folder: Path) -> None:
     shutil.copy(WEIGHTS, folder / "network.npz")
 
 
+def _completion_training(folder: Path) -> None:
+    """The file and the checkpoint of a training of the packaged network."""
+    from contextseg.propagation.network.prepare import Example, pack
+
+    image = np.random.default_rng(0).integers(0, 60, (16, 20, 20)).astype(np.uint8)
+    label = np.zeros_like(image)
+    label[4:12, 5:15, 5:15] = 1
+    cases = [("a", image, False), ("b", image, True), ("c", None, False)]
+    volumes = [
+        Example(name, "torso", pixels, label, [1], (2.0, 1.0, 1.0), kept)
+        for name, pixels, kept in cases
+    ]
+    pack(iter(volumes), folder / "data.npz")
+    from fuzz.readers import completion_training
+
+    completion_training(folder, folder / "data.npz").save()
+
+
+def _completion_data(folder: Path) -> None:
+    """The four data sets that the packaged network is trained on, a case each."""
+    scan, label = _scan(), _label()
+    _write(
+        folder / "headneck" / "cases.json",
+        {
+            "labels": {"background": 0, "parotid": 1, "mandible": 2},
+            "cases": {"a": {"annotated": ["parotid", "mandible"], "split": "train"}},
+        },
+    )
+    _write(folder / "sarcoma" / "split.json", {"train": ["a"]})
+    rows = {str(n): {"name": f"organ {n}", "voxels": 200} for n in range(3)}
+    _write(folder / "torso" / "labels_v2.json", rows)
+    _write(folder / "headmaps" / "labels.json", {"values": {"0": 0, "1": 2, "2": 17}})
+    for place in ("headneck/images/a", "sarcoma/imagesTr/a_0000", "torso/torso_ct"):
+        scan.save(folder / f"{place}.nii.gz")
+    drawn = ("headneck/labels/a", "sarcoma/labelsTr/a", "torso/torso_seg_v2fast_117classes")
+    for place in (*drawn, "headmaps/head_01"):
+        label.save(folder / f"{place}.nii.gz")
+
+
 def _predictions(folder: Path) -> None:
     """Predictions with their tables, and references."""
     run = folder.parent / "run" / "run"
@@ -348,6 +387,8 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "model": _model,
     "nnunet_model": _nnunet_model,
     "completion": _completion,
+    "completion_training": _completion_training,
+    "completion_data": _completion_data,
     "predictions": _predictions,
     "project": _project,
     "annotator": _annotator,

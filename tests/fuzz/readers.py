@@ -208,6 +208,26 @@ def completion(folder: Path, path: Path) -> None:
     open_completion(path)
 
 
+def completion_training(folder: Path, path: Path) -> Any:
+    """A training of the packaged network, which goes on from its checkpoint."""
+    import torch
+
+    from contextseg.propagation.network.drawing import Recipe
+    from contextseg.propagation.network.training import CompletionTraining, TrainingSettings
+
+    settings = TrainingSettings(seconds=0, batch=2, widths=(2, 2), validation=1)
+    recipe, cpu = Recipe(slices=8, side=16), torch.device("cpu")
+    return CompletionTraining(folder / "data.npz", folder, settings, recipe, cpu)
+
+
+def completion_data(folder: Path, path: Path) -> None:
+    from contextseg.propagation.network.prepare import examples
+
+    for example in examples(folder):
+        assert example.label.dtype == np.uint8
+        assert example.label.ndim == 3
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -439,6 +459,12 @@ READERS: dict[str, Reader] = {
     "start weights": Reader("model", ("weights.*",), (weights,), 2),
     "nnU-Net model": Reader("nnunet_model", ("model/*.json", "model/*/*"), (nnunet_opened,), 3),
     "completion network": Reader("completion", ("network.npz",), (completion,)),
+    "completion training": Reader(
+        "completion_training", ("data.npz", "checkpoint.pt"), (completion_training,), 2
+    ),
+    "completion data": Reader(
+        "completion_data", ("*/*.json", "*/*.nii.gz", "*/*/*.nii.gz"), (completion_data,), 2
+    ),
     "evaluation": Reader("predictions", ("*.nii.gz", "*.json"), (evaluated,), 2),
     "scores of others": Reader("predictions", ("summary.json",), (imported,), 2),
     "record of predictions": Reader("predictions", ("*.json", ".*.json"), (record,)),

@@ -18,6 +18,7 @@ from contextseg.annotator.guard import host_names
 from contextseg.annotator.project import open_project
 from contextseg.annotator.server import Events, application
 from contextseg.annotator.session import AnnotationSession
+from contextseg.disk import sweep_leftovers, writing
 from contextseg.errors import ContextsegError
 from contextseg.pipeline import open_propagation_model
 from contextseg.propagation import open_completion
@@ -226,13 +227,15 @@ def _token(token: str, host: str) -> str:
 
 
 def _lock(work: Path) -> FileLock:
-    """The folder for this process alone; the lock dies with it."""
+    """The folder for this process alone, without what a killed one left; the lock dies with it."""
     lock = FileLock(work / ".annotate.lock", thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        with writing(work):
+            lock.acquire(timeout=0)
     except Timeout:
         what = "another annotator works in this folder"
         raise ContextsegError(work, what, "use its page, or stop it first") from None
+    sweep_leftovers(work)
     return lock
 
 

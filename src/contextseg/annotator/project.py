@@ -30,7 +30,7 @@ from contextseg.annotator.drawing import (
 )
 from contextseg.data.layouts import open_dataset, scans_in
 from contextseg.data.listing import Case
-from contextseg.disk import digest, read_json, replacing, write_json, writing
+from contextseg.disk import digest, read_json, replacing, visible_files, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.formats import ending
 from contextseg.formats.parts import files_of
@@ -422,7 +422,7 @@ def open_project(
     if before and asked:
         chosen = _merged(before, asked)
     project = Project(cases, work, list(chosen), source, labels)
-    if not table.exists() and work.exists() and any(work.iterdir()):
+    if not table.exists() and visible_files(work, "*"):
         what = "the folder holds other files"
         raise ContextsegError(work, what, "choose an empty --output folder, or a new one")
     project.save()

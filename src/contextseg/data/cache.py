@@ -38,11 +38,12 @@ from contextseg.data.prepare import (
     rescaled,
     slice_places,
 )
-from contextseg.disk import digest, read_json, temporary_beside, write_json, writing
+from contextseg.disk import digest, read_json, write_json, writing
 from contextseg.errors import ContextsegError
 from contextseg.formats.parts import files_of
 from contextseg.grids import onto
 from contextseg.inputs import refuse_no_file
+from contextseg.leftovers import temporary_beside
 from contextseg.memory_errors import raise_memory_error
 from contextseg.parallel import map_cases
 from contextseg.slabs import sample_of, save_slabs, slabs, unique_values

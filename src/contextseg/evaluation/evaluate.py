@@ -375,14 +375,14 @@ def _not_negative(label: Volume, path: Path) -> Volume:
 
 
 def save_table(table: DataFrame, folder: str | Path) -> None:
-    """Write `metrics.csv` and nnU-Net's `summary.json`.
+    """Write nnU-Net's `summary.json`, then `metrics.csv`: where it is, both are.
 
     Args:
         table: The table of `evaluate`.
         folder: Where to write them.
     """
-    write_text(Path(folder) / "metrics.csv", frame_text(table))
     write_json(Path(folder) / "summary.json", nnunet_summary(table))
+    write_text(Path(folder) / "metrics.csv", frame_text(table))
 
 
 _TEXT = (

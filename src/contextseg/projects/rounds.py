@@ -130,6 +130,7 @@ def train_round(
     number = begun[-1] if begun else 0
     open_round = number and not round_facts(project, number).get("finished")
     if open_round and restart:
+        _note_trained(project, number, False)
         shutil.rmtree(round_folder(project, number))
         number, open_round = number - 1, False
     if open_round:
@@ -144,15 +145,22 @@ def train_round(
         number += 1
         _write_data(project, number, chosen, facts)
     run = _train(project, number, plan)
-    write_json(
+    _note_trained(project, number, True)
+    write_json(  # last: a round that counts as finished has all of its cases in the table
         round_folder(project, number) / "round.json",
         {**round_facts(project, number), "finished": True},
     )
-    with project.table.together():
-        for name in round_facts(project, number)["cases"]:
-            trained = project.table.case(name).trained
-            project.table.note(name, trained=tuple(sorted({*trained, number})))
     return run
+
+
+def _note_trained(project: LabelProject, number: int, whether: bool) -> None:
+    """Note in the table which cases a round has learned from, or that it has from none."""
+    learned = round_facts(project, number)["cases"] if whether else ()
+    with project.table.together():
+        for name, case in project.table.cases().items():
+            trained = {*case.trained} - {number} | ({number} if name in learned else set())
+            if trained != {*case.trained}:
+                project.table.note(name, trained=tuple(sorted(trained)))
 
 
 def _asked(

@@ -586,7 +586,11 @@ def _begin(
         "test": list(locked_cases(sources, test, seed)),
         "provenance": provenance(),
     }
-    write_json(folder / FACTS, content)
+    with lock_folder(folder):
+        if (folder / FACTS).exists():
+            what = "another process has begun a project here in this moment"
+            raise ContextsegError(folder, what, "the same command again goes on with it")
+        write_json(folder / FACTS, content)
 
 
 def _move(project: LabelProject, scans: str | Path) -> None:

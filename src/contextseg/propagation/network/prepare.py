@@ -13,13 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from scipy import ndimage
+
+from contextseg.disk import replacing
+from contextseg.errors import ContextsegError
+from contextseg.inputs import MEND, damage_named, read_json
+from contextseg.volume import read, read_labels
 
 LEFT_OUT = ("mandible", "oesophagus", "esophagus")
 """Organs that are never an object: they are the test of what the network does with new organs."""
@@ -41,6 +46,33 @@ SUPERVOXEL = 7
 """Side of a supervoxel in voxels, about."""
 
 
+class HeadNeckCase(TypedDict):
+    """A case of `cases.json`: which classes were drawn, and its split."""
+
+    annotated: list[str]
+    split: str
+
+
+class HeadNeckTable(TypedDict):
+    """`cases.json` of the head and neck."""
+
+    labels: dict[str, int]
+    cases: dict[str, HeadNeckCase]
+
+
+class SarcomaSplit(TypedDict):
+    """`split.json` of the sarcomas."""
+
+    train: list[str]
+
+
+class TorsoClass(TypedDict):
+    """A class of `labels_v2.json`."""
+
+    name: str
+    voxels: int
+
+
 @dataclass
 class Example:
     """One volume of the training.
@@ -60,7 +92,7 @@ class Example:
     image: np.ndarray | None
     label: np.ndarray
     objects: list[int]
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, ...]
     validation: bool = False
     supervoxels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.uint16))
 
@@ -119,6 +151,9 @@ def examples(data: Path) -> Iterator[Example]:
 
     Yields:
         One volume after the other.
+
+    Raises:
+        ContextsegError: A table or a volume is missing or damaged.
     """
     yield from _headneck(data / "headneck")
     yield from _sarcoma(data / "sarcoma")
@@ -126,17 +161,36 @@ def examples(data: Path) -> Iterator[Example]:
     yield from _headmaps(data / "headmaps")
 
 
-def _read(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """An array (D, H, W) and its spacing."""
-    import nibabel
-
-    image: Any = nibabel.load(path)
-    spacing = tuple(float(mm) for mm in image.header.get_zooms()[:3])[::-1]
-    array = np.ascontiguousarray(np.asanyarray(image.dataobj).T)
-    return array, (spacing[0], spacing[1], spacing[2])
+def _values(path: Path, names: Iterable[str]) -> list[int]:
+    """The names of a JSON object that are values of a label map, as numbers."""
+    with damage_named(path, MEND, "its names are no values of a label map"):
+        return [int(name) for name in names]
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
+def _scan(path: Path) -> np.ndarray:
+    """The only channel of a scan, (D, H, W)."""
+    array = np.asarray(read(path).array)
+    if len(array) != 1:
+        raise ContextsegError(path, f"it has {len(array)} channels", "give a scan of one channel")
+    return array[0]
+
+
+def _label(path: Path, shape: tuple[int, ...] = ()) -> tuple[np.ndarray, tuple[float, ...]]:
+    """A label map (D, H, W) uint8, on a scan's grid if its shape is given, and its spacing."""
+    label = read_labels(path)
+    array = np.asarray(label.array)
+    if not 0 <= array.min() <= array.max() <= 255:
+        what = f"its values are {array.min()} to {array.max()}"
+        raise ContextsegError(path, what, "give a label map of values from 0 to 255")
+    if shape and array.shape != shape:
+        what = f"its shape is {array.shape}, that of its scan {shape}"
+        raise ContextsegError(path, what, "give the label map of this scan")
+    return array.astype(np.uint8), label.spacing_mm
+
+
+def _box(mask: np.ndarray, path: Path) -> tuple[slice, ...]:
+    if not mask.any():
+        raise ContextsegError(path, "nothing is labelled in it", "leave this case out")
     found = np.argwhere(mask)
     low, high = found.min(0) - MARGIN, found.max(0) + MARGIN + 1
     return tuple(slice(max(0, int(a)), int(b)) for a, b in zip(low, high))
@@ -154,21 +208,22 @@ def _mr(values: np.ndarray) -> np.ndarray:
 
 
 def _headneck(folder: Path) -> Iterator[Example]:
-    table = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+    table: HeadNeckTable = read_json(folder / "cases.json", HeadNeckTable)
     values = {
         k: v for k, v in table["labels"].items() if k not in (*LEFT_OUT, *MARGINS, "background")
     }
     names = sorted(name for name, case in table["cases"].items() if case["split"] == "train")
     for place, name in enumerate(names):
-        hu, spacing = _read(folder / "images" / f"{name}.nii.gz")
-        label, _ = _read(folder / "labels" / f"{name}.nii.gz")
-        box = _box(label > 0)
+        hu = _scan(folder / "images" / f"{name}.nii.gz")
+        path = folder / "labels" / f"{name}.nii.gz"
+        label, spacing = _label(path, hu.shape)
+        box = _box(label > 0, path)
         annotated = table["cases"][name]["annotated"]
         yield Example(
             name,
             "headneck",
             _ct(hu[box]),
-            label[box].astype(np.uint8),
+            label[box],
             [values[k] for k in annotated if k in values],
             spacing,
             place >= len(names) - VALIDATION_HEADNECK,
@@ -176,24 +231,24 @@ def _headneck(folder: Path) -> Iterator[Example]:
 
 
 def _sarcoma(folder: Path) -> Iterator[Example]:
-    names = json.loads((folder / "split.json").read_text(encoding="utf-8"))["train"]
+    names = read_json(folder / "split.json", SarcomaSplit)["train"]
     for place, name in enumerate(names):
-        image, spacing = _read(folder / "imagesTr" / f"{name}_0000.nii.gz")
-        label, _ = _read(folder / "labelsTr" / f"{name}.nii.gz")
+        image = _scan(folder / "imagesTr" / f"{name}_0000.nii.gz")
+        label, spacing = _label(folder / "labelsTr" / f"{name}.nii.gz", image.shape)
         validation = place >= len(names) - VALIDATION_SARCOMA
-        yield Example(name, "sarcoma", _mr(image), label.astype(np.uint8), [1], spacing, validation)
+        yield Example(name, "sarcoma", _mr(image), label, [1], spacing, validation)
 
 
 def _torso(folder: Path) -> Example:
-    hu, spacing = _read(folder / "torso_ct.nii.gz")
-    label, _ = _read(folder / "torso_seg_v2fast_117classes.nii.gz")
-    table = json.loads((folder / "labels_v2.json").read_text(encoding="utf-8"))
+    hu = _scan(folder / "torso_ct.nii.gz")
+    label, spacing = _label(folder / "torso_seg_v2fast_117classes.nii.gz", hu.shape)
+    path = folder / "labels_v2.json"
+    table: dict[str, TorsoClass] = read_json(path, dict[str, TorsoClass])
     objects = [
-        int(k)
-        for k, row in table.items()
-        if int(k) and row["voxels"] >= 150 and row["name"] not in LEFT_OUT
+        value
+        for value, row in zip(_values(path, table), table.values())
+        if value and row["voxels"] >= 150 and row["name"] not in LEFT_OUT
     ]
-    label = label.astype(np.uint8)
     # what no class names, by its HU, so that a drawn image has tissues everywhere
     rest = np.digitize(ndimage.gaussian_filter(hu.astype(np.float32), 0.6), [-500, -120, -20, 90])
     label = np.where(label == 0, 200 + rest, label).astype(np.uint8)
@@ -201,19 +256,21 @@ def _torso(folder: Path) -> Example:
 
 
 def _headmaps(folder: Path) -> Iterator[Example]:
-    table = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    source_values = next(iter(table.values()))
+    table_path = folder / "labels.json"
+    table: dict[str, dict[str, int]] = read_json(table_path, dict[str, dict[str, int]])
+    source_values = next(iter(table.values()), {})
     barred = (*HIPPOCAMPUS, *BONE)
-    objects = [int(k) for k, v in source_values.items() if int(k) and v not in barred]
+    numbered = zip(_values(table_path, source_values), source_values.values())
+    objects = [value for value, source in numbered if value and source not in barred]
     for path in sorted(folder.glob("head_*.nii.gz")):
-        label, spacing = _read(path)
+        label, spacing = _label(path)
         present = np.bincount(label.ravel(), minlength=256)
         yield Example(
             path.name.split(".")[0],
             "headmaps",
             None,
-            label.astype(np.uint8),
-            [k for k in objects if present[k] >= 100],
+            label,
+            [k for k in objects if k < len(present) and present[k] >= 100],
             spacing,
         )
 
@@ -224,6 +281,9 @@ def pack(volumes: Iterator[Example], path: Path) -> None:
     Args:
         volumes: From `examples`.
         path: The file, ending in ".npz".
+
+    Raises:
+        ContextsegError: A volume cannot be read, or the file cannot be written.
     """
     arrays: dict[str, np.ndarray] = {}
     rows = []
@@ -243,12 +303,10 @@ def pack(volumes: Iterator[Example], path: Path) -> None:
         )
         print(one.name, one.label.shape, flush=True)
     arrays["table"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
-    partial = path.with_suffix(".part")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_LZMA) as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.ascontiguousarray(array))
-    partial.replace(path)
 
 
 def prepare_by_arguments() -> None:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from scipy import ndimage
+
+from contextseg.errors import ContextsegError
+from contextseg.inputs import damage_named, parsed_json
+
+_REMEDY = "make it again with contextseg.propagation.network.prepare"
+
+
+class VolumeRow(TypedDict):
+    """What the table of a training file says of a volume."""
+
+    name: str
+    source: str
+    objects: list[int]
+    spacing_mm: tuple[float, float, float]
+    validation: bool
 
 
 @dataclass(frozen=True)
@@ -50,25 +65,22 @@ class Store:
         path: File of `prepare`.
         device: Where the arrays are.
         validation: Whether to hold the volumes that are never trained on instead of the others.
+
+    Raises:
+        ContextsegError: The file is missing, damaged, or holds no such volume.
     """
 
     def __init__(self, path: Path, device: torch.device, validation: bool = False) -> None:
-        archive = np.load(path)
-        rows: list[dict[str, Any]] = json.loads(bytes(archive["table"]))
-        self.rows = []
+        self.rows: list[dict[str, Any]] = []
         images, labels, regions = [], [], []
         offset = 0
         random = np.random.default_rng(0)
         self.structures: list[Pool] = []
         self.regions: list[Pool] = []
-        for n, row in enumerate(rows):
-            if row["validation"] != validation:
-                continue
-            label = archive[f"label_{n}"]
-            drawn = f"image_{n}" not in archive
-            image = np.zeros_like(label) if drawn else archive[f"image_{n}"]
-            region = np.zeros(label.shape, np.uint16) if drawn else archive[f"supervoxels_{n}"]
-            row = {**row, "offset": offset, "shape": label.shape, "drawn": drawn}
+        for told, label, found in _volumes(path, validation):
+            drawn = not found
+            image, region = found or (np.zeros_like(label), np.zeros(label.shape, np.uint16))
+            row: dict[str, Any] = {**told, "offset": offset, "shape": label.shape, "drawn": drawn}
             self.rows.append(row)
             self.structures.append(Pool(structures_in(label, row["objects"], random)))
             members = [] if drawn else structures_in(region, None, random)
@@ -78,6 +90,9 @@ class Store:
             labels.append(label.ravel())
             regions.append(region.astype(np.int16).ravel())
             offset += label.size
+        if not images:
+            kept = "that are kept for validation" if validation else "to train on"
+            raise ContextsegError(path, f"it holds no volumes {kept}", _REMEDY)
         self.image = torch.from_numpy(np.concatenate(images)).to(device)
         self.label = torch.from_numpy(np.concatenate(labels)).to(device)
         self.region = torch.from_numpy(np.concatenate(regions)).to(device)
@@ -86,6 +101,27 @@ class Store:
         for place, row in enumerate(self.rows):
             if len(self.structures[place]):
                 self.by_source.setdefault(row["source"], []).append(place)
+
+
+def _volumes(
+    path: Path, validation: bool
+) -> Iterator[tuple[VolumeRow, np.ndarray, tuple[np.ndarray, np.ndarray] | None]]:
+    """The volumes of one kind: the row, the label map, and image and supervoxels if it has any."""
+    with damage_named(path, _REMEDY, "no training file that can be read"):
+        archive = np.load(path)
+        rows: list[VolumeRow] = parsed_json(bytes(archive["table"]), path, list[VolumeRow], _REMEDY)
+    for n, row in enumerate(rows):
+        if row["validation"] != validation:
+            continue
+        with damage_named(path, _REMEDY, "no training file that can be read"):
+            names = ["label", "image", "supervoxels"] if f"image_{n}" in archive else ["label"]
+            arrays = [np.asarray(archive[f"{name}_{n}"]) for name in names]
+            for name, array in zip(names, arrays):
+                kind = np.uint16 if name == "supervoxels" else np.uint8
+                if array.dtype != kind or array.ndim != 3 or array.shape != arrays[0].shape:
+                    found = f"{array.dtype} of shape {array.shape}"
+                    raise ContextsegError(path, f"its {name}_{n} is {found}", _REMEDY)
+        yield row, arrays[0], (arrays[1], arrays[2]) if len(arrays) == 3 else None
 
 
 def structures_in(

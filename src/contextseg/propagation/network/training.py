@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contextseg.disk import replacing, write_tensors
+from contextseg.inputs import damage_named, read_tensors
 from contextseg.nets.completion import WIDTHS, CompletionNet
 from contextseg.propagation.network.drawing import Recipe, StackDrawing, Stacks
 from contextseg.propagation.network.features import CHANNELS
@@ -101,6 +103,9 @@ class CompletionTraining:
         settings: What it depends on.
         recipe: How examples are drawn.
         device: Where it runs.
+
+    Raises:
+        ContextsegError: The data or the checkpoint that it goes on from are damaged.
     """
 
     def __init__(
@@ -143,11 +148,13 @@ class CompletionTraining:
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.net.load_state_dict(state["net"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.spent = state["step"], state["spent"]
+        remedy = "delete the file to start again"
+        with damage_named(self.checkpoint, remedy, "this checkpoint cannot be used"):
+            state: dict[str, Any] = read_tensors(self.checkpoint, remedy, self.device)
+            self.net.load_state_dict(state["net"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.spent = int(state["step"]), float(state["spent"])
 
     def save(self) -> None:
         """Write the checkpoint and the averaged weights."""
@@ -158,9 +165,7 @@ class CompletionTraining:
             "step": self.step,
             "spent": self.spent,
         }
-        partial = self.output / "checkpoint.part"
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        write_tensors(self.checkpoint, state)
         save_weights(self.average, self.output / "network.npz", self.facts())
 
     def facts(self) -> dict[str, Any]:
@@ -274,9 +279,8 @@ def save_weights(net: CompletionNet, path: Path, facts: dict[str, Any]) -> None:
     }
     facts = {**facts, "inputs": net.inputs, "widths": net.widths}
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
-    partial = path.with_name(path.name + ".part.npz")
-    np.savez_compressed(partial, **arrays)
-    partial.replace(path)
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 def train_by_arguments() -> None:

@@ -27,6 +27,7 @@ from contextseg.data.layouts import Case, open_dataset
 from contextseg.disk import lock_folder, read_json, write_json, write_text
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import evaluate
+from contextseg.inputs import damage_named, read_tensors
 from contextseg.methods import Method
 from contextseg.pipeline import references
 from contextseg.predict.record import weights_digest
@@ -242,11 +243,12 @@ def _predict_with(
     run: Run, weights: Path, name: str, cases: Sequence[Case], folder: Path, log: Path
 ) -> None:
     """Predict with other weights of a run; its test split is scored once with each."""
-    import torch
 
     method: Method = run.finished()
     device = next(method.parameters()).device
-    method.load_state_dict(torch.load(weights, map_location=device, weights_only=True))
+    remedy = "delete the run's folder, and give the same command again"
+    with damage_named(weights, remedy, "these weights cannot be used"):
+        method.load_state_dict(read_tensors(weights, remedy, device))
     log_test_evaluation(log, name, weights_digest(method), len(cases))
     predictor = Predictor([Member(method.eval(), run.plan)], run.settings.prediction)
     failed = predictor.predict_cases(cases, folder, run.dataset.ending)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contextseg.cells import read_table_file
 from contextseg.console import ProgressBar, no_progress_bar, say
 from contextseg.disk import lock_folder, replacing, write_text
 from contextseg.errors import ContextsegError
@@ -236,12 +237,10 @@ def _save(table: DataFrame, path: Path) -> None:
 
 def _scores(out: Path, name: str, part: str, cases: int, progress_bar: ProgressBar) -> DataFrame:
     """The challenge's metrics of a row and part, a row for each case and organ."""
-    import pandas as pd
-
     folder = out / "scored" / name / part
     known = folder / "metrics.csv"
     if known.exists():
-        table = pd.read_csv(known, dtype={"case": str, "class": str})
+        table = read_table_file(known, ("case", "class"), ("case",))
         if table["case"].nunique() == cases:
             return table
     return evaluate_folders(
@@ -257,10 +256,10 @@ def _scores(out: Path, name: str, part: str, cases: int, progress_bar: ProgressB
 
 def _costs(folder: Path) -> dict[str, float]:
     """Means over the cases of what they cost."""
-    import pandas as pd
-
     path = folder / EFFICIENCY_TABLE
-    return dict(pd.read_csv(path)[list(COSTS)].mean()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return dict(read_table_file(path, ("case",), COSTS)[list(COSTS)].mean())
 
 
 def _markdown(table: DataFrame, trial: str) -> str:
