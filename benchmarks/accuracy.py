@@ -46,7 +46,6 @@ from contextseg.disk import csv_text, write_text
 from contextseg.evaluation import evaluate
 from contextseg.evaluation.statistics import holm, signed_rank
 from contextseg.methods import Method, Supervised
-from contextseg.methods.base import SHORT_STRENGTH
 from contextseg.pipeline import references
 from contextseg.predictor import Member, Predictor
 from contextseg.provenance import machine
@@ -144,7 +143,7 @@ def train_ours(run: Run, steps: int, seed: int, folder: Path, trial: Trial | Non
     else:
         method = Supervised(run.plan)
         method.settle(steps, 0)
-        augmentation = Augmentation(strength=SHORT_STRENGTH if method.short else 1.0)
+        augmentation = Augmentation(strength=method.strength)
         training = Training(steps=steps, check_every=0, save_every=10**9, device="cpu")
         training = replace(training, lr=method.settle(steps, 0))
     sampler = Sampler(run.cached(run.split[0]), run.plan, seed, augmentation)

@@ -16,7 +16,7 @@ import laws
 from contextseg.data import phantom
 from contextseg.data.layouts import folds, open_dataset
 from contextseg.methods import METHODS
-from contextseg.methods.base import OPTIMIZERS, SHORT_LR, SHORT_STEPS
+from contextseg.methods.base import OPTIMIZERS, SHORT_LR, SHORT_STEPS, WHOLE_STRENGTH_STEPS
 from contextseg.settings import defaults
 
 TINY = (
@@ -54,7 +54,20 @@ def test_the_length_chooses_what_nobody_gave(
     method = laws.make("supervised", optimizer=optimizer)
     rate = method.settle(steps, lr)
     assert (method.optimizer, rate, method.short) == want
+    strength = method.strength
     assert method.settle(steps, rate) == rate  # the loop asks again
+    assert method.strength == strength
+    assert (strength == 1) == (steps >= WHOLE_STRENGTH_STEPS or not method.short)
+
+
+def test_the_augmentation_of_a_short_training_grows_with_its_steps() -> None:
+    def strength(steps: int) -> float:
+        method = laws.make("supervised", optimizer="auto")
+        method.settle(steps, 0)
+        return method.strength
+
+    steps = [1, 400, 1600, 2000, 4000, 8000, SHORT_STEPS - 1, SHORT_STEPS]
+    assert list(map(strength, steps)) == [0.25, 0.25, 0.25, 0.25, 0.5, 1, 1, 1]
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))

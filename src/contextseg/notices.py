@@ -15,7 +15,6 @@ from contextseg.data.vanishing import read_vanished, vanished_sentences
 from contextseg.disk import read_json
 from contextseg.errors import plural
 from contextseg.methods import Method
-from contextseg.methods.base import SHORT_STRENGTH
 from contextseg.threads import usable_cores
 
 
@@ -113,7 +112,7 @@ def training_line(method: Method, lr: float, device: torch.device, steps: int) -
         where = f"{device}, {threads} on {cores}"
     optimizer = f"{method.optimizer} at {lr:g}"
     if method.short:
-        optimizer += f", augmentation x {SHORT_STRENGTH}"
+        optimizer += f", augmentation x {method.strength:.2g}" if method.strength < 1 else ""
         optimizer += " (a short training; give lr for nnU-Net's SGD)"
     return f"training on {where}: {plural(steps, 'step')}, {optimizer}"
 

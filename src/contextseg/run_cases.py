@@ -22,7 +22,7 @@ from contextseg.disk import read_json, replacing, visible_files
 from contextseg.errors import ContextsegError
 from contextseg.length import Length
 from contextseg.methods import Method
-from contextseg.methods.base import SHORT_STRENGTH, BatchSource
+from contextseg.methods.base import BatchSource
 from contextseg.predict import sliding_window
 from contextseg.predictor import sliding_window_arguments
 from contextseg.run_folder import RunFolder
@@ -106,8 +106,8 @@ class RunCases(RunFolder):
         cached = self.cached(training)
         seed = settings.seed + 999_983 * draws
         augmentation = settings.augmentation
-        if method.short:
-            strength = SHORT_STRENGTH * augmentation.strength
+        if method.strength != 1:
+            strength = method.strength * augmentation.strength
             augmentation = replace(augmentation, strength=strength)
         validated = [case for case in validation if case.label]
         own = method.sampler(cached, self.plan, seed, augmentation, steps)

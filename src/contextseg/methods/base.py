@@ -38,12 +38,14 @@ OPTIMIZERS = {
 }
 """Optimisers by name: (parameters, lr) to the optimiser. "sgd" is nnU-Net's."""
 
-SHORT_STEPS = 5000
+SHORT_STEPS = 16_000
 """Below so many steps a training without an optimiser and a rate of its own is a short one."""
 SHORT_LR = 5e-3
 """Learning rate of AdamW in a short training."""
 SHORT_STRENGTH = 0.25
-"""What a short training multiplies the strength of the augmentation by."""
+"""The least that a short training multiplies the strength of the augmentation by."""
+WHOLE_STRENGTH_STEPS = 8000
+"""Steps from which a short training has the whole augmentation; before, its share of them."""
 
 Maps = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
 """(label (*S) with classes and `IGNORE`, spacing_mm) to (N, *S) float16."""
@@ -96,6 +98,9 @@ class Method(nn.Module, abc.ABC):
 
     short = False
     """Whether `settle` chose the settings of a short training."""
+
+    strength = 1.0
+    """What the strength of the augmentation is multiplied by, as `settle` chose it."""
 
     start_weights: Mapping[str, str] = {}
     """Files of weights to start from, by the network's attribute, such as {"net": PATH}.
@@ -228,7 +233,8 @@ class Method(nn.Module, abc.ABC):
         """Choose the optimiser where it is "auto", and the learning rate where it is 0.
 
         "auto" is nnU-Net's SGD. Only a training of fewer than `SHORT_STEPS` steps for which nobody
-        gave a rate is a short one: AdamW at `SHORT_LR`, and augmentation of `SHORT_STRENGTH`.
+        gave a rate is a short one: AdamW at `SHORT_LR`, and an augmentation that grows with the
+        steps, from `SHORT_STRENGTH` to the whole of it at `WHOLE_STRENGTH_STEPS`.
 
         Args:
             steps: Steps of the whole training.
@@ -240,6 +246,8 @@ class Method(nn.Module, abc.ABC):
         if self.optimizer == "auto":
             self.short = not lr and steps < SHORT_STEPS
             self.optimizer = "adamw" if self.short else "sgd"
+            share = max(SHORT_STRENGTH, min(steps / WHOLE_STRENGTH_STEPS, 1.0))
+            self.strength = share if self.short else 1.0
         return lr or (SHORT_LR if self.short else self.learning_rates.get(self.optimizer, 1e-2))
 
     def optimizers(self, lr: float) -> dict[str, Optimizer]:
