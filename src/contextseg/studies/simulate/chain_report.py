@@ -160,7 +160,9 @@ def chain_summary(
         The page.
     """
     cases, seeds = table["case"].nunique(), table["seed"].nunique()
-    method = f"`{study.method}` (`supervised` in arms without unlabelled scans)"
+    method = "`supervised`"
+    if any(ARMS[name].unlabelled for name in study.chosen):
+        method += f" (the arm that learns from unlabelled scans: by `{study.method}`)"
     settings = ", ".join(study.settings) or "the defaults"
     parts = [
         "# The chain without a person",
