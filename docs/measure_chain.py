@@ -20,7 +20,7 @@ import contextseg as cs
 from contextseg.disk import read_json, write_json
 
 DOCS = Path(__file__).parent
-SHORT = {"batch_size": 4, "base_width": 8, "lr": 0.003, "optimizer": "adamw", "device": "cpu"}
+SMALL = {"batch_size": 4, "base_width": 8}
 ORGANS = ("brainstem", "spinal_cord", "right_parotid", "left_parotid", "mandible")
 TRAIN, TEST = 30, 15
 """Scans of head and neck: the first with all organs of each part of the split."""
@@ -51,15 +51,29 @@ CHAINS = {
         "T1 MR, 26 training and 10 locked test cases (Vallières et al. 2015).",
         8,
         200,
-        {**SHORT, "spacing_mm": (6, 6, 6), "patch_vox": (16, 16, 16), "prediction.mirror": False},
+        {
+            **SMALL,
+            "lr": 0.003,
+            "optimizer": "adamw",
+            "device": "cpu",
+            "spacing_mm": (6, 6, 6),
+            "patch_vox": (16, 16, 16),
+            "prediction.mirror": False,
+        },
     ),
     "headneck": Chain(
         "Organs of head and neck",
         f"Planning CT, {TRAIN} training and {TEST} locked test cases, five organs each "
         "(OpenKBP, Babier et al. 2021).",
         16,
-        300,
-        {**SHORT, "spacing_mm": (5, 5, 5), "patch_vox": (24, 24, 24), "prediction.mirror": False},
+        1000,
+        {
+            **SMALL,
+            "device": "cpu",
+            "spacing_mm": (5, 5, 5),
+            "patch_vox": (24, 24, 24),
+            "prediction.mirror": False,
+        },
     ),
 }
 
