@@ -22,7 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from contextseg.disk import replacing
-from contextseg.errors import ContextsegError
+from contextseg.errors import ContextsegError, plural
 from contextseg.inputs import MEND, damage_named, read_json
 from contextseg.volume import read, read_labels
 
@@ -171,7 +171,8 @@ def _scan(path: Path) -> np.ndarray:
     """The only channel of a scan, (D, H, W)."""
     array = np.asarray(read(path).array)
     if len(array) != 1:
-        raise ContextsegError(path, f"it has {len(array)} channels", "give a scan of one channel")
+        what = f"it has {plural(len(array), 'channel')}"
+        raise ContextsegError(path, what, "give a scan of one channel")
     return array[0]
 
 
