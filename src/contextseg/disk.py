@@ -530,7 +530,17 @@ class _KnownTable:
         return self.cases
 
     def append(self, path: Path, columns: Sequence[str], text: str, case: str) -> None:
-        """Add lines at the end of the file."""
+        """Add lines at the end of the file.
+
+        Args:
+            path: The table; it is there.
+            columns: Its columns, by which a line that was cut off is known.
+            text: The lines.
+            case: The case whose rows they are; "" for several.
+
+        Raises:
+            ContextsegError: The disk is full or cannot be written to; then nothing is added.
+        """
         with writing(path), open(path, "r+b") as file:
             end = file.seek(0, os.SEEK_END)
             if end and file.seek(end - 1) >= 0 and file.read(1) != b"\n":

@@ -73,6 +73,9 @@ class TrainingLog:
 
     def __exit__(self, *_: object) -> None:
         """Close the files, also after an error: Windows replaces none that is open."""
+        self._close_files()
+
+    def _close_files(self) -> None:
         self.file.close()
         if self.writer:
             self.writer.close()
@@ -128,7 +131,7 @@ class TrainingLog:
 
     def close(self) -> None:
         """Write `log.csv`."""
-        self.__exit__()
+        self._close_files()
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         write_text(self.folder / "log.csv", csv_text(columns, self.rows))
 

@@ -151,7 +151,7 @@ class Drawing:
         label: np.ndarray,
         revision: int | None = None,
         classes: int = LARGEST_CLASS,
-        **told: Any,
+        **details: Any,
     ) -> int:
         """Save a slice.
 
@@ -161,7 +161,7 @@ class Drawing:
             label: (rows, columns) uint8 as the screen shows it; `NOBODY_SAID` where nobody drew.
             revision: The revision that was changed; None overwrites any.
             classes: The largest class that there is.
-            **told: What else the log says of it: tool, seconds, origin.
+            **details: What else the log says of it: tool, seconds, origin.
 
         Returns:
             The slice's new revision.
@@ -188,7 +188,7 @@ class Drawing:
             drawn = bool((label != NOBODY_SAID).any())
             self.store.save(saved, drawn)
             line = {"time": round(time.time(), 3), "plane": plane, "slice": k}
-            self.store.note({**line, **told, "revision": saved.revision, "drawn": drawn})
+            self.store.note({**line, **details, "revision": saved.revision, "drawn": drawn})
             self._apply(saved)
             if plane == self.plane:
                 self._present[k : k + 1] = self._presence(k, k)

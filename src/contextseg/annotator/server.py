@@ -342,8 +342,8 @@ def _file(name: str) -> Response:
 
 
 def _json(content: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
-    told = {"Cache-Control": "no-store", **(headers or {})}
-    return JSONResponse(content, status_code=status, headers=told)
+    all_headers = {"Cache-Control": "no-store", **(headers or {})}
+    return JSONResponse(content, status_code=status, headers=all_headers)
 
 
 def _bytes(content: bytes, headers: dict[str, str]) -> Response:

@@ -228,7 +228,7 @@ class AnnotationSession:
         revision: int | None = None,
         fill: bool = True,
         who: str = "",
-        **told: Any,
+        **details: Any,
     ) -> int:
         """Save a slice; what it decides is filled a moment later.
 
@@ -242,7 +242,7 @@ class AnnotationSession:
             revision: The revision that was changed; None overwrites any.
             fill: Whether to fill around it.
             who: Which tab it comes from, for the others.
-            **told: What else the log says of it.
+            **details: What else the log says of it.
 
         Returns:
             The slice's new revision.
@@ -258,7 +258,7 @@ class AnnotationSession:
             what = f"{len(pixels)} bytes, not {shape[0] * shape[1]}"
             raise ContextsegError(f"{plane} slice {k}", what, "send one byte for each pixel")
         label = np.frombuffer(pixels, np.uint8).reshape(shape)
-        new = drawing.put(plane, k, label, revision, len(self.project.classes), **told)
+        new = drawing.put(plane, k, label, revision, len(self.project.classes), **details)
         if drawing.store.state().get("finished"):
             self.project.reopen(n)
             self._tell({"type": "worklist"})

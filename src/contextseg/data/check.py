@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -78,12 +79,37 @@ class _Inspection:
     classes: set[int] | None = None  # None without a label that can be understood
 
     def error(self, kind: str, where: str | Path, what: str, remedy: str) -> None:
-        name = self.case.name
-        self.findings.append(Finding("error", name, str(where), what, remedy, kind, (name,)))
+        """Note what must be mended before anything is trained.
+
+        Args:
+            kind: One of the kinds of findings.
+            where: The file.
+            what: What is wrong.
+            remedy: What to do.
+        """
+        self._note("error", kind, where, what, remedy)
 
     def warning(self, kind: str, where: str | Path, what: str, remedy: str) -> None:
+        """Note what should be looked at.
+
+        Args:
+            kind: One of the kinds of findings.
+            where: The file.
+            what: What is wrong.
+            remedy: What to do.
+        """
+        self._note("warning", kind, where, what, remedy)
+
+    def _note(
+        self,
+        level: Literal["error", "warning"],
+        kind: str,
+        where: str | Path,
+        what: str,
+        remedy: str,
+    ) -> None:
         name = self.case.name
-        self.findings.append(Finding("warning", name, str(where), what, remedy, kind, (name,)))
+        self.findings.append(Finding(level, name, str(where), what, remedy, kind, (name,)))
 
 
 def check(

@@ -160,8 +160,8 @@ def from_image(image: Any, where: str | Path = "nibabel image") -> Read:
     best = np.array(header.get_best_affine() if homeless else image.affine, float)
     if isinstance(header, Nifti1Header):
         own = np.allclose(header.get_best_affine(), best, rtol=1e-5, atol=1e-5, equal_nan=True)
-        affine, told = _geometry(header, best, array.shape[1:], where)
-        return array, affine, told if own else None
+        affine, facts = _geometry(header, best, array.shape[1:], where)
+        return array, affine, facts if own else None
     affine = _usable([best], array.shape[1], where)
     return array, affine[:, [2, 1, 0, 3]], None
 
@@ -256,8 +256,8 @@ def _of_voxels(path: Path, header: Any, content: bytearray, offset: int) -> Read
     raw = np.frombuffer(content, kind, math.prod(shape), offset).reshape(shape, order="F")
     slope, inter = header.get_slope_inter()
     array = channels_first(_with_scale(raw, slope, inter), path)
-    affine, told = _geometry(header, header.get_best_affine(), array.shape[1:], path)
-    return array, affine, told
+    affine, facts = _geometry(header, header.get_best_affine(), array.shape[1:], path)
+    return array, affine, facts
 
 
 def _scaled(raw: Any) -> np.ndarray:
@@ -304,7 +304,7 @@ def _geometry(
     affine = (mm @ _usable(candidates, shape[0], where))[:, [2, 1, 0, 3]]
 
     sform = np.array(header.get_sform(), float)
-    told = Header(
+    facts = Header(
         format="NIfTI",
         affine=as_matrix(affine),
         sform=as_matrix((mm @ sform)[:, [2, 1, 0, 3]]),
@@ -314,7 +314,7 @@ def _geometry(
         space_unit=unit,
         time_unit=_TIMES.get(codes & 56, "unknown"),
     )
-    return affine, replace(told, doubts=_doubts(told, affine, shape))
+    return affine, replace(facts, doubts=_doubts(facts, affine, shape))
 
 
 def _qform(header: Any) -> np.ndarray | None:
@@ -344,23 +344,23 @@ def _usable(candidates: list[np.ndarray], slices: int, where: str | Path) -> np.
 
 
 def _doubts(
-    told: Header, affine: np.ndarray, shape: tuple[int, ...]
+    facts: Header, affine: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[tuple[str, str], ...]:
     """What a NIfTI header leaves open, for the warnings of `check`."""
-    if not told.sform_code and not told.qform_code:
+    if not facts.sform_code and not facts.qform_code:
         what = "neither sform nor qform has a code: programs guess where the patient's left is"
         return ((what, "give it the header of a file that is known to be right"),)
-    if not told.sform_code or not told.qform_code:
+    if not facts.sform_code or not facts.qform_code:
         return ()
-    if told.qform is None:
+    if facts.qform is None:
         what = "its qform has a code but is no rotation; its sform is used"
         return ((what, "see which programs show the scan elsewhere"),)
-    if not upright(np.array(told.sform)):
+    if not upright(np.array(facts.sform)):
         if shape[0] == 1:  # one slice may lack its thickness
             return ()
         what = "its sform has a code but cannot be inverted; its qform is used"
         return ((what, "see which programs show the scan elsewhere"),)
-    apart = apart_vox(affine, np.array(told.qform), shape)
+    apart = apart_vox(affine, np.array(facts.qform), shape)
     if apart <= TOLERANCE_VOX:
         return ()
     what = f"its sform and its qform lie up to {apart:.3g} voxels apart; the sform is used"
@@ -399,14 +399,14 @@ def _read_analyze(path: Path, head: bytearray, content: bytearray) -> Read:
     zooms = np.diag([*header.get_zooms()[:3], 1.0])[:, [2, 1, 0, 3]]
     what = "an Analyze header does not say which side is the patient's left"
     remedy = "see that left and right are so, and save it as NIfTI"
-    told = Header(
+    facts = Header(
         "Analyze",
         as_matrix(affine),
         sform=as_matrix(np.zeros((4, 4))),
         qform=as_matrix(zooms),
         doubts=((what, remedy),),
     )
-    return array, affine, told
+    return array, affine, facts
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def write_nifti(
     path: Path,
     array: np.ndarray,
     affine: np.ndarray,
-    told: Header | None,
+    facts: Header | None,
     slope: float = 1.0,
 ) -> None:
     """Write a NIfTI-1 file, or NIfTI-2 where an axis has more than 32767 voxels.
@@ -425,7 +425,7 @@ def write_nifti(
         path: The file; `.nii.gz` is packed.
         array: (D, H, W) or (C, D, H, W).
         affine: (4, 4) from (d, h, w, 1) to mm, RAS+.
-        told: The header of the scan that the array belongs to, on the same grid; its qform, sform,
+        facts: The header of the scan that the array belongs to, on the same grid; its qform, sform,
             codes and units are written. None writes the affine as both, in mm.
         slope: What programs multiply the stored numbers by.
     """
@@ -440,8 +440,8 @@ def write_nifti(
     header = kind.header_class()
     header.set_data_shape(data.shape)
     header.set_data_dtype(array.dtype)
-    if told is not None and told.sform is not None:
-        _write_header(header, told, affine)
+    if facts is not None and facts.sform is not None:
+        _write_header(header, facts, affine)
     else:
         _write_affine(header, affine)
     # The header is nibabel's of one voxel; the voxels follow in the order of the array.
@@ -467,15 +467,15 @@ def _write_voxels(file: Any, start: bytes, array: np.ndarray) -> None:
             file.write(np.ascontiguousarray(channel[part]).data)
 
 
-def _write_header(header: Any, told: Header, affine: np.ndarray) -> None:
+def _write_header(header: Any, facts: Header, affine: np.ndarray) -> None:
     """The two affines with their codes, and the units, as the scan's own header has them."""
-    to_unit = np.diag([1 / _MM[told.space_unit]] * 3 + [1.0])
+    to_unit = np.diag([1 / _MM[facts.space_unit]] * 3 + [1.0])
     order = [2, 1, 0, 3]
-    header.set_xyzt_units(told.space_unit, told.time_unit)
-    qform = affine if told.qform is None else np.array(told.qform)
-    code = 0 if told.qform is None else told.qform_code
+    header.set_xyzt_units(facts.space_unit, facts.time_unit)
+    qform = affine if facts.qform is None else np.array(facts.qform)
+    code = 0 if facts.qform is None else facts.qform_code
     header.set_qform((to_unit @ qform)[:, order], code)
-    header.set_sform((to_unit @ np.array(told.sform))[:, order], told.sform_code)
+    header.set_sform((to_unit @ np.array(facts.sform))[:, order], facts.sform_code)
 
 
 def _write_affine(header: Any, affine: np.ndarray) -> None:

@@ -85,17 +85,18 @@ def _names(path: Path) -> list[bytes]:
     return [line.partition(mark)[0] for line in lines]
 
 
-def refuse_missing_voxels(path: Path, told: dict[str, str]) -> None:
+def refuse_missing_voxels(path: Path, entries: dict[str, str]) -> None:
     """Refuse a header whose file of voxels is not there, before ITK prints that to the screen.
 
     Args:
         path: The header.
-        told: Its `fields`.
+        entries: Its `fields`.
 
     Raises:
         ContextsegError: The file that it names is missing.
     """
-    name = told.get("elementdatafile") or told.get("data file") or told.get("datafile") or ""
+    keys = ("elementdatafile", "data file", "datafile")
+    name = next((entries[key] for key in keys if entries.get(key)), "")
     several = "%" in name or name.upper().startswith("LIST")
     if not name or several or name.upper() == "LOCAL":
         return
@@ -109,35 +110,35 @@ def refuse_missing_voxels(path: Path, told: dict[str, str]) -> None:
     raise ContextsegError(path, f"the file of its voxels, {name}, is missing", remedy)
 
 
-def refuse_short_voxels(path: Path, told: dict[str, str]) -> None:
+def refuse_short_voxels(path: Path, entries: dict[str, str]) -> None:
     """Raise EOFError for a MetaImage whose uncompressed voxels are too few.
 
     Args:
         path: The header.
-        told: Its `fields`.
+        entries: Its `fields`.
     """
     sizes = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
-    kind = told.get("elementtype", "").upper().removeprefix("MET_")
+    kind = entries.get("elementtype", "").upper().removeprefix("MET_")
     kind = kind if kind in sizes else kind.removeprefix("U")
-    name = told.get("elementdatafile", "")
-    packed = told.get("compresseddata", "false").lower() == "true"
+    name = entries.get("elementdatafile", "")
+    packed = entries.get("compresseddata", "false").lower() == "true"
     alone = name and name.upper() not in ("LOCAL", "LIST") and "%" not in name
-    if packed or not alone or kind not in sizes or "dimsize" not in told:
+    if packed or not alone or kind not in sizes or "dimsize" not in entries:
         return
-    channels = int(told.get("elementnumberofchannels", "1"))
-    need = channels * sizes[kind] * int(np.prod([int(n) for n in told["dimsize"].split()]))
+    channels = int(entries.get("elementnumberofchannels", "1"))
+    need = channels * sizes[kind] * int(np.prod([int(n) for n in entries["dimsize"].split()]))
     size = (path.parent / name).stat().st_size
     if size < need:
         raise EOFError(f"{name} holds {size} bytes of {need}")
 
 
-def refuse_unsound_header(path: Path, kind: str, told: dict[str, str]) -> None:
+def refuse_unsound_header(path: Path, kind: str, entries: dict[str, str]) -> None:
     """Refuse a header that ITK would take at its word: it writes past its memory by some of them.
 
     Args:
         path: The header, of a file with its voxels or without.
         kind: "NRRD" or "MetaImage".
-        told: Its `fields`.
+        entries: Its `fields`.
 
     Raises:
         ContextsegError: A field is missing, is no number, is far too long, or the voxels that they
@@ -148,7 +149,7 @@ def refuse_unsound_header(path: Path, kind: str, told: dict[str, str]) -> None:
     if longest > _LONGEST_NAME:
         raise ContextsegError(path, f"its header has a name of {longest} letters", remedy)
     names = _NRRD_NUMBERS if kind == "NRRD" else _META_NUMBERS
-    for name, value in told.items():
+    for name, value in entries.items():
         long = len(value) > _LONGEST and (kind == "MetaImage" or name in _NRRD_FIELDS)
         if long or len(name) > _LONGEST:
             what = f"its header's {name[:40]!r} has {max(len(value), len(name))} letters"
@@ -158,7 +159,7 @@ def refuse_unsound_header(path: Path, kind: str, told: dict[str, str]) -> None:
             raise ContextsegError(path, what, remedy)
 
     dims_name, sizes_name = ("dimension", "sizes") if kind == "NRRD" else ("ndims", "dimsize")
-    dims, sizes = told.get(dims_name, ""), told.get(sizes_name, "").split()
+    dims, sizes = entries.get(dims_name, ""), entries.get(sizes_name, "").split()
     whole = dims.isdecimal() and all(re.fullmatch(r"\d{1,10}", size) for size in sizes)
     if not whole or not 1 <= int(dims) <= _MOST_DIMS or len(sizes) != int(dims):
         what = (
@@ -168,32 +169,32 @@ def refuse_unsound_header(path: Path, kind: str, told: dict[str, str]) -> None:
     if any(int(size) == 0 for size in sizes):
         what = f"a shape of {' x '.join(sizes)}, without a voxel"
         raise ContextsegError(path, what, "export it")
-    _refuse_counts(path, told, int(dims), remedy)
-    channels = told.get("elementnumberofchannels", "1")
+    _refuse_counts(path, entries, int(dims), remedy)
+    channels = entries.get("elementnumberofchannels", "1")
     if not re.fullmatch(r"\d{1,4}", channels) or int(channels) == 0:
         raise ContextsegError(path, f"ElementNumberOfChannels = {channels[:20]!r}", remedy)
     held = path.stat().st_size + sum(p.stat().st_size for p in voxel_files(path))
-    need = math.prod(map(int, sizes)) * int(channels) * _voxel_bytes(told)
-    packed = told.get("encoding", "raw").lower() != "raw"  # text may be shorter than its numbers
-    packed |= told.get("compresseddata", "").lower().startswith(("t", "1"))
-    packed |= told.get("binarydata", "true").lower().startswith(("f", "0"))
+    need = math.prod(map(int, sizes)) * int(channels) * _voxel_bytes(entries)
+    packed = entries.get("encoding", "raw").lower() != "raw"  # text may be shorter than its numbers
+    packed |= entries.get("compresseddata", "").lower().startswith(("t", "1"))
+    packed |= entries.get("binarydata", "true").lower().startswith(("f", "0"))
     refuse_impossible(path, need, packed, held)
 
 
-def _refuse_counts(path: Path, told: dict[str, str], dims: int, remedy: str) -> None:
+def _refuse_counts(path: Path, entries: dict[str, str], dims: int, remedy: str) -> None:
     """Refuse fields that hold another number of values than the dimensions ask for."""
     per_axis = {"elementspacing": dims, "elementsize": dims, "offset": dims, "origin": dims}
     per_axis |= {"position": dims, "centerofrotation": dims, "spacings": dims}
     per_axis |= {"transformmatrix": dims**2, "rotation": dims**2, "orientation": dims**2}
     for name, count in per_axis.items():
-        if name in told and len(told[name].split()) != count:
-            what = f"its header says {name} = {told[name][:60]!r}, not {count} numbers"
+        if name in entries and len(entries[name].split()) != count:
+            what = f"its header says {name} = {entries[name][:60]!r}, not {count} numbers"
             raise ContextsegError(path, what, remedy)
 
 
-def _voxel_bytes(told: dict[str, str]) -> int:
+def _voxel_bytes(entries: dict[str, str]) -> int:
     """Bytes of one number by its type's name; 1 for a name that ITK is to refuse."""
-    name = told.get("elementtype", told.get("type", "")).lower().removeprefix("met_")
+    name = entries.get("elementtype", entries.get("type", "")).lower().removeprefix("met_")
     for sign, size in (("64", 8), ("longlong", 8), ("double", 8), ("32", 4), ("float", 4)):
         if sign in name.replace(" ", "").replace("_", ""):
             return size
@@ -203,21 +204,21 @@ def _voxel_bytes(told: dict[str, str]) -> int:
     return 1
 
 
-def in_mm(affine: np.ndarray, told: dict[str, str]) -> tuple[np.ndarray, Header]:
+def in_mm(affine: np.ndarray, entries: dict[str, str]) -> tuple[np.ndarray, Header]:
     """The affine of an NRRD file in millimetres, and its header.
 
     Args:
         affine: (4, 4) from (d, h, w, 1), as ITK reads it, RAS+.
-        told: The `fields` of the file.
+        entries: The `fields` of the file.
 
     Returns:
         The affine (4, 4) in mm, and what is to be kept.
     """
-    key = "space units" if "space units" in told else "units"
-    named = re.findall(r'"([^"]*)"', told.get(key, ""))
+    key = "space units" if "space units" in entries else "units"
+    named = re.findall(r'"([^"]*)"', entries.get(key, ""))
     units = tuple(unit.strip() for unit in named)
     if key == "units":  # one for each axis of the file, which without directions are x, y and z
-        units = units if "space directions" not in told else ()
+        units = units if "space directions" not in entries else ()
         units = units[-3:] if len(units) >= 3 else ()
     doubts = []
     factors = [1.0, 1.0, 1.0]
@@ -228,7 +229,7 @@ def in_mm(affine: np.ndarray, told: dict[str, str]) -> tuple[np.ndarray, Header]
             what = f"its header says {key} = {unit!r}, which is no unit of length known here"
             doubts.append((f"{what}; read as mm", "write mm, um or m into the header"))
     affine = np.diag([*factors, 1.0]) @ affine
-    space = told.get("space", "")
+    space = entries.get("space", "")
     header = Header(
         "NRRD",
         as_matrix(affine),

@@ -179,13 +179,13 @@ def spacing(path: Path) -> list[float]:
         content = read_json(beside) if beside.is_file() else None
         if not isinstance(content, dict) or "spacing" not in content:
             continue
-        told = content["spacing"]
+        spacing = content["spacing"]
         try:
-            found = np.array(told, float)
+            found = np.array(spacing, float)
         except (TypeError, ValueError):
             found = np.empty(0)
         if found.shape != (3,) or not (np.isfinite(found).all() and found.min() > 0):
-            what = f"its spacing is {str(told)[:80]}, not three numbers above 0"
+            what = f"its spacing is {str(spacing)[:80]}, not three numbers above 0"
             remedy = 'write {"spacing": [z, y, x]} in mm, such as [1, 2, 2]'
             raise ContextsegError(beside, what, remedy)
         return [float(s) for s in found[::-1]]

@@ -57,7 +57,17 @@ class BatchSource(Protocol):
     def batch(
         self, n: int, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
     ) -> Batch:
-        """The items of batch `n` that belong to `rank` of `world`, on `device`; may be empty."""
+        """The items of a batch that belong to a rank; may be empty.
+
+        Args:
+            n: Number of the batch.
+            rank: Which process, from 0.
+            world: Number of processes.
+            device: Where the tensors go.
+
+        Returns:
+            The items, (B, C, *S).
+        """
 
 
 # --- the method -----------------------------------------------------------------------------------
@@ -456,7 +466,16 @@ class RecipeRun(Protocol):
     def arrays(
         self, name: str, cases: Sequence[Case], make: Callable[[Cached], np.ndarray]
     ) -> dict[str, Path]:
-        """The stage `name`: an array for each case, on the cache's grid; case name to .npy."""
+        """The stage `name`: an array for each case, on the cache's grid.
+
+        Args:
+            name: Name of the stage.
+            cases: Which cases. An empty sequence gives {}.
+            make: Makes the array of a preprocessed case.
+
+        Returns:
+            Files .npy, by case.
+        """
 
     def cached(self, cases: Sequence[Case]) -> list[Cached]:
         """Those cases, preprocessed."""

@@ -551,15 +551,15 @@ def _networks(
 
 
 def _changed_confidence(confidence: Volume, whole: Volume, kept: Volume) -> Volume:
-    """Confidence of what is kept; what was removed is background, as likely as its class was
-    not."""
-    if kept is whole:
-        return confidence
-    array = confidence.array
-    # Slice by slice: whole maps of a large scan are gigabytes.
-    for plane, before, after in zip(array, whole.array, kept.array):
-        plane[before != after] = 255 - plane[before != after]
-    return kept.with_array(array)
+    """Confidence of what is kept; what was removed is background, as likely as its class was not.
+
+    It is changed in place and slice by slice, since whole maps of a large scan are gigabytes.
+    """
+    if kept is not whole:
+        for confidences, before, after in zip(confidence.array, whole.array, kept.array):
+            removed = before != after
+            confidences[removed] = 255 - confidences[removed]
+    return confidence
 
 
 def _only(label: Volume, values: Sequence[int], background: int) -> Volume:

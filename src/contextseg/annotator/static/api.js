@@ -70,9 +70,9 @@ export class Saver {
     if (this.busy) return;
     this.busy = true;
     clearTimeout(this.timer);
-    for (const [slice, told] of [...this.waiting]) {
+    for (const [slice, change] of [...this.waiting]) {
       if (slice.conflict) continue;
-      if (!(await this.send(slice, told))) break;
+      if (!(await this.send(slice, change))) break;
     }
     this.busy = false;
     const again = [...this.waiting.keys()].some((s) => !s.conflict);
@@ -82,10 +82,10 @@ export class Saver {
     this.idleWaiters.splice(0).forEach((resolve) => resolve(!this.waiting.size));
   }
 
-  async send(slice, told) {
+  async send(slice, change) {
     const { version } = slice;
     const query = new URLSearchParams({
-      tool: told.tool, seconds: told.seconds.toFixed(1), who: WHO, fill: told.fill ? "1" : "0",
+      tool: change.tool, seconds: change.seconds.toFixed(1), who: WHO, fill: change.fill ? "1" : "0",
     });
     try {
       const answer = await askJson("PUT", `${slice.url}?${query}`, {
@@ -99,7 +99,7 @@ export class Saver {
         this.waiting.delete(slice);
         slice.dirty = false;
       } else {
-        told.seconds = 0;
+        change.seconds = 0;
       }
       if (this.saved) this.saved(slice);
       return true;

@@ -26,7 +26,7 @@ app.saver = saver;
 const editor = new Editor(app, { go, show, refresh, colours, announce, plane: setPlane, actions: { fill, refine, next, finish, help, undoTo: goTo } });
 app.editor = editor;
 
-// --- what is told ---------------------------------------------------------------------------------
+// --- notices --------------------------------------------------------------------------------------
 
 function showSaved(state, reason = "") {
   const pill = $("saved");
@@ -78,9 +78,9 @@ async function guarded(work) {
 // --- cases ----------------------------------------------------------------------------------------
 
 async function loadCases() {
-  const told = await askJson("GET", "/api/cases");
-  Object.assign(app, { cases: told.cases, classes: told.classes, network: told.network });
-  told.jobs.forEach(showJob);
+  const answer = await askJson("GET", "/api/cases");
+  Object.assign(app, { cases: answer.cases, classes: answer.classes, network: answer.network });
+  answer.jobs.forEach(showJob);
   $("refine").disabled = !app.network;
   for (const key of document.querySelectorAll(".key.sure, .key.unsure")) key.hidden = !app.network;
   if (!app.network) $("refine").title = "Start with --model RUN to fill with a network";
@@ -424,11 +424,11 @@ async function next() {
 
 async function finish(accept = false) {
   if (!(await saver.idle())) return;
-  const told = await guarded(() => askJson("POST", `/api/cases/${app.facts.n}/finish?accept=${accept ? 1 : 0}`));
-  if (!told) return;
+  const answer = await guarded(() => askJson("POST", `/api/cases/${app.facts.n}/finish?accept=${accept ? 1 : 0}`));
+  if (!answer) return;
   const name = app.facts.name;
   await loadCases();
-  if (told.next !== null) await openCase(told.next);
+  if (answer.next !== null) await openCase(answer.next);
   toast(`${name} is finished.`);
 }
 

@@ -77,10 +77,11 @@ class Store:
         random = np.random.default_rng(0)
         self.structures: list[Pool] = []
         self.regions: list[Pool] = []
-        for told, label, found in _volumes(path, validation):
+        for volume_row, label, found in _volumes(path, validation):
             drawn = not found
             image, region = found or (np.zeros_like(label), np.zeros(label.shape, np.uint16))
-            row: dict[str, Any] = {**told, "offset": offset, "shape": label.shape, "drawn": drawn}
+            row: dict[str, Any] = dict(volume_row)
+            row.update(offset=offset, shape=label.shape, drawn=drawn)
             self.rows.append(row)
             self.structures.append(Pool(structures_in(label, row["objects"], random)))
             members = [] if drawn else structures_in(region, None, random)

@@ -204,15 +204,7 @@ def run_chain(
             cell = folder / "cells" / f"{arm}-{seed}"
             if not (cell / "rows.csv").exists():
                 _run_cell(study, truth, arm, seed, folder / "scans", cell)
-            tables.append(
-                read_table_file(
-                    cell / "rows.csv",
-                    (
-                        "case",
-                        "patient",
-                    ),
-                )
-            )
+            tables.append(read_table_file(cell / "rows.csv", ("case", "patient")))
             progress(done + 1, len(cells))
     return pd.concat(tables, ignore_index=True)
 
