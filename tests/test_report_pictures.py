@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import contextseg
 from contextseg.errors import ContextsegError
 from contextseg.reports import demo_picture, overlay
 from contextseg.reports.charts import _running_mean, _series, spread_charts, training_charts
@@ -394,3 +397,10 @@ def test_spread_charts_of_what_is_there():
     charts = spread_charts(tidy(pd.DataFrame(rows)))
     assert list(charts) == ["Dice of each case, by class", "HD95, mm of each case, by class"]
     assert spread_charts(tidy(pd.DataFrame())) == {}
+
+
+def test_no_label_of_a_figure_is_a_formula() -> None:
+    """Names are shown as they are (`charts.plain_text`), so a formula would be, too."""
+    folder = Path(contextseg.__file__).parent
+    for path in [*folder.glob("reports/*.py"), *folder.glob("studies/**/*.py")]:
+        assert not re.search(r"\$[_^]", path.read_text(encoding="utf-8")), path

@@ -135,7 +135,7 @@ def _logits(
             title=f"{title}: {name}",
             xlim=(left, right),
             ylim=(low, high),
-            ylabel="logit of the ROI" if deployed else "largest logit of the ROI, z$_1$",
+            ylabel="logit of the ROI" if deployed else "largest logit of the ROI, z₁",
         )
     false = tissues["background"]["called"]
     missed = tissues["roi"]["n"] - tissues["roi"]["called"]
@@ -145,7 +145,7 @@ def _logits(
         axes.text(
             0.97, 0.95, words, transform=axes.transAxes, ha="right", va="top", fontsize=8, zorder=4
         )
-    rows[1].set_xlabel("logit of the background" if deployed else "largest of the others, z$_i$")
+    rows[1].set_xlabel("logit of the background" if deployed else "largest of the others, zᵢ")
 
 
 def _margins(facts: DiagnosisFacts, arrays: DiagnosisArrays, *rows: Axes) -> None:
