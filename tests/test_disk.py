@@ -1,8 +1,12 @@
 """What is written survives an error, a full disk and a locked folder; what is damaged says so."""
 
+import ast
+import errno
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import contextseg
 from contextseg.disk import (
     csv_text,
     digest,
@@ -21,6 +26,7 @@ from contextseg.disk import (
     sweep_leftovers,
     visible_files,
     write_json,
+    writing,
 )
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.leftovers import temporary_beside
@@ -28,6 +34,8 @@ from contextseg.provenance import PeakMemory
 from contextseg.volume import Volume, read_labels, write
 from systems import needs_locks
 from test_volume import counting
+
+SOURCE = Path(contextseg.__file__).parent
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -394,3 +402,75 @@ def test_a_folder_that_may_not_be_entered_is_one_message(tmp_path: Path) -> None
             pass
     finally:
         os.seteuid(0)
+
+
+# --- every write says what stops it ---------------------------------------------------------------
+
+GUARDS = {"writing", "replacing", "TemporaryDirectory"}
+GUARDED_BY_CALLERS = {
+    "formats/nrrd.py",  # `volume.write`
+    "projects/exporting.py",  # `export`
+    "projects/sources.py",  # whoever copies a scan into a new folder
+    "slabs.py",  # `data.cache`
+    "propagation/network/training.py",  # a script for those who train the packaged network
+    "provenance.py",  # no file of a disk
+    "disk.py",
+}
+
+
+def called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def writes_a_file(call: ast.Call) -> bool:
+    """Whether a call makes a file or folder by itself, and not by a function of `disk`."""
+    module = call.func.value if isinstance(call.func, ast.Attribute) else None
+    if called(call) == "open":
+        modes = [a.value for a in call.args if isinstance(a, ast.Constant)]
+        return any(isinstance(mode, str) and re.fullmatch("[wax][bt+]*", mode) for mode in modes)
+    if called(call) == "save":
+        return isinstance(module, ast.Name) and module.id == "np"
+    if called(call) == "write_text":
+        return module is not None
+    return called(call) in {"write_bytes", "mkdir", "makedirs", "tofile", "copyfile", "copytree"}
+
+
+def unguarded(node: ast.AST, inside: bool = False) -> list[int]:
+    """The lines of writes that stand in no `with writing(...)` or `with replacing(...)`."""
+    if isinstance(node, ast.With):
+        calls = [i.context_expr for i in node.items if isinstance(i.context_expr, ast.Call)]
+        inside |= any(called(call) in GUARDS for call in calls)
+    found = [line for child in ast.iter_child_nodes(node) for line in unguarded(child, inside)]
+    if isinstance(node, ast.Call) and writes_a_file(node) and not inside:
+        found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.name)
+def test_what_stops_a_write_is_one_message(path: Path) -> None:
+    if path.relative_to(SOURCE).as_posix() not in GUARDED_BY_CALLERS:
+        assert not unguarded(ast.parse(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("code", ["open('a', 'w')", "p.open('ab')", "p.mkdir()", "np.save(p, x)"])
+def test_an_unguarded_write_is_found(code: str) -> None:
+    assert unguarded(ast.parse(code)) == [1]
+    assert not unguarded(ast.parse(f"with writing(p):\n    {code}"))
+
+
+def test_a_full_disk_stops_the_copy_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_bytes(b"1")
+
+    def full(source: str, target: str, **_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+    with (
+        pytest.raises(ContextsegError, match="the disk is full"),
+        writing(tmp_path / "copy"),
+    ):
+        shutil.copytree(tmp_path / "series", tmp_path / "copy")

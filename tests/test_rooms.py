@@ -43,7 +43,7 @@ FLOORS = (
     {"propagation", "evaluation", "validation"},
     {"training", "predict", "methods", "reports"},
     {"settings", "notices"},
-    {"predictor", "run_folder"},
+    {"predictor", "run_folder", "rehearsal"},
     {"nnunet", "length"},
     {"run_cases"},
     {"runs"},

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -76,11 +77,19 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None and " requested and " in str(error):  # NumPy's, of a full disk
-            raise ContextsegError(path, *_DISK_ERRORS[errno.ENOSPC]) from error
-        if error.errno not in _DISK_ERRORS:
+        number = _number_of(error)
+        if number not in _DISK_ERRORS:
             raise
-        raise ContextsegError(path, *_DISK_ERRORS[error.errno]) from error
+        raise ContextsegError(path, *_DISK_ERRORS[number]) from error
+
+
+def _number_of(error: OSError) -> int:
+    """The system's number of a write error, also of one that has it in its text alone; else 0."""
+    if error.errno is None and " requested and " in str(error):  # NumPy's, of a full disk
+        return errno.ENOSPC
+    if isinstance(error, shutil.Error) and (told := re.search(r"\[Errno (\d+)\]", str(error))):
+        return int(told[1])  # of a copied folder
+    return error.errno or 0
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contextseg.console import ProgressBar, no_progress_bar, say
-from contextseg.disk import read_json, readable, write_json, write_text
+from contextseg.disk import read_json, readable, write_json, write_text, writing
 from contextseg.errors import ContextsegError
 from contextseg.inputs import damage_named, read_tensors
 from contextseg.length import Length, longer_steps, seconds_spent
@@ -127,10 +127,11 @@ def _set_aside(run: RunFolder, training: Path, step: int) -> None:
     while aside.exists():
         aside = aside.with_name(f"step-{step}-{number}")
         number += 1
-    aside.mkdir(parents=True)
-    for path in (*paths, model):
-        if path.exists():
-            path.rename(aside / path.name)
+    with writing(aside):
+        aside.mkdir(parents=True)
+        for path in (*paths, model):
+            if path.exists():
+                path.rename(aside / path.name)
 
 
 # --- shorter --------------------------------------------------------------------------------------

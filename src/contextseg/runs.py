@@ -67,6 +67,7 @@ from contextseg.notices import (
 from contextseg.predictor import Member, Predictor
 from contextseg.provenance import provenance
 from contextseg.ranks import ranks
+from contextseg.rehearsal import rehearse, stand_in
 from contextseg.run_cases import RunCases, annotated_label
 from contextseg.settings import Settings
 from contextseg.training import pick_device, train
@@ -231,20 +232,15 @@ class Run(RunCases):
     def check(self) -> None:
         """The stage "check": every problem of the data set, in `findings.json`.
 
-        Files that the settings name are looked for here, before hours of work.
+        Before it the settings are tried without scans (`rehearsal`), and the files that they name
+        are looked for: what is wrong with them is said before hours of work.
 
         Raises:
             ContextsegError: The data set has errors, of which the message names the first, or a
-                file of start weights is not there, or damaged.
+                setting makes no sense, or a file of start weights is not there, or damaged.
         """
-        for name in ("weights", "second_weights"):
-            path = self.settings.arguments.get(name)
-            if not path or self.done("train-1"):
-                continue
-            if not start_weights_exist(path):
-                what = "there is no such file of weights, and no run in a folder of that name"
-                raise ContextsegError(f"--set {name}={path}", what, "check the path")
-            read_start_weights(path)  # now, not after hours of preprocessing
+        if not self.done("check"):
+            self._rehearse()
 
         def work(folder: Path, progress: Progress) -> None:
             findings = check(self.settings.dataset, progress=progress, roi=self.settings.roi)
@@ -258,6 +254,30 @@ class Run(RunCases):
                 f" and folds of that day ({'; '.join(changed)}). To train on what is there now, "
                 "choose another --output"
             )
+
+    def _rehearse(self) -> None:
+        """Refuse settings that would be refused only after the scans are read."""
+        arguments = self.settings.arguments
+        for name in ("weights", "second_weights"):
+            path = arguments.get(name)
+            if path and not start_weights_exist(path):
+                what = "there is no such file of weights, and no run in a folder of that name"
+                raise ContextsegError(f"--set {name}={path}", what, "check the path")
+            if path:
+                read_start_weights(path)
+        masks = arguments.get("masks")
+        if masks and not Path(masks).is_dir():
+            what = "there is no such folder of masks, and no run or model in a folder of that name"
+            raise ContextsegError(f"--set masks={masks}", what, "check the path")
+        if (self.folder / "plan.json").exists():
+            plan = self.plan
+        else:
+            facts = [stand_in(len(self.dataset.channels))]
+            try:
+                plan = planned(self.dataset, facts, self.settings.planning)
+            except ContextsegError:  # the stage "plan" says it, if it is true of the scans
+                return
+        rehearse(self.settings, plan, self.split, self.is_model)
 
     def use_plan(self, plan: Plan) -> None:
         """Take this plan in place of one made by the rules.

@@ -126,6 +126,20 @@ class Training:
         """Whether the weights of the best validation are deployed."""
         return self.keep == "best" or self.early_stopping > 0
 
+    def require_validation(self, validated: bool) -> None:
+        """Refuse to keep the best weights of a training that is never validated.
+
+        Args:
+            validated: Whether there are validation cases.
+
+        Raises:
+            ContextsegError: The best weights are asked for, and nothing could tell which they are.
+        """
+        if self.keeps_best and not (validated and self.check_every):
+            where = f"early_stopping={n}" if (n := self.early_stopping) else "keep=best"
+            what = "no weights are the best without a validation"
+            raise ContextsegError(where, what, "keep a fold (--fold 0) and a check_every above 0")
+
 
 class Trainable(Protocol):
     """What the loop needs of a method; every `methods.Method` offers it."""
@@ -301,11 +315,7 @@ def train(
         ContextsegError: The loss is no longer finite, the checkpoint cannot be used, the disk is
             full, or the best weights are asked for without validation cases.
     """
-    if training.keeps_best and not (check_at and training.check_every):
-        what = "no weights are the best without a validation"
-        remedy = "keep a fold for it (--fold 0), and give check_every above 0"
-        early = training.early_stopping
-        raise ContextsegError(f"early_stopping={early}" if early else "keep=best", what, remedy)
+    training.require_validation(check_at is not None)
     rank, world = ranks()
     device = pick_device(training.device)
     if device.type == "cuda":

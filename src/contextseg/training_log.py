@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypedDict
 
 from torch import Tensor
 
-from contextseg.disk import csv_text, write_text
+from contextseg.disk import csv_text, write_text, writing
 from contextseg.errors import ContextsegError
 from contextseg.inputs import read_json_lines
 
@@ -48,7 +48,8 @@ class TrainingLog:
         tensorboard: Whether it is also written for TensorBoard.
 
     Raises:
-        ContextsegError: TensorBoard is asked for, and not installed.
+        ContextsegError: TensorBoard is asked for, and not installed, or the disk is full; so do
+            `write` and `close`.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class TrainingLog:
         self.every = every
         self.latest: dict[str, float] = {}
 
-        path = folder / "log.jsonl"
-        self.rows = [row for row in log_rows(path) if row["step"] <= state.step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self.path = folder / "log.jsonl"
+        self.rows = [row for row in log_rows(self.path) if row["step"] <= state.step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        with writing(self.path):
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         self.writer = _tensorboard(folder) if tensorboard else None
 
         self.started = time.monotonic()
@@ -76,7 +78,8 @@ class TrainingLog:
         self._close_files()
 
     def _close_files(self) -> None:
-        self.file.close()
+        with writing(self.path):
+            self.file.close()
         if self.writer:
             self.writer.close()
 
@@ -123,8 +126,9 @@ class TrainingLog:
         seconds = round(self.state.seconds, 3)
         row = {"step": self.state.step, "part": part, "seconds": seconds, **more, **values}
         self.rows.append(row)
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with writing(self.path):
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(f"{part}/{name}", value, self.state.step)

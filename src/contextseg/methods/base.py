@@ -505,7 +505,39 @@ class RecipeRun(Protocol):
 # --- what methods share ---------------------------------------------------------------------------
 
 
-def build_net(name: str, plan: Plan, classes: int | None = None) -> nn.Module:
+def tried(make: Callable[[], Method], steps: int = 1000, lr: float = 0.0) -> None:
+    """Construct a method and throw it away, so that what it refuses is said now.
+
+    A recipe that trains a method after stages of its own tries it before them. No weights are
+    drawn: it happens on torch's device "meta", and torch's generator stays as it was.
+
+    Args:
+        make: Constructs the method.
+        steps: Length of the training for which its optimisers are chosen.
+        lr: Its learning rate; 0 for the method's own.
+
+    Raises:
+        ContextsegError: What the method, its network or its optimiser raises.
+
+    Example:
+        >>> from contextseg.methods import Supervised
+        >>> from contextseg.data.plan import Facts, make_plan
+        >>> facts = [Facts("a", (32, 32, 32), (1, 1, 1), "SAR", ())]
+        >>> plan = make_plan("d", ["background", "organ"], [0, 1], {}, ["MR"], facts, base_width=8)
+        >>> tried(lambda: Supervised(plan, net="unett"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        contextseg.errors.ContextsegError: net=unett: there is no such network. Remedy: did you...
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            method = make()
+            method.optimizers(method.settle(steps, lr))
+    except RuntimeError:  # an operation that "meta" does not have: the training will say
+        return
+
+
+def build_net(name: str, plan: Plan, classes: int | None = None, setting: str = "net") -> nn.Module:
     """The network `name` of the registry, at the plan's size.
 
     Where the plan gives it the slice's position, a network that has a place for it takes it there
@@ -515,6 +547,7 @@ def build_net(name: str, plan: Plan, classes: int | None = None) -> nn.Module:
         name: One of `NETS`.
         plan: Gives channels, classes and levels.
         classes: Number of outputs; None for the plan's classes.
+        setting: What the name is called where it was given, for messages.
 
     Returns:
         The network, with new weights drawn from torch's global generator.
@@ -523,7 +556,8 @@ def build_net(name: str, plan: Plan, classes: int | None = None) -> nn.Module:
         ContextsegError: The name is unknown, or the network cannot have this plan.
     """
     if name not in NETS:
-        raise ContextsegError(f"net={name}", "there is no such network", did_you_mean(name, NETS))
+        remedy = did_you_mean(name, NETS)
+        raise ContextsegError(f"{setting}={name}", "there is no such network", remedy)
     inputs = len(plan.channels)
     position = {}
     if plan.intensities < inputs and "position" in inspect.signature(NETS[name]).parameters:

@@ -471,7 +471,7 @@ class CoLab(Method):
         class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
-        check_contexts(context_classes, background, margin, tau)
+        check_contexts(context_classes, background, margin, tau, distance_unit)
         if min(generator_every, lookahead_items, lookahead_parts) < 1:
             what = f"generator_every={generator_every}, {lookahead_items=}, {lookahead_parts=}"
             raise ContextsegError("method colab", what, "give 1 or more of each")

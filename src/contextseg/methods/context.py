@@ -48,15 +48,20 @@ def roi_distance(label: np.ndarray, spacing_mm: tuple[float, ...], unit: str = "
     """
     import edt
 
-    if unit not in UNITS:
-        raise ContextsegError(
-            f"distance_unit={unit}", "there is no such unit", did_you_mean(unit, UNITS)
-        )
+    _check_unit(unit)
     roi = label > 0
     if not roi.any():
         return np.full((1, *label.shape), FAR, np.float16)
     mm = spacing_mm[-label.ndim :] if unit == "mm" else (1.0,) * label.ndim
     return edt.edt(np.ascontiguousarray(~roi), anisotropy=mm)[None].astype(np.float16)
+
+
+def _check_unit(unit: str) -> None:
+    """Raise `ContextsegError` for a unit of distance that is not one of `UNITS`."""
+    if unit not in UNITS:
+        raise ContextsegError(
+            f"distance_unit={unit}", "there is no such unit", did_you_mean(unit, UNITS)
+        )
 
 
 def nearness(
@@ -246,7 +251,7 @@ class Dilated(Method):
         class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
-        check_contexts(2, background, margin, tau)
+        check_contexts(2, background, margin, tau, distance_unit)
         self.classes = len(plan.classes)
         self.context_classes = 2
         self.background = background
@@ -275,7 +280,11 @@ class Dilated(Method):
 
 
 def check_contexts(
-    context_classes: int, background: str, margin: float = 30.0, tau: float = 20.0
+    context_classes: int,
+    background: str,
+    margin: float = 30.0,
+    tau: float = 20.0,
+    distance_unit: str = "vox",
 ) -> None:
     """Check the settings that methods of context classes share.
 
@@ -284,10 +293,12 @@ def check_contexts(
         background: One of `BACKGROUNDS`.
         margin: 0 or more.
         tau: Above 0.
+        distance_unit: One of `UNITS`.
 
     Raises:
         ContextsegError: One of them is out of its range or unknown.
     """
+    _check_unit(distance_unit)
     if context_classes < 1:
         raise ContextsegError(
             f"context_classes={context_classes}",

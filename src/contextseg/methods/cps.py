@@ -244,7 +244,9 @@ class CPS(Method):
                 "and items from 0, or -1"
             )
             raise ContextsegError("method cps", what, remedy)
-        self.nets = nn.ModuleList([build_net(net, plan), build_net(second or net, plan)])
+        first = build_net(net, plan)
+        other = build_net(second, plan, setting="second") if second else build_net(net, plan)
+        self.nets = nn.ModuleList([first, other])
         self.unlabelled = plan.batch_size // 2 if unlabelled_items < 0 else unlabelled_items
         self.start_weights = {"nets.0": weights, "nets.1": second_weights}
         self.optimizer = optimizer

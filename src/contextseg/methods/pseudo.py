@@ -23,7 +23,7 @@ from contextseg.data.plan import Plan
 from contextseg.data.prepare import undo
 from contextseg.disk import csv_text, read_json, replacing, visible_files, write_json, write_text
 from contextseg.errors import ContextsegError, did_you_mean
-from contextseg.methods.base import Method, RecipeRun, Workload
+from contextseg.methods.base import Method, RecipeRun, Workload, tried
 from contextseg.methods.consensus import (
     HUMAN,
     KEEPS,
@@ -126,6 +126,7 @@ def pseudo(
         "class_weights": class_weights,
     }
     make = _maker(run.plan, base, own)
+    tried(lambda: make(True))
     survey = _survey(run)
     cases: dict[str, dict[str, Any]] = {
         name: {"labelled": labelled} for name, labelled in survey["left"].items()

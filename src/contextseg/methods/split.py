@@ -20,9 +20,16 @@ from contextseg.data.prepare import placed
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.grids import onto
-from contextseg.methods.base import Method, RecipeRun, ScanPredictor
+from contextseg.methods.base import Method, RecipeRun, ScanPredictor, tried
 from contextseg.methods.colab import CoLab
-from contextseg.methods.context import Contexts, Dilated, kmeans, nearest_centre, with_contexts
+from contextseg.methods.context import (
+    Contexts,
+    Dilated,
+    check_contexts,
+    kmeans,
+    nearest_centre,
+    with_contexts,
+)
 from contextseg.methods.supervised import Supervised
 from contextseg.volume import read, read_labels
 
@@ -110,6 +117,8 @@ def context(
         return run.train(Dilated(plan, **common, **decay))
     if context == "colab":
         return run.train(CoLab(plan, **common, **decay, context_classes=context_classes))
+    check_contexts(context_classes, background, margin, tau, distance_unit)
+    tried(lambda: Contexts(plan, **common, context_classes=context_classes, background=background))
     cases = [case for part in run.split for case in part if case.label]
     known = {}
     if context == "kmeans":

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from contextseg.cells import frame_text, read_table_file
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.data.layouts import Case, open_dataset
-from contextseg.disk import lock_folder, read_json, write_json, write_text
+from contextseg.disk import lock_folder, read_json, write_json, write_text, writing
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import evaluate
 from contextseg.inputs import damage_named, read_tensors
@@ -173,7 +173,8 @@ def _count_slices(
     run.check()
     run.make_plan()
     run.preprocess()
-    (out / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        (out / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # it is there, or links cannot be made: then they are made again
         os.symlink(Path("..", "prepared", "cache"), out / RUNS_FOLDER / "cache", True)
     train, validation = (

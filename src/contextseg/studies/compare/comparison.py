@@ -43,6 +43,7 @@ from contextseg.disk import (
     visible_files,
     write_json,
     write_text,
+    writing,
 )
 from contextseg.errors import ContextsegError, plural
 from contextseg.evaluation.importing import Source, find, imported
@@ -251,7 +252,8 @@ def _prepare(cell: Cell, grid: Grid, test: bool) -> Task:
     if not run.done("check"):
         with replacing(cell.folder / "check") as temporary:
             shutil.copytree(grid.folder / "check", temporary)
-    (grid.folder / "cache").mkdir(exist_ok=True)
+    with writing(grid.folder):
+        (grid.folder / "cache").mkdir(exist_ok=True)
     with suppress(OSError):  # it is there, or links cannot be made, and then the run has its own
         os.symlink(Path("..", "..", "cache"), cell.folder / "cache", target_is_directory=True)
     return Task(

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from contextseg.console import Progress, ProgressBar, no_progress_bar
+from contextseg.disk import writing
 from contextseg.errors import ContextsegError
 from contextseg.stopping import stop_signals
 from contextseg.studies.compare.cell import Task, failure_of
@@ -74,8 +75,10 @@ def run_in_processes(
     def run_one(task: Task) -> str:
         slot = slots.get()
         log_path = Path(task.folder) / PROCESS_LOG
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        with open(log_path, "a", encoding="utf-8") as log:
+        with writing(log_path):
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            log = open(log_path, "a", encoding="utf-8")  # noqa: SIM115
+        with log:
             if stopped.is_set():
                 return "not begun"
             process = subprocess.Popen(

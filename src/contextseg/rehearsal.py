@@ -1,0 +1,113 @@
+"""A run without scans and without steps: what a method refuses is said before hours of work.
+
+The words and numbers of `--set` are checked where they are used: a network by `build_net`, an
+optimiser by `optimizer`, a method's own in its constructor. A rehearsal goes there, on torch's
+device "meta", which has shapes and no numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contextseg.data.layouts import Case
+from contextseg.data.plan import Facts, Plan
+from contextseg.errors import ContextsegError, did_you_mean
+from contextseg.methods import METHODS, Method
+from contextseg.settings import Settings
+from contextseg.training import pick_device
+
+_STEPS = 1000
+"""Length of a rehearsed training: whatever it is, the same settings are refused."""
+
+
+class _Enough(Exception):
+    """The recipe came to work that needs scans."""
+
+
+@dataclass
+class _Rehearsed:
+    """What a recipe sees of a run in which nothing is read: see `methods.base.RecipeRun`."""
+
+    settings: Settings
+    plan: Plan
+    split: tuple[Sequence[Case], Sequence[Case]]
+    is_model: Callable[[str | Path], bool]
+    ended_early: bool = False
+
+    def train(self, method: Method, **_: Any) -> Method:
+        """Choose the optimisers, and no more."""
+        method.optimizers(method.settle(_STEPS, self.settings.training.lr))
+        return method
+
+    def __getattr__(self, name: str) -> Any:
+        raise _Enough
+
+
+def stand_in(channels: int) -> Facts:
+    """A scan as it might be, for a plan before any scan is read.
+
+    Args:
+        channels: Number of channels.
+
+    Returns:
+        Facts of a scan of 128 voxels of 1 mm along each axis.
+    """
+    return Facts("", (128, 128, 128), (1.0, 1.0, 1.0), "SAR", ((0.0, 1.0),) * channels)
+
+
+def rehearse(
+    settings: Settings,
+    plan: Plan,
+    split: tuple[Sequence[Case], Sequence[Case]],
+    is_model: Callable[[str | Path], bool],
+) -> None:
+    """Refuse settings that the run would refuse later, after its scans are read or trained on.
+
+    Args:
+        settings: The settings of the run.
+        plan: Its plan, or one of `stand_in`.
+        split: (training cases, validation cases).
+        is_model: As in `RecipeRun`.
+
+    Raises:
+        ContextsegError: What the run would raise: a word or number of the method, of the training
+            or of the prediction that makes no sense.
+    """
+    pick_device(settings.training.device)
+    settings.training.require_validation(any(case.label for case in split[1]))
+    for name in settings.prediction.largest_of:
+        if name not in plan.classes[1:]:
+            remedy = did_you_mean(name, plan.classes[1:])
+            raise ContextsegError(f"largest_of={name}", "there is no such class", remedy)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            _perform(_Rehearsed(settings, plan, split, is_model))
+    except ContextsegError as error:
+        if _is_of_a_setting(str(error.where), settings.method):
+            raise
+    except (_Enough, RuntimeError):  # the second: an operation that "meta" does not have
+        return
+
+
+def _perform(run: _Rehearsed) -> None:
+    """Construct the method, or go through the recipe."""
+    entry: Callable[..., Method] = METHODS[run.settings.method]
+    arguments = run.settings.arguments
+    if inspect.isclass(entry):
+        method: Any = entry(run.plan, **arguments)  # type: ignore[call-arg]
+        run.train(method)
+    else:
+        entry(run, **arguments)
+
+
+def _is_of_a_setting(where: str, method: str) -> bool:
+    """Whether an error names a setting of the method, so that a stand-in is not to blame."""
+    known = inspect.signature(METHODS[method]).parameters
+    return where.startswith("method ") or re.split(r"\W", where)[0] in known
