@@ -1,12 +1,14 @@
 """Every kind of trouble is found, named and given a remedy; sound data are met with silence."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import contextseg as cs
 from contextseg.data.check import KINDS, check
 from contextseg.data.findings import Finding, raise_errors, read_findings, to_json, to_text
 from contextseg.disk import write_json
@@ -398,3 +400,10 @@ def test_a_scan_in_another_unit_than_the_others_is_an_error(tmp_path: Path, fact
     found = only(tmp_path)
     assert (found.level, found.case, found.kind) == ("error", "c", "spacing")
     assert "most have 3 x 1 x 1 mm" in found.what
+
+
+@pytest.mark.parametrize("verb", [cs.plan, cs.read, cs.read_labels, cs.load, cs.project, cs.report])
+def test_a_name_that_no_disk_can_have_is_one_message(verb: Callable[[str], object]) -> None:
+    with pytest.raises(ContextsegError) as caught:
+        verb("a" * 5000)
+    assert len(str(caught.value)) < 1000

@@ -357,6 +357,16 @@ def test_a_damaged_end_slice_is_never_dropped(
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["1.2.840.10008.5.1&4.1.1.2", "1.3.12.2.1107.5.9.1"])
+def test_a_slice_whose_class_and_size_are_damaged_is_named(tmp_path: Path, kind: str) -> None:
+    images = slices(numbers())
+    path = write_slices(tmp_path, images) / "01.dcm"
+    damaged = dataset(numbers()[0], kind, series=images[0].SeriesInstanceUID)
+    del damaged.Rows
+    store(path, damaged)
+    assert "01.dcm" in refusal(tmp_path)
+
+
 def test_other_objects_and_files_do_not_count(tmp_path: Path) -> None:
     array = numbers()
     write_slices(tmp_path / "images", slices(array))

@@ -18,7 +18,7 @@ from contextseg.batch import Batch
 from contextseg.console import progress_bar
 from contextseg.data import phantom
 from contextseg.data.layouts import open_dataset
-from contextseg.disk import lock_folder, read_json
+from contextseg.disk import lock_folder, read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.length import Length, Punctuality, StepCost, WorkLeft, WorkTime, fit
 from contextseg.methods import METHODS, workload_of
@@ -511,3 +511,18 @@ def test_the_verb_finish_shows_the_scores(
     out = capsys.readouterr()
     assert "metrics.csv" in out.out
     assert "train-1" in out.err
+
+
+# --- what is written of a length ------------------------------------------------------------------
+
+
+def test_a_length_of_another_version_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "length.json", {"steps": 9, "first": 8, "of a later version": [1]})
+    assert Length.load(tmp_path) == Length(9, 8)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"first": -1}, {"until": 10}, {"until": -1}])
+def test_no_length_is_one_message(tmp_path: Path, wrong: dict[str, int]) -> None:
+    write_json(tmp_path / "length.json", {"steps": 9, "first": 9, **wrong})
+    with pytest.raises(ContextsegError, match=r"length\.json: no length"):
+        Length.load(tmp_path)

@@ -257,6 +257,7 @@ def test_no_file_runs_code_or_ends_in_a_traceback(archive: Path, tmp_path: Path)
             (b"[", "no model that can be read"),
             (json.dumps({**model, "version": 2}).encode(), "install a later contextseg"),
             (json.dumps({**model, "members": []}).encode(), "no network"),
+            (json.dumps({**model, "prediction": {"windows": [1]}}).encode(), "prediction.windows"),
             (
                 json.dumps({**model, "members": [{**member, "class": "system"}]}).encode(),
                 "its method system is not known",

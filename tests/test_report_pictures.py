@@ -383,6 +383,12 @@ def test_training_charts():
     assert list(training_charts([{**LOG[0], "part": "check"}])) == ["Loss"]
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, 1e308, 10**400, "1e308"])
+def test_numbers_that_no_axis_can_hold_are_not_drawn(number):
+    assert list(training_charts([{**LOG[0], "lr": number}, *LOG[1:]]))
+    assert not training_charts([{**LOG[0], "step": number}])
+
+
 def test_running_mean():
     y = np.random.default_rng(0).normal(size=50)
     means = _running_mean(y, 3)

@@ -94,7 +94,7 @@ def _number_of(error: OSError) -> int:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn "no permission" inside the block into a `ContextsegError`.
+    """Turn "no permission" and "name too long" inside the block into a `ContextsegError`.
 
     Args:
         path: The file or folder that the block reads.
@@ -108,6 +108,11 @@ def reading(path: str | Path) -> Iterator[None]:
         where = error.filename or path
         what = "no permission to read this file or folder"
         raise ContextsegError(where, what, READ_REMEDY) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        what = "no file or folder can have so long a name"
+        raise ContextsegError(error.filename or path, what, "check the path") from error
 
 
 def readable(function: Callable[P, R]) -> Callable[P, R]:
@@ -122,7 +127,8 @@ def readable(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:
-        with reading(str(args[0])):
+        first = args[0] if args else function.__name__
+        with reading(str(first) if isinstance(first, str | Path) else function.__name__):
             return function(*args, **kwargs)
 
     return inner

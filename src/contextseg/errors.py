@@ -11,6 +11,10 @@ def _readable(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+_PLACE = 400
+"""Most letters of a place in a message."""
+
+
 class ContextsegError(Exception):
     """Something that a person can mend: where it is, what is wrong, and the remedy.
 
@@ -29,13 +33,16 @@ class ContextsegError(Exception):
 
     def __init__(self, where: str | Path, what: str, remedy: str) -> None:
         super().__init__(where, what, remedy)
-        self.where = str(where)
+        self.where = str(where)  # in full, so that code can read it
         self.what = _readable(what, 1500)
         self.remedy = _readable(remedy, 2000)
 
     def __str__(self) -> str:
         end = "" if self.what.endswith("\n") else ". "  # after a list of reasons on its own line
-        return f"{self.where}: {self.what}{end}Remedy: {self.remedy}"
+        where = self.where
+        if len(where) > _PLACE:  # what a person sees keeps both ends, the folder's and the file's
+            where = f"{where[: _PLACE // 2]}…{where[-_PLACE // 2 :]}"
+        return f"{where}: {self.what}{end}Remedy: {self.remedy}"
 
 
 def plural(count: int, one: str, several: str = "") -> str:

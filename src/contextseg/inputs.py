@@ -43,6 +43,7 @@ _MOST_PACKED = 1100  # deflate makes at most 1032 bytes of one
 _SLACK = 1 << 20
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 _NO_FILES = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -277,6 +278,27 @@ def read_json_lines(
             continue
         rows.append(parsed_json(line, f"{path}, line {number}", shape, "take the line out"))
     return rows
+
+
+def from_json(shape: type[T], content: Mapping[str, Any], **others: Any) -> T:
+    """A dataclass of what `read_json` found to fit it.
+
+    Args:
+        shape: The dataclass.
+        content: Values by name; names that it does not have, such as those of a later version, are
+            left out.
+        others: Values that take the place of those.
+
+    Returns:
+        An instance.
+
+    Example:
+        >>> from contextseg.data.augment import Augmentation
+        >>> from_json(Augmentation, {"strength": 0.5, "of a later version": 1}).strength
+        0.5
+    """
+    names = {field.name for field in fields(shape)}  # type: ignore[arg-type]
+    return shape(**{k: v for k, v in {**content, **others}.items() if k in names})
 
 
 def misfit(value: Any, shape: Any, name: str = "") -> str:

@@ -25,6 +25,7 @@ from contextseg.data.layouts import Case
 from contextseg.data.plan import Plan
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
+from contextseg.inputs import from_json
 from contextseg.methods import Method, workload_of
 from contextseg.methods.base import BatchSource
 from contextseg.predict import positions
@@ -94,9 +95,14 @@ class Length:
         path = folder / LENGTH_FILE
         if not path.exists():
             return None
-        content = read_json(path, Length, "move it away; the training is then of the length given")
-        before = tuple((int(a), int(b)) for a, b in content.pop("before"))
-        return Length(**content, before=before)
+        remedy = "move it away; the training is then of the length given"
+        content = read_json(path, Length, remedy)
+        before = tuple((int(a), int(b)) for a, b in content.get("before", ()))
+        length = from_json(Length, content, before=before)
+        if min(length.steps, length.first) < 1 or not 0 <= length.until <= length.steps:
+            what = f"no length: steps {length.steps}, first {length.first}, until {length.until}"
+            raise ContextsegError(path, what, remedy)
+        return length
 
     def save(self, folder: Path) -> None:
         """Write it into the folder of the training."""
@@ -500,7 +506,7 @@ def seconds_spent(run: RunFolder) -> float:
     seconds = {stage["name"]: float(stage["seconds"]) for stage in run.stages()}
     for folder in run.stage_folders("train"):
         for row in log_rows(folder / "log.jsonl")[-1:]:
-            seconds[folder.name] = max(row["seconds"], seconds.get(folder.name, 0.0))
+            seconds[folder.name] = max(row.get("seconds", 0.0), seconds.get(folder.name, 0.0))
     return sum(seconds.values())
 
 

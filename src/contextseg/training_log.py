@@ -15,7 +15,11 @@ from contextseg.errors import ContextsegError
 from contextseg.inputs import read_json_lines
 
 
-class LogRow(TypedDict):
+class _Timed(TypedDict, total=False):
+    seconds: float
+
+
+class LogRow(_Timed):
     """A line of `log.jsonl`; the terms of the loss stand beside these names."""
 
     step: int

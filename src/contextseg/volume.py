@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from contextseg.disk import readable
 from contextseg.errors import ContextsegError, plural
 from contextseg.formats import Header, ending, from_itk, from_nibabel, load, save
 from contextseg.grids import TOLERANCE_VOX, apart_mm, label_type, onto, same_grid
@@ -246,6 +247,7 @@ def read(*paths: str | Path, series: str = "") -> Volume:
     return _channels([(path, _load(Path(path), series=series)) for path in paths])
 
 
+@readable
 def read_labels(path: str | Path, small: bool = False) -> Volume:
     """Read a label map.
 

@@ -298,6 +298,8 @@ def requests(folder: Path, path: Path) -> None:
     """Every answer is one of the server's: below 500, or the disk's 507."""
     import asyncio
 
+    if not path.is_file():  # a named pipe: what is asked comes from the net, and not from a file
+        return
     try:
         asked = json.loads(path.read_bytes().decode("utf-8", "replace"))
     except (ValueError, OSError, RecursionError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import StrPath, assignments, progress_of
 from contextseg.console import say
+from contextseg.disk import readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from contextseg.data.plan import Plan
 
 
+@readable
 def check(dataset: StrPath, *, roi: Sequence[str] = (), verbose: bool = True) -> list[Finding]:
     """Report every problem of a data set at once, each with its file and remedy.
 
@@ -37,6 +39,7 @@ def check(dataset: StrPath, *, roi: Sequence[str] = (), verbose: bool = True) ->
         return find_problems(dataset, progress=progress, roi=roi)
 
 
+@readable
 def plan(
     dataset: StrPath,
     output: StrPath | None = None,
@@ -84,6 +87,7 @@ def plan(
     return made
 
 
+@readable
 def evaluate(
     predictions: StrPath,
     references: StrPath,
@@ -146,6 +150,7 @@ def evaluate(
     )
 
 
+@readable
 def report(run: StrPath) -> Path:
     """Draw the report of a finished run again, from its table, logs and predictions.
 

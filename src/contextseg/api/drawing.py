@@ -11,6 +11,7 @@ from contextseg.api.training import load
 from contextseg.arguments import StrPath, assignments, progress_of
 from contextseg.arguments import words as words_of
 from contextseg.console import say
+from contextseg.disk import readable
 from contextseg.errors import ContextsegError
 from contextseg.memory_errors import out_of_memory
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from contextseg.volume import Volume
 
 
+@readable
 def propagate(
     scan: Any,
     labels: Any,
@@ -111,6 +113,7 @@ def propagate(
     return filled
 
 
+@readable
 def annotate(
     folder: StrPath | None = None,
     output: StrPath | None = None,
@@ -192,6 +195,7 @@ def annotate(
     return server.start()
 
 
+@readable
 def two_stage(
     reference: StrPath,
     images: StrPath,
@@ -289,6 +293,7 @@ def two_stage(
     )
 
 
+@readable
 def project(
     work: StrPath,
     scans: StrPath | None = None,

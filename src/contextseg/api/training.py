@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import StrPath, assignments, progress_of, seconds_of, words
 from contextseg.console import ProgressBar
+from contextseg.disk import readable
 from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from contextseg.settings import Settings
 
 
+@readable
 def train(
     dataset: StrPath,
     output: StrPath,
@@ -81,6 +83,7 @@ def train(
     return opened
 
 
+@readable
 def run(
     dataset: StrPath,
     output: StrPath,
@@ -177,6 +180,7 @@ def _fold_numbers(folds: Sequence[int] | str, fold: int | str) -> list[int]:
     return list(dict.fromkeys(map(int, numbers)))
 
 
+@readable
 def ensemble(
     models: Sequence[StrPath],
     output: StrPath,
@@ -209,6 +213,7 @@ def ensemble(
     return best_ensemble(models, output, device, progress_of(verbose))
 
 
+@readable
 def finish(run: StrPath, *, verbose: bool = True) -> Outcome | None:
     """End the training of a run now and use the model as it is: predict, evaluate, report.
 
@@ -245,6 +250,7 @@ def finish(run: StrPath, *, verbose: bool = True) -> Outcome | None:
         return finish_run(run, progress_of(verbose))
 
 
+@readable
 def demo(
     output: StrPath = "demo", *, time: str | float = "", verbose: bool = True, **settings: Any
 ) -> Outcome:
@@ -276,6 +282,7 @@ def demo(
         return run_pipeline(opened)
 
 
+@readable
 def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     """Open finished runs as one predictor, which segments scans.
 
@@ -309,6 +316,7 @@ def load(*runs: StrPath, device: str = "", **settings: Any) -> Predictor:
     return replace(predictor, settings=asked.prediction)
 
 
+@readable
 def export(
     runs: StrPath | Sequence[StrPath],
     output: StrPath,

@@ -276,6 +276,10 @@ def _contradiction(plan: Plan) -> str:
         ("mirror has three entries", len(plan.mirror) == 3),
         ("each class has one value", len(plan.classes) == len(plan.values) > 0),
         (
+            "values are whole numbers of 32 bits, each once",
+            len({*plan.values}) == len(plan.values) and all(abs(v) < 2**31 for v in plan.values),
+        ),
+        (
             "regions and swaps name classes by their index",
             indices <= set(range(len(plan.classes))),
         ),

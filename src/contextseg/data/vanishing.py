@@ -20,6 +20,7 @@ from contextseg.data.plan import target_spacing
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.grids import times
+from contextseg.inputs import from_json
 from contextseg.parallel import map_cases
 from contextseg.resampling import resample_labels
 from contextseg.volume import AXIAL, axis_moves, read_labels
@@ -232,7 +233,7 @@ def read_vanished(folder: str | Path) -> dict[str, list[Vanished]]:
     path = Path(folder) / VANISHED_FILE
     again = "delete this stage's folder; the same command does it again"
     content = read_json(path, dict[str, list[Vanished]], again) if path.exists() else {}
-    return {name: [Vanished(**row) for row in rows] for name, rows in content.items()}
+    return {name: [from_json(Vanished, row) for row in rows] for name, rows in content.items()}
 
 
 def vanished_sentences(

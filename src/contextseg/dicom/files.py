@@ -22,6 +22,8 @@ _OTHER_FORMATS = re.compile(
     r"md5|lnk|url|sqlite)",
     re.IGNORECASE,
 )
+_UNKNOWN = "object of class"
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _COPY_AGAIN = "copy or export this file again, or take it out of the folder"
 _HEADER = (
@@ -94,6 +96,7 @@ def series_in(path: str | Path) -> tuple[list[Series], dict[Path, str]]:
     path = Path(path)
     images: dict[str, list[tuple[Path, Any]]] = {}
     others: dict[Path, str] = {}
+    strangers: dict[Path, str] = {}  # objects of a class that nobody knows, by their series
     for file in _files(path):
         header = _header(file)
         if header is None:
@@ -101,11 +104,17 @@ def series_in(path: str | Path) -> tuple[list[Series], dict[Path, str]]:
         kind = _kind_of_no_scan(header)
         if kind:
             others[file] = kind
+            if kind.startswith(_UNKNOWN):
+                strangers[file] = text(header, "SeriesInstanceUID")
         elif "Rows" not in header:
             what = f"no {tag_name('Rows')}: the file is truncated or no image"
             raise ContextsegError(file, what, _COPY_AGAIN)
         else:
             images.setdefault(text(header, "SeriesInstanceUID"), []).append((file, header))
+    for file, uid in strangers.items():
+        if uid in images:
+            what = f"an {others[file]} in the series of the slices beside it: a damaged slice?"
+            raise ContextsegError(file, what, _COPY_AGAIN)
     found = [_series(uid, members) for uid, members in images.items()]
     return sorted(found, key=lambda series: (_as_number(series.number), series.uid)), others
 
@@ -213,8 +222,9 @@ def _kind_of_no_scan(header: Any) -> str:
         return ""
     sop_class = text(header, "SOPClassUID")
     name = str(UID(sop_class).name)
-    if name == sop_class:  # unknown, of a manufacturer
-        return "" if "Rows" in header else f"object of class {sop_class}"
+    if name == sop_class:  # unknown, of a manufacturer; what is no UID is a damaged image
+        unknown = "Rows" not in header and _UID.fullmatch(sop_class)
+        return f"{_UNKNOWN} {sop_class}" if unknown else ""
     kind = name.removesuffix(" Storage")
     if kind in ("Segmentation", "Label Map Segmentation", "RT Dose"):
         return kind

@@ -16,7 +16,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -27,7 +27,7 @@ from contextseg import methods as known_methods
 from contextseg.data.plan import Plan
 from contextseg.disk import replacing
 from contextseg.errors import ContextsegError
-from contextseg.inputs import misfit, reason_of, refuse_impossible, refuse_no_file
+from contextseg.inputs import from_json, misfit, reason_of, refuse_impossible, refuse_no_file
 from contextseg.memory_errors import raise_memory_error
 from contextseg.methods import Method
 from contextseg.methods.presence import head_of
@@ -168,8 +168,7 @@ def open_archive(path: str | Path, device: str = "") -> TrainedModel:
             _check_version(path, content)
             if what := misfit(content, ModelFile):
                 raise ContextsegError(f"{path}, {_MODEL}", what, _REMEDY)
-            known = {field.name for field in fields(PredictionSettings)}
-            asked = {k: v for k, v in content["prediction"].items() if k in known}
+            settings = from_json(PredictionSettings, content["prediction"])
             largest = tuple(str(name) for name in content.get("largest_validated", ()))
             members = [_member(path, file, row) for row in content["members"]]
     except FileNotFoundError:
@@ -190,7 +189,7 @@ def open_archive(path: str | Path, device: str = "") -> TrainedModel:
         raise ContextsegError(path, "there is no network in this model", _REMEDY)
     where = pick_device(device or "auto")
     placed = [Member(member.method.to(where).eval(), member.plan) for member in members]
-    return TrainedModel(placed, PredictionSettings(**asked), largest)
+    return TrainedModel(placed, settings, largest)
 
 
 def archived_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], Plan]:
@@ -221,7 +220,7 @@ class ModelFile(TypedDict):
 
     format: str
     version: int
-    prediction: dict[str, Any]
+    prediction: PredictionSettings
     members: list[_MemberFacts]
 
 

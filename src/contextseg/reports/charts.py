@@ -290,6 +290,9 @@ def _plain(text: str) -> str:
 # --- training -------------------------------------------------------------------------------------
 
 
+_MOST = 1e100  # beyond it matplotlib cannot compute the ticks of an axis
+
+
 def training_charts(rows: Sequence[Mapping[str, Any]]) -> Charts:
     """Curves of one training over its steps: loss, loss terms (of several), Dice, learning rate.
 
@@ -330,12 +333,13 @@ def _is_number(value: Any) -> bool:
 def _series(
     rows: Sequence[Mapping[str, Any]], part: str, names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and the sum of the named values at each; rows without a finite sum are left out."""
+    """Steps, and the sum of the named values at each; rows that no axis can hold are left out."""
     points = []
     for row in rows:
         there = [finite(row[name]) for name in names if name in row]
-        if row.get("part") == part and there and math.isfinite(sum(there)):
-            points.append((finite(row.get("step")), sum(there)))
+        point = (finite(row.get("step")), sum(there))
+        if row.get("part") == part and there and all(abs(n) < _MOST for n in point):
+            points.append(point)
     x, y = np.array(points, float).reshape(-1, 2).T
     return x, y
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contextseg.arguments import Methods, StrPath, assignments, progress_of, seconds_of, words
-from contextseg.disk import lock_folder
+from contextseg.disk import lock_folder, readable
 from contextseg.errors import ContextsegError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from contextseg.studies.reproduce import Reproduced
 
 
+@readable
 def compare(
     dataset: StrPath,
     output: StrPath,
@@ -93,6 +94,7 @@ def compare(
     )
 
 
+@readable
 def forecast(
     dataset: StrPath,
     output: StrPath,
@@ -131,6 +133,7 @@ def forecast(
     return forecast_grid(grid, test=test, progress_bar=progress_of(verbose))
 
 
+@readable
 def curve(
     dataset: StrPath,
     output: StrPath,
@@ -184,6 +187,7 @@ def curve(
     )
 
 
+@readable
 def simulate(
     dataset: StrPath,
     output: StrPath,
@@ -335,6 +339,7 @@ def _refuse(given: Mapping[str, Any], defaults: Mapping[str, Any], what: str) ->
             raise ContextsegError(option, what, "leave it out")
 
 
+@readable
 def diagnose(
     run: StrPath,
     *,
@@ -368,6 +373,7 @@ def diagnose(
     return diagnose_run(run, training_cases, progress_of(verbose), cases=chosen, axes=axes)
 
 
+@readable
 def reproduce(
     name: str = "",
     download: StrPath | None = None,

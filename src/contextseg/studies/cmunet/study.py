@@ -27,7 +27,7 @@ from contextseg.data.layouts import Case, open_dataset
 from contextseg.disk import lock_folder, read_json, write_json, write_text, writing
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import evaluate
-from contextseg.inputs import damage_named, read_tensors
+from contextseg.inputs import damage_named, from_json, read_tensors
 from contextseg.methods import Method
 from contextseg.pipeline import references
 from contextseg.predict.record import weights_digest
@@ -313,7 +313,7 @@ def table_text(cases: str | Path, study: str | Path) -> str:
         table,
         significance(table),
         asked,
-        Slices(**content["slices"]),
+        from_json(Slices, content["slices"]),
         TableScans(Path(), train, validation, test, scans["origin"]),
         content["plan"],
     )

@@ -101,7 +101,10 @@ def failure_of(folder: str | Path) -> str:
         The message of its error; "" where it left none: it ended well, or was killed.
     """
     path = Path(folder) / FAILED
-    return str(ContextsegError(**read_json(path, _Failure))) if path.exists() else ""
+    if not path.exists():
+        return ""
+    why = read_json(path, _Failure)
+    return str(ContextsegError(why["where"], why["what"], why["remedy"]))
 
 
 def _finish(task: Task, progress_bar: ProgressBar) -> None:
