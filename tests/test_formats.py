@@ -293,6 +293,10 @@ def test_a_dicom_series_with_a_gap_a_double_or_company(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(ContextsegError, match="0 DICOM series"):
         read(tmp_path / "none")
+    for name in ("a.nii.gz", "b.mha", "notes.txt"):
+        (tmp_path / "none" / name).touch()
+    with pytest.raises(ContextsegError, match=r"2 files of other formats.*such as .*a\.nii\.gz"):
+        read(tmp_path / "none")
 
 
 # --- damage ---------------------------------------------------------------------------------------

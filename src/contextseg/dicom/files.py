@@ -22,6 +22,7 @@ _OTHER_FORMATS = re.compile(
     r"md5|lnk|url|sqlite)",
     re.IGNORECASE,
 )
+_OTHER_SCANS = re.compile(r".*\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|mgz)", re.IGNORECASE)
 _UNKNOWN = "object of class"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _DIRECTORY = "1.2.840.10008.1.3.10"
@@ -164,8 +165,7 @@ def choose_series(series: Sequence[Series], wanted: str, where: Path) -> Series:
     if len(fitting) == 1:
         return fitting[0]
     if not series:
-        what, remedy = "0 DICOM series in this folder", "give the folder that holds the slices"
-        raise ContextsegError(where, what, remedy)
+        raise _no_series(where)
     listed = "; ".join(map(str, series[:20]))
     if len(series) > 20:
         listed += f"; and {len(series) - 20} more"
@@ -181,6 +181,16 @@ def choose_series(series: Sequence[Series], wanted: str, where: Path) -> Series:
         f"(number, description, slices, UID: {listed})"
     )
     raise ContextsegError(where, what, remedy)
+
+
+def _no_series(where: Path) -> ContextsegError:
+    """Why a folder without DICOM slices is no scan, also where scans of other formats lie in it."""
+    what, remedy = "0 DICOM series in this folder", "give the folder that holds the slices"
+    scans = [path for path in _files(where) if _OTHER_SCANS.fullmatch(path.name)]
+    if scans:
+        what += f", and {plural(len(scans), 'file')} of other formats"
+        remedy = f"give one of them, such as {scans[0]}"
+    return ContextsegError(where, what, remedy)
 
 
 def _files(path: Path) -> Iterator[Path]:
