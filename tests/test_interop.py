@@ -15,7 +15,7 @@ import SimpleITK as sitk
 import contextseg as cs
 from contextseg.data.layouts import open_dataset, survey
 from contextseg.data.masks import structures
-from contextseg.data.plan import Facts, Plan
+from contextseg.data.plan import Facts, Plan, planned
 from contextseg.data.roi import restricted
 from contextseg.errors import ContextsegError
 from contextseg.evaluation.folders import evaluate_folders
@@ -29,7 +29,6 @@ from contextseg.interop.slicer import (
     write_segmentation,
 )
 from contextseg.predictor import Segmentation, model_name, plan_segments
-from contextseg.runs import planned
 from contextseg.volume import Volume, as_labels, read, read_labels, write
 
 LIVER_TAG = "Segmentation category and type~SCT^85756007^Tissue~SCT^10200004^Liver~^^~Anatomy~^^~^^"

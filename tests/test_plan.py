@@ -96,6 +96,8 @@ def test_what_a_person_writes_into_the_file_is_what_is_loaded(tmp_path: Path) ->
         (lambda c: c.update(mirror=[True]), "mirror"),
         (lambda c: c.update(values=[0]), "each class has one value"),
         (lambda c: c.update(values=[1] * len(c["classes"])), "each once"),
+        (lambda c: c.update(widths=[2**32] * len(c["widths"])), "a width is at most 16384"),
+        (lambda c: c.update(kernels=[[2**31 + 1] * 3] * len(c["kernels"])), "at most 99"),
         (lambda c: c.update(values=[2**31, *c["values"][1:]]), "32 bits"),
         (lambda c: c.update(swaps=[[1, 2]]), "regions and swaps name classes"),
         (lambda c: c.update(regions={"tumour": [2]}), "regions and swaps name classes"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import contextseg as cs
 from contextseg import rehearsal
 from contextseg.data import phantom
 from contextseg.errors import ContextsegError
@@ -35,7 +36,7 @@ WRONG = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rehearsal") / "data"
-    return phantom.write_dataset(folder, labelled=3, unlabelled=1, test=0, shape=(12, 16, 16))
+    return phantom.write_dataset(folder, labelled=5, unlabelled=1, test=0, shape=(12, 16, 16))
 
 
 def begun(folder: Path, data: Path, method: str, **texts: str) -> Run:
@@ -98,3 +99,25 @@ def test_a_rehearsal_refuses_the_networks_that_the_training_would(
             run.check()
     else:
         run.check()
+
+
+def test_settings_that_were_refused_are_mended_in_the_same_folder(
+    data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ContextsegError, match="net=unett"):
+        begun(tmp_path / "run", data, "supervised", net="unett").check()
+    run = begun(tmp_path / "run", data, "supervised", net="unet")
+    run.check()
+    run = begun(tmp_path / "run", data, "colab", dims="2")
+    assert not run.done("check"), "the check was of other settings"
+    run.check()
+    run.make_plan()
+    with pytest.raises(ContextsegError, match="a run with other settings"):
+        begun(tmp_path / "run", data, "colab", dims="3")
+
+
+def test_a_comparison_refuses_before_its_first_training(data: Path, tmp_path: Path) -> None:
+    methods = ["plain=supervised", "learnt=colab:meta=yesterday"]
+    with pytest.raises(ContextsegError, match=r"^meta=yesterday: "):
+        cs.compare(data, tmp_path / "compared", methods, folds="0", steps=1, verbose=False)
+    assert not (tmp_path / "compared" / "runs").exists()

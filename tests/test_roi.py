@@ -18,13 +18,14 @@ from contextseg.data import phantom
 from contextseg.data.cache import fingerprint, preprocess
 from contextseg.data.check import check
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset, to_classes, to_values
+from contextseg.data.plan import planned
 from contextseg.data.roi import restricted
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
 from contextseg.evaluation import Pair, evaluate
 from contextseg.evaluation.importing import find, imported
 from contextseg.pipeline import references, resolve_fold, run_pipeline
-from contextseg.runs import Run, planned
+from contextseg.runs import Run
 from contextseg.settings import AUTO_FOLD, Settings
 from contextseg.studies.compare.grid import cells, parse_grid
 from contextseg.volume import read_labels, write
@@ -254,7 +255,7 @@ def test_runs_from_before_open(data: Path, tmp_path: Path) -> None:
     del content["settings"]["roi"], content["settings"]["prediction"]["largest_component"]
     write_json(path, content)
     assert Run.open(tmp_path / "run").settings == Settings(str(data))
-    Run(tmp_path / "run", Settings(str(data)))
+    Run(tmp_path / "run", Settings(str(data))).make_plan()
     with pytest.raises(ContextsegError, match=r"roi was \[\] and is now \['dark'\]"):
         Run(tmp_path / "run", Settings(str(data), roi=("dark",)))
 

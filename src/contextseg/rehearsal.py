@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from contextseg.data.layouts import Case
-from contextseg.data.plan import Facts, Plan
+from contextseg.data.layouts import Case, Dataset
+from contextseg.data.plan import Facts, Plan, planned
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.methods import METHODS, Method
+from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.settings import Settings
 from contextseg.training import pick_device
 
@@ -50,42 +51,40 @@ class _Rehearsed:
         raise _Enough
 
 
-def stand_in(channels: int) -> Facts:
-    """A scan as it might be, for a plan before any scan is read.
-
-    Args:
-        channels: Number of channels.
-
-    Returns:
-        Facts of a scan of 128 voxels of 1 mm along each axis.
-    """
-    return Facts("", (128, 128, 128), (1.0, 1.0, 1.0), "SAR", ((0.0, 1.0),) * channels)
-
-
 def rehearse(
     settings: Settings,
-    plan: Plan,
+    dataset: Dataset,
     split: tuple[Sequence[Case], Sequence[Case]],
     is_model: Callable[[str | Path], bool],
+    plan: Plan | None = None,
 ) -> None:
     """Refuse settings that the run would refuse later, after its scans are read or trained on.
 
     Args:
         settings: The settings of the run.
-        plan: Its plan, or one of `stand_in`.
+        dataset: The data set.
         split: (training cases, validation cases).
         is_model: As in `RecipeRun`.
+        plan: The plan. None takes that of a scan of 128 voxels of 1 mm along each axis.
 
     Raises:
         ContextsegError: What the run would raise: a word or number of the method, of the training
-            or of the prediction that makes no sense.
+            or of the prediction that makes no sense, or a file that is not there or damaged.
     """
+    _look_for_files(settings.arguments)
     pick_device(settings.training.device)
     settings.training.require_validation(any(case.label for case in split[1]))
     for name in settings.prediction.largest_of:
-        if name not in plan.classes[1:]:
-            remedy = did_you_mean(name, plan.classes[1:])
+        if name not in dataset.classes[1:]:
+            remedy = did_you_mean(name, dataset.classes[1:])
             raise ContextsegError(f"largest_of={name}", "there is no such class", remedy)
+    if plan is None:
+        samples = ((0.0, 1.0),) * len(dataset.channels)
+        facts = Facts("", (128, 128, 128), (1.0, 1.0, 1.0), "SAR", samples)
+        try:
+            plan = planned(dataset, [facts], settings.planning)
+        except ContextsegError:  # the stage "plan" says it, if it is true of the scans
+            return
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             _perform(_Rehearsed(settings, plan, split, is_model))
@@ -94,6 +93,21 @@ def rehearse(
             raise
     except (_Enough, RuntimeError):  # the second: an operation that "meta" does not have
         return
+
+
+def _look_for_files(arguments: Mapping[str, Any]) -> None:
+    """Raise `ContextsegError` for start weights and masks that are not there, or damaged."""
+    for name in ("weights", "second_weights"):
+        path = arguments.get(name)
+        if path and not start_weights_exist(path):
+            what = "there is no such file of weights, and no run in a folder of that name"
+            raise ContextsegError(f"--set {name}={path}", what, "check the path")
+        if path:
+            read_start_weights(path)
+    masks = arguments.get("masks")
+    if masks and not Path(masks).is_dir():
+        what = "there is no such folder of masks, and no run or model in a folder of that name"
+        raise ContextsegError(f"--set masks={masks}", what, "check the path")
 
 
 def _perform(run: _Rehearsed) -> None:

@@ -32,7 +32,7 @@ from contextseg.data.cache import Cached, fingerprint, load_array, preprocess, s
 from contextseg.data.check import check
 from contextseg.data.findings import raise_errors
 from contextseg.data.layouts import Case, Dataset, folds, open_dataset
-from contextseg.data.plan import Facts, Plan, make_plan
+from contextseg.data.plan import Plan, planned
 from contextseg.data.roi import hide_labels, restricted
 from contextseg.data.sizes import PLAN, PREPROCESS, workers_for
 from contextseg.data.snapshot import FileDigests, Snapshot
@@ -54,7 +54,6 @@ from contextseg.length import (
 from contextseg.memory_errors import out_of_memory
 from contextseg.methods import METHODS, Method
 from contextseg.methods.base import BatchSource, Maps
-from contextseg.nets.sources import read_start_weights, start_weights_exist
 from contextseg.nnunet import holds_model, is_nnunet_model, open_nnunet
 from contextseg.notices import (
     memory_remedy,
@@ -67,7 +66,7 @@ from contextseg.notices import (
 from contextseg.predictor import Member, Predictor
 from contextseg.provenance import provenance
 from contextseg.ranks import ranks
-from contextseg.rehearsal import rehearse, stand_in
+from contextseg.rehearsal import rehearse
 from contextseg.run_cases import RunCases, annotated_label
 from contextseg.settings import Settings
 from contextseg.training import pick_device, train
@@ -90,7 +89,8 @@ class Run(RunCases):
 
     Args:
         folder: Where everything of the run lies; made if it is not there.
-        settings: What the run is. A folder that holds a run with other settings is refused.
+        settings: What the run is. A folder that holds a run with other settings is refused, unless
+            it came no further than the check of the data set.
         progress_bar: Shows the progress of each stage.
         cases: (training, validation) cases in place of the settings' fold, for trials on a few.
 
@@ -117,7 +117,11 @@ class Run(RunCases):
                 before = before.with_length(settings.training)
                 write_json(known, {**read_json(known), "settings": before.to_json()})
             settings = settings.of_length(before)
-            if what := before.differences(settings):
+            what = before.differences(settings)
+            if what and self._is_new():
+                (self.folder / "check" / "done.json").unlink(missing_ok=True)
+                write_json(known, {**read_json(known), "settings": settings.to_json()})
+            elif what:
                 what = f"this folder holds a run with other settings ({what})"
                 remedy = "choose another --output folder"
                 if "steps" in what or "time_s" in what:
@@ -127,6 +131,11 @@ class Run(RunCases):
         self.work_time = WorkTime(seconds_spent(self))
         if not known.exists() and ranks()[0] == 0:
             write_json(known, {"settings": settings.to_json(), "provenance": provenance()})
+
+    def _is_new(self) -> bool:
+        """Whether nothing is done but the check, as where the settings were refused."""
+        done = {stage["name"] for stage in self.stages()}
+        return done <= {"check"} and not list(self.folder.glob("*/checkpoint.pt"))
 
     @staticmethod
     @readable
@@ -240,7 +249,7 @@ class Run(RunCases):
                 setting makes no sense, or a file of start weights is not there, or damaged.
         """
         if not self.done("check"):
-            self._rehearse()
+            self.rehearse()
 
         def work(folder: Path, progress: Progress) -> None:
             findings = check(self.settings.dataset, progress=progress, roi=self.settings.roi)
@@ -255,29 +264,14 @@ class Run(RunCases):
                 "choose another --output"
             )
 
-    def _rehearse(self) -> None:
-        """Refuse settings that would be refused only after the scans are read."""
-        arguments = self.settings.arguments
-        for name in ("weights", "second_weights"):
-            path = arguments.get(name)
-            if path and not start_weights_exist(path):
-                what = "there is no such file of weights, and no run in a folder of that name"
-                raise ContextsegError(f"--set {name}={path}", what, "check the path")
-            if path:
-                read_start_weights(path)
-        masks = arguments.get("masks")
-        if masks and not Path(masks).is_dir():
-            what = "there is no such folder of masks, and no run or model in a folder of that name"
-            raise ContextsegError(f"--set masks={masks}", what, "check the path")
-        if (self.folder / "plan.json").exists():
-            plan = self.plan
-        else:
-            facts = [stand_in(len(self.dataset.channels))]
-            try:
-                plan = planned(self.dataset, facts, self.settings.planning)
-            except ContextsegError:  # the stage "plan" says it, if it is true of the scans
-                return
-        rehearse(self.settings, plan, self.split, self.is_model)
+    def rehearse(self) -> None:
+        """Refuse settings that would be refused only after the scans are read.
+
+        Raises:
+            ContextsegError: A setting makes no sense, or a file that it names is not there.
+        """
+        plan = self.plan if (self.folder / "plan.json").exists() else None
+        rehearse(self.settings, self.dataset, self.split, self.is_model, plan)
 
     def use_plan(self, plan: Plan) -> None:
         """Take this plan in place of one made by the rules.
@@ -589,21 +583,3 @@ class Run(RunCases):
             return of(label, self.plan.spacing_mm)
 
         return self.arrays("maps", cases, one)
-
-
-def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, Any]) -> Plan:
-    """The plan for a data set.
-
-    Args:
-        dataset: The data set.
-        facts: Facts of its training cases, see `data.cache.fingerprint`.
-        arguments: Arguments of `make_plan`, by name.
-
-    Returns:
-        The plan, with the colours of the classes where labels have some.
-    """
-    data = dataset
-    plan = make_plan(
-        data.name, data.classes, data.values, data.regions, data.channels, facts, **arguments
-    )
-    return replace(plan, colours=data.colours, terminology=data.terminology)

@@ -65,10 +65,10 @@ def plan(
     """
     from contextseg.data.cache import fingerprint
     from contextseg.data.layouts import open_dataset
+    from contextseg.data.plan import planned
     from contextseg.data.roi import restricted
     from contextseg.data.sizes import PLAN, workers_for
     from contextseg.data.vanishing import vanished_at, vanished_sentences
-    from contextseg.runs import planned
     from contextseg.settings import Settings
 
     asked = assignments(settings)

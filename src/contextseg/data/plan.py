@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from contextseg.data.ct_windows import ct_window
+from contextseg.data.layouts import Dataset
 from contextseg.data.topology import largest_patch, topology, training_gb
 from contextseg.disk import read_json, write_json
 from contextseg.errors import ContextsegError
@@ -254,6 +255,10 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
+_WIDEST = 1 << 14
+_LARGEST_KERNEL = 99
+
+
 def _contradiction(plan: Plan) -> str:
     """What cannot be in a plan that a person edited; "" if nothing."""
     axis_moves(AXIAL, plan.orientation)
@@ -305,6 +310,11 @@ def _contradiction(plan: Plan) -> str:
             "widths, strides and kernels have as many levels",
             len({len(part) for part in levels}) == 1 and _counts(plan.widths),
         ),
+        (f"a width is at most {_WIDEST}", max(plan.widths) <= _WIDEST),
+        (
+            f"strides and kernels are at most {_LARGEST_KERNEL}",
+            all(max(numbers) <= _LARGEST_KERNEL for numbers in axes),
+        ),
         (
             "strides and kernels have as many axes as patch_vox",
             all(len(numbers) == plan.dims and _counts(numbers) for numbers in axes),
@@ -315,6 +325,24 @@ def _contradiction(plan: Plan) -> str:
 
 def _counts(numbers: Iterable[Any]) -> bool:
     return all(isinstance(n, int) and n > 0 for n in numbers)
+
+
+def planned(dataset: Dataset, facts: Sequence[Facts], arguments: Mapping[str, Any]) -> Plan:
+    """The plan for a data set.
+
+    Args:
+        dataset: The data set.
+        facts: Facts of its training cases, see `data.cache.fingerprint`.
+        arguments: Arguments of `make_plan`, by name.
+
+    Returns:
+        The plan, with the colours of the classes where labels have some.
+    """
+    data = dataset
+    plan = make_plan(
+        data.name, data.classes, data.values, data.regions, data.channels, facts, **arguments
+    )
+    return replace(plan, colours=data.colours, terminology=data.terminology)
 
 
 # --- rules ----------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from contextseg.evaluation.tables import AS_IT_WAS, check_metrics
 from contextseg.metrics import DEFAULT_METRICS
 from contextseg.pipeline import references
 from contextseg.provenance import PeakMemory, provenance
+from contextseg.rehearsal import rehearse
 from contextseg.runs import Run
 from contextseg.studies.compare.cell import (
     TEST,
@@ -135,6 +136,7 @@ def compare(
         data = restricted(open_dataset(grid.dataset), grid.roi)
         grid_cells = cells(grid, data)
         due = due_splits(grid_cells, data, test)
+        _rehearse(grid_cells, data)
         _check(grid, data, grid_cells, progress_bar)
         tasks = [_prepare(cell, grid, test) for cell in grid_cells]
         left = [task for cell, task in zip(grid_cells, tasks) if not finished(cell, due[cell.name])]
@@ -241,6 +243,13 @@ def _run(
 
 
 # --- before anything starts -----------------------------------------------------------------------
+
+
+def _rehearse(grid_cells: Sequence[Cell], data: Dataset) -> None:
+    """Refuse settings that a method refuses, once for each method that has a run to begin."""
+    for cell in {cell.method: cell for cell in reversed(grid_cells)}.values():
+        if begun_run(cell) is None:
+            rehearse(cell.settings, data, folds(data, cell.settings.fold), Run.is_model)
 
 
 def _prepare(cell: Cell, grid: Grid, test: bool) -> Task:

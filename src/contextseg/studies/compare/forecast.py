@@ -11,13 +11,13 @@ from typing import Any
 from contextseg.console import ProgressBar, no_progress_bar
 from contextseg.data.cache import fingerprint
 from contextseg.data.layouts import Case, Dataset, open_dataset
-from contextseg.data.plan import Facts
+from contextseg.data.plan import Facts, planned
 from contextseg.data.roi import restricted
 from contextseg.errors import plural
 from contextseg.inputs import read_json_lines
 from contextseg.length import asked_seconds, seconds_spent
 from contextseg.reports.numbers import duration
-from contextseg.runs import Run, planned
+from contextseg.runs import Run
 from contextseg.studies.compare.cell import begun_run
 from contextseg.studies.compare.comparison import due_splits, finished
 from contextseg.studies.compare.grid import Cell, Grid, cells
