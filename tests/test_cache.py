@@ -325,6 +325,19 @@ def test_a_damaged_file_is_noticed_and_made_new(
     assert [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("name", ["image", "label"])
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((1, 2, 3, 4, 5), np.int16), np.zeros((1, 2, 3), np.int16), np.zeros((2, 3))]
+)
+def test_an_array_of_another_case_is_damaged(
+    name: str, wrong: np.ndarray, data: Dataset, tmp_path: Path
+) -> None:
+    case = done(data, tmp_path)[0]
+    np.save(case.folder / f"{name}.npy", wrong)
+    with pytest.raises(ContextsegError, match=rf"{name}\.npy: this preprocessed file is damaged"):
+        getattr(replace(case), name)
+
+
 def test_a_record_that_lacks_a_field_is_damaged(data: Dataset, tmp_path: Path) -> None:
     path = done(data, tmp_path)[0].folder / "record.json"
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -79,11 +79,18 @@ class Cached:
     @cached_property
     def label(self) -> np.ndarray | None:
         """(*S) int16 class indices with IGNORE, memory-mapped; None for an unlabelled case."""
-        return self._opened("label") if self.labelled else None
+        if not self.labelled:
+            return None
+        label = self._opened("label")
+        if label.shape != self.image.shape[1:]:
+            raise _damaged(self.folder / "label.npy", _REMEDY)
+        return label
 
     def _opened(self, name: str) -> np.ndarray:
         """One of the arrays; of those of all cases, the ones opened longest ago are closed."""
         array = load_array(self.folder / f"{name}.npy", _REMEDY)
+        if array.dtype != np.int16 or array.ndim != (4 if name == "image" else 3):
+            raise _damaged(self.folder / f"{name}.npy", _REMEDY)  # the file of another case or step
         with _OPENING:
             _OPENED.append((weakref.ref(self), name))
             while len(_OPENED) > _MOST_OPENED:
