@@ -142,6 +142,7 @@ def train_ours(run: Run, steps: int, seed: int, folder: Path, trial: Trial | Non
         training = Training(steps=steps, lr=trial.lr, check_every=0, save_every=10**9, device="cpu")
     else:
         method = Supervised(run.plan)
+        method.visits_per_step = run.plan.batch_size / len(run.split[0])
         method.settle(steps, 0)
         augmentation = Augmentation(strength=method.strength)
         training = Training(steps=steps, check_every=0, save_every=10**9, device="cpu")

@@ -469,6 +469,8 @@ class Run(RunCases):
             what = f"{self.plan.batch_size} items for {ranks()[1]} processes, whose Dice is pooled"
             remedy = f"raise it to {ranks()[1]}, or --set batch_dice=false"
             raise ContextsegError("batch_size", what, remedy)
+        labelled = sum(bool(case.label) or case.name in labels for case in self.split[0])
+        method.visits_per_step = (self.plan.batch_size - method.unlabelled) / max(1, labelled)
         maps = self._maps(method.maps, labels) if method.maps else {}
         if self._only_finished and (stopped := self._stopped(method)):
             return stopped

@@ -44,8 +44,11 @@ SHORT_LR = 5e-3
 """Learning rate of AdamW in a short training."""
 SHORT_STRENGTH = 0.25
 """The least that a short training multiplies the strength of the augmentation by."""
-WHOLE_STRENGTH_STEPS = 8000
-"""Steps from which a short training has the whole augmentation; before, its share of them."""
+WHOLE_STRENGTH_VISITS = 600
+"""How often a short training that has the whole augmentation sees each labelled case, on average.
+
+One that sees it less often has its share of the augmentation: few labels need more of it than many.
+"""
 
 Maps = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
 """(label (*S) with classes and `IGNORE`, spacing_mm) to (N, *S) float16."""
@@ -99,6 +102,9 @@ class Method(nn.Module, abc.ABC):
     optimizer = "sgd"
     """Name of the optimiser, one of `OPTIMIZERS`."""
 
+    long_optimizer = "sgd"
+    """What "auto" is in a training that is no short one, see `settle`."""
+
     learning_rates: Mapping[str, float] = {"sgd": 1e-2, "adamw": 1e-3}
     """The learning rate of each optimiser where none is asked for."""
 
@@ -108,6 +114,10 @@ class Method(nn.Module, abc.ABC):
 
     short = False
     """Whether `settle` chose the settings of a short training."""
+
+    visits_per_step = 0.1
+    """How often a step sees a labelled case: labelled items of a batch, by the number of such
+    cases. A run sets it, before `settle`."""
 
     strength = 1.0
     """What the strength of the augmentation is multiplied by, as `settle` chose it."""
@@ -242,9 +252,10 @@ class Method(nn.Module, abc.ABC):
     def settle(self, steps: int, lr: float) -> float:
         """Choose the optimiser where it is "auto", and the learning rate where it is 0.
 
-        "auto" is nnU-Net's SGD. Only a training of fewer than `SHORT_STEPS` steps for which nobody
-        gave a rate is a short one: AdamW at `SHORT_LR`, and an augmentation that grows with the
-        steps, from `SHORT_STRENGTH` to the whole of it at `WHOLE_STRENGTH_STEPS`.
+        "auto" is `long_optimizer`, nnU-Net's SGD unless a method says otherwise. Only a training
+        of fewer than `SHORT_STEPS` steps for which nobody gave a rate is a short one: AdamW at
+        `SHORT_LR`, and an augmentation that grows with how often each labelled case is seen, from
+        `SHORT_STRENGTH` to the whole of it at `WHOLE_STRENGTH_VISITS`.
 
         Args:
             steps: Steps of the whole training.
@@ -255,8 +266,9 @@ class Method(nn.Module, abc.ABC):
         """
         if self.optimizer == "auto":
             self.short = not lr and steps < SHORT_STEPS
-            self.optimizer = "adamw" if self.short else "sgd"
-            share = max(SHORT_STRENGTH, min(steps / WHOLE_STRENGTH_STEPS, 1.0))
+            self.optimizer = "adamw" if self.short else self.long_optimizer
+            share = steps * self.visits_per_step / WHOLE_STRENGTH_VISITS
+            share = max(SHORT_STRENGTH, min(share, 1.0))
             self.strength = share if self.short else 1.0
         return lr or (SHORT_LR if self.short else self.learning_rates.get(self.optimizer, 1e-2))
 

@@ -84,7 +84,7 @@ class CMU(_OfSlices):
     Args:
         plan: The plan.
         net: Network, a name of `NETS`; the paper's is cmunet.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         loss: Loss of the segmentation, a name of `LOSSES`, with deep supervision where the network
             has it. The paper's is soft_dice.
         smooth: Added to numerator and denominator of the loss's Dice; 1 is that of the paper's
@@ -110,7 +110,7 @@ class CMU(_OfSlices):
         self,
         plan: Plan,
         net: str = "unet",
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         loss: str = "dice_ce",
         presence_weight: float = 0.5,
         gamma: float = 2.0,
@@ -166,7 +166,7 @@ class Classifier(_OfSlices):
     Args:
         plan: The plan.
         net: Network, a name of `NETS`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`).
         gamma: Exponent of the focal loss (`presence_loss`).
         alpha: Weight in the focal loss of a class that is there; 1 - alpha where it is not.
         cycles: Warm restarts of the learning rate.
@@ -183,7 +183,7 @@ class Classifier(_OfSlices):
         self,
         plan: Plan,
         net: str = "unet",
-        optimizer: str = "sgd",
+        optimizer: str = "auto",
         gamma: float = 2.0,
         alpha: float = 0.5,
         cycles: int = 10,
@@ -220,7 +220,7 @@ class Classifier(_OfSlices):
 def cmu(
     run: RecipeRun,
     net: str = "unet",
-    optimizer: str = "sgd",
+    optimizer: str = "auto",
     loss: str = "dice_ce",
     presence_weight: float = 0.5,
     gamma: float = 2.0,
@@ -241,7 +241,7 @@ def cmu(
     Args:
         run: The run.
         net: Network, a name of `NETS`; the paper's is cmunet, 2-D.
-        optimizer: "sgd" or "adamw"; the paper names none.
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`); the paper names none.
         loss: Loss of the segmentation, a name of `LOSSES`; the paper's is soft_dice (see `CMU`).
         presence_weight: Share of the loss for the presence term, the segmentation has the rest. 0
             is the paper's plain U-Net.
@@ -285,7 +285,7 @@ def cmu(
 def cmu_pretrain(
     run: RecipeRun,
     net: str = "unet",
-    optimizer: str = "sgd",
+    optimizer: str = "auto",
     loss: str = "dice_ce",
     gamma: float = 2.0,
     alpha: float = 0.5,
@@ -306,7 +306,7 @@ def cmu_pretrain(
     Args:
         run: The run.
         net: Network, a name of `NETS`; the paper's is cmunet, 2-D.
-        optimizer: "sgd" or "adamw"; the paper names none.
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`); the paper names none.
         loss: Loss of the segmentation, a name of `LOSSES`; the paper's is soft_dice.
         gamma: Exponent of the focal loss (`presence_loss`); 2 is Lin et al.'s, the paper has none.
         alpha: Weight in the focal loss of the first stage of a class that is there.

@@ -193,7 +193,8 @@ class CPS(Method):
         plan: The plan.
         net: The first network, a name of `NETS`.
         second: The second network; "" for the first one again, with other weights.
-        optimizer: "sgd" or "adamw", for each network on its own.
+        optimizer: "sgd", "adamw" or "auto" (see `Method.settle`; in a training that is no short one
+            it is AdamW at 0.001), for each network on its own.
         unlabelled_items: Items of each batch that come from cases without a label; -1 for half of
             the batch. Use 0 where there are no such cases; what is `IGNORE` inside labelled cases,
             and classes that are not annotated, are then what the networks give each other.
@@ -214,12 +215,14 @@ class CPS(Method):
         ContextsegError: A name is unknown, or a number is out of its range.
     """
 
+    long_optimizer = "adamw"
+
     def __init__(
         self,
         plan: Plan,
         net: str = "unet",
         second: str = "",
-        optimizer: str = "adamw",
+        optimizer: str = "auto",
         unlabelled_items: int = -1,
         weight: float = 1.0,
         smoothing: float = 0.1,

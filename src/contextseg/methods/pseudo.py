@@ -52,7 +52,7 @@ def pseudo(
     keep: str = "cases",
     net: str = "unet",
     second: str = "",
-    optimizer: str = "adamw",
+    optimizer: str = "auto",
     unlabelled_items: int = -1,
     weight: float = 1.0,
     smoothing: float = 0.1,
@@ -88,7 +88,7 @@ def pseudo(
             join.
         net: Network of the base.
         second: Second network of the base (`CPS`).
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "auto", as the base has it.
         unlabelled_items: Items of each batch without a label (`CPS`); 0 is taken where none are
             left.
         weight: Weight of the unsupervised term (`CPS`).
