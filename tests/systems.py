@@ -25,6 +25,18 @@ def _has(module: str) -> bool:
     return sys.modules.get(module, True) is not None and find_spec(module) is not None
 
 
+def _two_cases() -> bool:
+    """Whether "a" and "A" are two names."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name in "aA":
+                (Path(folder) / name).touch()
+        except OSError:
+            return False
+        return len(os.listdir(folder)) == 2
+
+
+needs_case = pytest.mark.skipif(not _two_cases(), reason="needs names that differ in their case")
 needs_locks = pytest.mark.skipif(not _has("fcntl"), reason="needs locks of folders")
 LINKS = _links()
 needs_links = pytest.mark.skipif(not LINKS, reason="needs links")

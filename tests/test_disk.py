@@ -286,6 +286,7 @@ def test_a_write_waits_for_no_lock_that_somebody_holds(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"a.json"}
 
 
+@needs_locks  # without them nothing is swept
 def test_many_files_in_one_folder_list_it_a_few_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from contextseg.data.findings import Finding
 from contextseg.errors import ContextsegError
 from contextseg.resampling import resample_labels
 from contextseg.volume import Volume, as_labels, as_volume, read, read_labels, write
+from systems import needs_case
 from test_volume import oblique
 
 ARRAY = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)  # d, h, w
@@ -314,6 +315,7 @@ def test_an_nrrd_with_spacings_and_units_or_an_unknown_unit(tmp_path: Path) -> N
     assert "space units = 'inch'" in odd.doubts[0][0]
 
 
+@needs_case
 def test_headers_whose_voxels_lie_beside_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
