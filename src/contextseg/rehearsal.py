@@ -71,7 +71,7 @@ def rehearse(
         ContextsegError: What the run would raise: a word or number of the method, of the training
             or of the prediction that makes no sense, or a file that is not there or damaged.
     """
-    _look_for_files(settings.arguments)
+    look_for_files(settings.arguments)
     pick_device(settings.training.device)
     settings.training.require_validation(any(case.label for case in split[1]))
     for name in settings.prediction.largest_of:
@@ -95,8 +95,15 @@ def rehearse(
         return
 
 
-def _look_for_files(arguments: Mapping[str, Any]) -> None:
-    """Raise `ContextsegError` for start weights and masks that are not there, or damaged."""
+def look_for_files(arguments: Mapping[str, Any]) -> None:
+    """Refuse start weights and masks that are not there, or damaged.
+
+    Args:
+        arguments: The arguments of a method, by name.
+
+    Raises:
+        ContextsegError: There is no such file or folder, or it cannot be read.
+    """
     for name in ("weights", "second_weights"):
         path = arguments.get(name)
         if path and not start_weights_exist(path):

@@ -66,7 +66,7 @@ from contextseg.notices import (
 from contextseg.predictor import Member, Predictor
 from contextseg.provenance import provenance
 from contextseg.ranks import ranks
-from contextseg.rehearsal import rehearse
+from contextseg.rehearsal import look_for_files, rehearse
 from contextseg.run_cases import RunCases, annotated_label
 from contextseg.settings import Settings
 from contextseg.training import pick_device, train
@@ -250,6 +250,8 @@ class Run(RunCases):
         """
         if not self.done("check"):
             self.rehearse()
+        elif not self.done("train-1"):
+            look_for_files(self.settings.arguments)
 
         def work(folder: Path, progress: Progress) -> None:
             findings = check(self.settings.dataset, progress=progress, roi=self.settings.roi)
