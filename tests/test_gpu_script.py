@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -42,6 +43,33 @@ def dry(out: Path, *names: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("script", sorted(GPU.glob("*.py")), ids=lambda path: path.name)
+def test_what_a_step_takes_from_another_benchmark_is_there(script: Path) -> None:
+    """A step is first run on a machine that is lent for minutes."""
+    for function in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        nodes = list(ast.walk(function))
+        imported = {
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        }
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module = GPU.parent / f"{node.value.id}.py"
+                if node.value.id in imported and module.exists():
+                    assert node.attr in names_of(module), ast.unparse(node)
+
+
+def names_of(module: Path) -> set[str]:
+    """What a module defines at its top."""
+    names = set()
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        names.add(getattr(node, "name", ""))
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            names.add(getattr(target, "id", ""))
+    return names
 
 
 def test_a_second_call_goes_on_where_the_first_stopped(tmp_path: Path) -> None:

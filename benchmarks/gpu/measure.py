@@ -174,13 +174,13 @@ def colab(dry: bool, out: Path) -> Iterator[Row]:
     """A step of CoLab against plain training, time and memory, at 80^3 and 128^3."""
     import colab
 
-    paper = colab.FAITHFUL | {"generator_every": 1}
-    ways = {
+    ways: dict[str, dict[str, Any]] = {
         "t = 2, default": {},
-        "t = 2, the paper's: generator of full size, every step, whole batch and patch": paper,
-        "t = 2, the authors' code: the same every 5th step, by finite differences": (
-            colab.FAITHFUL | {"meta": "finite"}
+        "t = 2, f's last level, whole batch and patch, every 4th step": colab.LAST,
+        "t = 2, the paper's: generator of full size, every step, whole batch and patch": (
+            colab.PAPER
         ),
+        "t = 2, the authors' code: the same every 5th step, by finite differences": colab.AUTHORS,
         "t = 6, default": {"context_classes": 6},
     }
     sizes = [
