@@ -252,6 +252,7 @@ def test_hidden_labels_leave_folds_as_they_are(data: Path, tmp_path: Path) -> No
     training, validation = Run(tmp_path / "a", settings).split
     few = replace(settings, labelled=(next(case.name for case in training if case.label),))
     again = Run(tmp_path / "b", few)
+    again.make_plan()
     assert again.split[1] == validation
     assert [case.name for case in again.split[0]] == [case.name for case in training]
     assert Settings.from_json(few.to_json()).labelled == few.labelled

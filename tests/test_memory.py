@@ -97,7 +97,7 @@ import resource, sys, torch
 from contextseg.cli import main
 torch.zeros(8).sum()
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 300 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (size + 400 * 2**20, resource.RLIM_INFINITY))
 main()
 """
 
@@ -146,6 +146,7 @@ REAL = {
     "driver": torch.AcceleratorError("CUDA error: out of memory"),
     "paging": OSError(22, "The paging file is too small for this operation to complete"),
     "enomem": OSError(12, "Cannot allocate memory"),
+    "library": ImportError("libscipy.so: failed to map segment from shared object"),
     "c++": RuntimeError("std::bad_alloc"),
 }
 

@@ -20,6 +20,7 @@ _SIGNS = (
     "paging file is too small",  # Windows
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, and so cuDNN, cuSOLVER, cuFFT
     "allocation_failed",
+    "failed to map segment",  # of a library that is loaded
 )
 
 MEMORY_REMEDY = (
@@ -45,7 +46,8 @@ def is_memory_error(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in _SIGNS)
+    of_memory = isinstance(error, RuntimeError | OSError | ImportError)
+    return of_memory and any(sign in text for sign in _SIGNS)
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def out_of_memory(where: str | Path, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not is_memory_error(error):
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -174,7 +174,8 @@ def main() -> NoReturn:
         remedy = "change its permissions, or choose another file or folder"
         typer.echo(f"contextseg: {where}no permission to use it. Remedy: {remedy}", err=True)
         sys.exit(1)
-    except (MemoryError, RuntimeError, OSError) as error:  # where nothing nearer says what to lower
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        # Where nothing nearer says what to lower.
         if not is_memory_error(error):
             raise
         where, what = " ".join(sys.argv[1:2]), f"out of memory ({reason_of(error)})"
