@@ -87,8 +87,9 @@ def _number_of(error: OSError) -> int:
     """The system's number of a write error, also of one that has it in its text alone; else 0."""
     if error.errno is None and " requested and " in str(error):  # NumPy's, of a full disk
         return errno.ENOSPC
-    if isinstance(error, shutil.Error) and (told := re.search(r"\[Errno (\d+)\]", str(error))):
-        return int(told[1])  # of a copied folder
+    if isinstance(error, shutil.Error):  # of a copied folder
+        match = re.search(r"\[Errno (\d+)\]", str(error))
+        return int(match[1]) if match else 0
     return error.errno or 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from math import isfinite
@@ -517,11 +518,22 @@ class RecipeRun(Protocol):
 # --- what methods share ---------------------------------------------------------------------------
 
 
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Construct networks inside the block without drawing weights.
+
+    It is on torch's device "meta", which has shapes and no numbers, and torch's generator stays as
+    it was. An operation that "meta" does not have ends the block: the training will say what is
+    wrong, if anything is.
+    """
+    with suppress(RuntimeError), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        yield
+
+
 def tried(make: Callable[[], Method], steps: int = 1000, lr: float = 0.0) -> None:
     """Construct a method and throw it away, so that what it refuses is said now.
 
-    A recipe that trains a method after stages of its own tries it before them. No weights are
-    drawn: it happens on torch's device "meta", and torch's generator stays as it was.
+    A recipe that trains a method after stages of its own tries it before them.
 
     Args:
         make: Constructs the method.
@@ -541,12 +553,9 @@ def tried(make: Callable[[], Method], steps: int = 1000, lr: float = 0.0) -> Non
         ...
         contextseg.errors.ContextsegError: net=unett: there is no such network. Remedy: did you...
     """
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            method = make()
-            method.optimizers(method.settle(steps, lr))
-    except RuntimeError:  # an operation that "meta" does not have: the training will say
-        return
+    with without_weights():
+        method = make()
+        method.optimizers(method.settle(steps, lr))
 
 
 def build_net(name: str, plan: Plan, classes: int | None = None, setting: str = "net") -> nn.Module:
