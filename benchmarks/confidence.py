@@ -4,7 +4,7 @@
     python benchmarks/confidence.py fit ROWS.jsonl
     python benchmarks/confidence.py write ROWS.jsonl [--output docs/pretrained-confidence]
 
-`gather` fills structures of DATA (as `benchmarks/pretrained.py`) from one, two and three slices,
+`gather` fills structures of DATA (as `benchmarks/pretrained.py`) from one to five slices,
 and appends for each slice that the network filled what it knew and the Dice that came out; a second
 call goes on. `fit` prints the coefficients of `contextseg.propagation.expected`, of the rows of
 `--cases validation`, on which nothing is reported. `write` makes a table and a figure of the rows
@@ -32,11 +32,11 @@ from contextseg.propagation.expected import (
     promised_dice,
 )
 from contextseg.propagation.network.completing import complete_stack
-from contextseg.propagation.pretrained import CompletionModel
+from contextseg.propagation.pretrained import ENOUGH_SLICES, CompletionModel, keep_area
 from contextseg.propagation.shapes import ShapePrior
-from pretrained import Example, dice, examples, in_turn, labelled
+from pretrained import Example, dice, examples, in_turn, labelled, never_trained
 
-SETTINGS = ((1, "largest"), (2, "inner"), (2, "ends"), (3, "inner"))
+SETTINGS = ((1, "largest"), (2, "inner"), (2, "ends"), (3, "inner"), (3, "ends"), (5, "ends"))
 PLACES = {"between": BETWEEN_LABELLED, "beyond": BEYOND_LABELLED}
 
 
@@ -55,13 +55,15 @@ def slices_of(
     logits = complete_stack(model.net, image, masks, spacing_mm, None, shapes, bounded)
     rows = []
     for i, plane in enumerate(logits):
-        if i in masks or (i in shapes and count > 2):
+        if i in masks:
             continue
         place = "between" if i in shapes else "beyond"
         if i in shapes:
             prior_plane = prior.class_log_odds(1, i)
             assert prior_plane is not None
             plane = plane + prior_plane
+            if count >= ENOUGH_SLICES:
+                keep_area(plane, int((prior_plane > 0).sum()))
             features = between_features(plane, prior_plane)
         else:
             features = beyond_features(plane)
@@ -98,8 +100,11 @@ def of_place(table: list[dict[str, Any]], place: str) -> list[tuple[dict[str, An
 
 
 def fit(table: list[dict[str, Any]], place: str) -> np.ndarray:
-    """Coefficients of a logistic regression in which every structure counts alike."""
-    rows = of_place(table, place)
+    """Coefficients of a logistic regression in which every structure counts alike.
+
+    Structures that the network was never trained on are left out of choices too.
+    """
+    rows = [row for row in of_place(table, place) if not never_trained(row[1])]
     x = np.array([s["features"] for s, _, _ in rows])
     y = np.array([s["dice"] for s, _, _ in rows])
     count = Counter(group for _, group, _ in rows)
@@ -144,7 +149,7 @@ def write(table: list[dict[str, Any]], output: Path) -> None:
         "# Does the expected Dice come true?",
         "",
         "Written by `benchmarks/confidence.py`: slices that the packaged network filled in",
-        f"{cases} test scans, {structures} kinds of structure, from one to three labelled slices.",
+        f"{cases} test scans, {structures} kinds of structure, from one to five labelled slices.",
         "Promised is the Dice that the network's probabilities give by themselves; expected is",
         "what `class_confidence` says, corrected on other cases. ECE is the expected calibration",
         "error over ten bins; MAE the mean difference from what came out in a slice.",

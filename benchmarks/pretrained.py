@@ -1,6 +1,6 @@
 """The network that comes with the package against interpolation of shapes, on held-out scans.
 
-    python benchmarks/pretrained.py DATA [--cases test] [--output docs/pretrained] [--weights FILE]
+    python benchmarks/pretrained.py DATA [--cases test] [--jobs 2] [--output docs/pretrained]
 
 DATA holds the folders of docs/pretrained.md. Every structure is filled from 1, 2, 3, 5 and 7 of its
 slices by shapes (`interpolation`), by the network, and by both (`combined`). With "ends" the slices
@@ -14,19 +14,19 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
+import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 
 from contextseg.propagation import LabelledSlices, fill, open_completion
-from contextseg.volume import Volume
+from contextseg.propagation.pretrained import CompletionModel
+from contextseg.volume import Volume, read, read_labels
 
 SETTINGS = (
     (1, "largest"),
@@ -60,35 +60,28 @@ class Example:
     mask: np.ndarray
 
 
-def volume(path: Path) -> Volume:
-    image: Any = nibabel.load(path)
-    spacing = image.header.get_zooms()[2::-1]
-    array = np.ascontiguousarray(np.asanyarray(image.dataobj).T)
-    return Volume(array[None], np.diag([*map(float, spacing[::-1]), 1.0]))
-
-
 def examples(data: Path, cases: str, most: int = 1000) -> Iterator[Example]:
     """The structures of the test cases, or of the cases that choices are made on."""
     split = json.loads((data / "sarcoma" / "split.json").read_text(encoding="utf-8"))
     for name in split["test"] if cases == "test" else split["train"][-4:]:
-        scan = volume(data / "sarcoma" / "imagesTr" / f"{name}_0000.nii.gz")
-        label = volume(data / "sarcoma" / "labelsTr" / f"{name}.nii.gz").array[0]
+        scan = read(data / "sarcoma" / "imagesTr" / f"{name}_0000.nii.gz")
+        label = read_labels(data / "sarcoma" / "labelsTr" / f"{name}.nii.gz").array
         yield Example(name, "sarcoma", scan, np.asarray(label) == 1)
     folder = data / "headneck"
     table = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     kind = "test" if cases == "test" else "train"
     names = sorted(n for n, row in table["cases"].items() if row["split"] == kind)
     for name in (names if cases == "test" else names[-10:])[:most]:
-        scan = volume(folder / "images" / f"{name}.nii.gz")
-        label = np.asarray(volume(folder / "labels" / f"{name}.nii.gz").array[0])
+        scan = read(folder / "images" / f"{name}.nii.gz")
+        label = np.asarray(read_labels(folder / "labels" / f"{name}.nii.gz").array)
         for organ in ORGANS:
             if organ in table["cases"][name]["annotated"]:
                 yield Example(name, organ, scan, label == table["labels"][organ])
     if cases == "test":
         folder = data / "Task04_Hippocampus" / "imagesTr"
         for path in sorted(folder.glob("hippocampus_*.nii.gz"))[:most]:
-            scan = volume(path)
-            label = volume(path.parents[1] / "labelsTr" / path.name).array[0]
+            scan = read(path)
+            label = read_labels(path.parents[1] / "labelsTr" / path.name).array
             for value, part in ((1, "anterior hippocampus"), (2, "posterior hippocampus")):
                 yield Example(path.name.split(".")[0], part, scan, np.asarray(label) == value)
 
@@ -118,22 +111,39 @@ def in_turn(given: list[Example]) -> list[Example]:
     return [given[i] for i in np.argsort(places, kind="stable")]
 
 
-def rows(data: Path, cases: str, weights: str, most: int = 1000) -> Iterator[dict[str, Any]]:
-    model = open_completion(weights)
-    for example in in_turn([e for e in examples(data, cases, most) if e.mask.any()]):
-        present = np.flatnonzero(example.mask.any((1, 2)))
-        for count, where in SETTINGS:
-            slices = labelled(example.mask, count, where)
-            ends = {1: (int(present[0]), int(present[-1]))} if where == "ends" else None
-            row = {"case": example.case, "group": example.group, "slices": count, "where": where}
-            for way in WAYS:
-                start = time.process_time()
-                filled = fill(
-                    example.scan, slices, None if way == "interpolation" else model, way, ends, 0
-                )
-                row[f"{way}_s"] = round(time.process_time() - start, 3)
-                row[way] = round(dice(np.asarray(filled.label.array) == 1, example.mask), 4)
-            yield row
+def rows(
+    data: Path, cases: str, weights: str, most: int = 1000, jobs: int = 1
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one structure after the other."""
+    given = in_turn([e for e in examples(data, cases, most) if e.mask.any()])
+    with multiprocessing.get_context("spawn").Pool(jobs, _started, (weights,)) as pool:
+        yield from pool.imap(rows_of, given)
+
+
+_MODELS: list[CompletionModel] = []
+
+
+def _started(weights: str) -> None:
+    torch.set_num_threads(1)
+    _MODELS[:] = [open_completion(weights)]
+
+
+def rows_of(example: Example) -> list[dict[str, Any]]:
+    """One structure, from all of `SETTINGS`."""
+    model, out = _MODELS[0], []
+    present = np.flatnonzero(example.mask.any((1, 2)))
+    for count, where in SETTINGS:
+        slices = labelled(example.mask, count, where)
+        ends = {1: (int(present[0]), int(present[-1]))} if where == "ends" else None
+        row = {"case": example.case, "group": example.group, "slices": count, "where": where}
+        for way in WAYS:
+            start = time.process_time()
+            chosen = None if way == "interpolation" else model
+            filled = fill(example.scan, slices, chosen, way, ends, 0)
+            row[f"{way}_s"] = round(time.process_time() - start, 3)
+            row[way] = round(dice(np.asarray(filled.label.array) == 1, example.mask), 4)
+        out.append(row)
+    return out
 
 
 def summary(table: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,14 +187,13 @@ def main() -> None:
     )
     parser.add_argument("--weights", default="", help="network.npz; default: the packaged one")
     parser.add_argument("--output", type=Path, default=Path("docs/pretrained"))
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    table = []
-    for row in rows(options.data, options.cases, options.weights, options.most):
-        table.append(row)
-        if (row["slices"], row["where"]) == SETTINGS[-1]:
-            write(table, options)
-            print(row["case"], row["group"], flush=True)
+    table: list[dict[str, Any]] = []
+    for found in rows(options.data, options.cases, options.weights, options.most, options.jobs):
+        table += found
+        write(table, options)
+        print(found[0]["case"], found[0]["group"], flush=True)
 
 
 def write(table: list[dict[str, Any]], options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from contextseg.disk import write_json
 from contextseg.errors import ContextsegError
 from contextseg.nets.completion import CompletionNet
-from contextseg.propagation import LabelledSlices, fill, open_completion, ranges
+from contextseg.propagation import LabelledSlices, fill, open_completion, pretrained, ranges
 from contextseg.propagation.expected import (
     BETWEEN_LABELLED,
     BEYOND_LABELLED,
@@ -37,7 +37,7 @@ from contextseg.propagation.network.training import (
     TrainingSettings,
     save_weights,
 )
-from contextseg.propagation.pretrained import WEIGHTS
+from contextseg.propagation.pretrained import AREA_SHARE, WEIGHTS, keep_area
 from contextseg.volume import Volume
 
 
@@ -191,19 +191,48 @@ def test_a_correction_of_one_structure_reads_the_other_no_more() -> None:
     assert 0 < model.readings.read - before < fresh.readings.read
 
 
-def test_nothing_is_read_where_the_shapes_decide() -> None:
+def test_nothing_is_read_where_all_is_labelled() -> None:
+    mask = ball((60, 40, 40), 3)
+    scan = Volume(mask[None].astype(np.float32), np.diag([1.0, 1.0, 1.0, 1.0]))
+    present = np.flatnonzero(mask.any((1, 2))).tolist()
+    drawn = LabelledSlices(0, {i: mask[i].astype(np.int16) for i in present})
+    model = open_completion()
+    filled = fill(scan, drawn, model, ranges=ranges(drawn))
+    assert model.readings.read == 0
+    assert np.array_equal(np.asarray(filled.label.array) == 1, mask)
+    fill(scan, drawn, model)
+    assert model.readings.read > 0
+
+
+@pytest.mark.parametrize("opinion", [-5.0, 5.0])
+def test_from_three_slices_on_the_shapes_say_how_large(
+    opinion: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the network thinks of a slice, its area stays near that of the shapes."""
+
+    def mistaken(net: object, image: np.ndarray, *others: object) -> np.ndarray:
+        return np.random.default_rng(0).normal(opinion, 1, image.shape).astype(np.float32)
+
+    monkeypatch.setattr(pretrained, "complete_stack", mistaken)
     mask = ball((60, 40, 40), 12)
     scan = Volume(mask[None].astype(np.float32), np.diag([1.0, 1.0, 1.0, 1.0]))
     drawn = LabelledSlices(0, {i: mask[i].astype(np.int16) for i in (20, 30, 40)})
-    model = open_completion()
-    bounded = fill(scan, drawn, model, ranges=ranges(drawn))
-    assert model.readings.read == 0
-    assert np.array_equal(bounded.label.array, fill(scan, drawn).label.array)
-    assert np.allclose(
-        bounded.class_confidence[1], fill(scan, drawn).class_confidence[1], equal_nan=True
-    )
-    fill(scan, drawn, model)
-    assert model.readings.read > 0
+    found = np.asarray(fill(scan, drawn, open_completion(), ranges=ranges(drawn)).label.array)
+    shapes = np.asarray(fill(scan, drawn).label.array)
+    for i in {*range(21, 40)} - {30}:
+        ratio = (found[i] > 0).sum() / (shapes[i] > 0).sum()
+        assert 0.95 / AREA_SHARE < ratio < 1.05 * AREA_SHARE
+
+
+@pytest.mark.parametrize("area", [0, 1, 5, 17, 31])
+@pytest.mark.parametrize("opinion", [-15.0, -1.0, 0.0, 1.0, 15.0])
+def test_an_area_is_kept_by_the_likeliest_pixels(opinion: float, area: int) -> None:
+    before = np.random.default_rng(0).normal(opinion, 5, (5, 7)).astype(np.float32)
+    after = before.copy()
+    keep_area(after, area)
+    found = after > 0
+    assert round(area / AREA_SHARE) <= found.sum() <= round(area * AREA_SHARE)
+    assert before[found].min(initial=np.inf) > before[~found].max(initial=-np.inf)
 
 
 def test_readings_forget_the_oldest() -> None:

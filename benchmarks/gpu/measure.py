@@ -27,6 +27,7 @@ sys.path.insert(0, str(HERE.parent))
 
 Row = tuple[str, str, float, float, str]
 NNUNET_3D = "3d_fullres"
+FLARE_GB = 2.0
 CLASSES = 14  # FLARE22: background and 13 organs
 
 
@@ -74,12 +75,10 @@ def _training(size: Any, name: str, dry: bool, out: Path, compiled: bool) -> Ite
 
     os.environ["nnUNet_compile"] = "t" if compiled else "f"  # noqa: SIM112
     file = out / f"profile-{name}.txt"
-    for claim, given, ours, theirs, peer in training.rows_of(
-        size, device(dry), None if compiled else file
-    ):
+    for claim, given, ours, theirs, peer in training.rows_of(size, device(dry), file):
         how = "compiled" if compiled else "not compiled"
         yield claim, given, ours, theirs, f"{peer}, {how}"
-    if file.exists() and not compiled:
+    if file.exists():
         yield note(f"profile of our loop, {name}", file.read_text(encoding="utf-8").split("\n")[0])
 
 
@@ -260,6 +259,7 @@ def prediction(dry: bool, out: Path) -> Iterator[Row]:
 
     from contextseg.methods import METHODS
     from contextseg.predict import segment
+    from contextseg.predict.memory import slab_gb, slab_home
 
     where = device(dry)
     shape = (24, 40, 40) if dry else (200, 512, 512)
@@ -274,15 +274,19 @@ def prediction(dry: bool, out: Path) -> Iterator[Row]:
     given = f"{'x'.join(map(str, grid))} to {'x'.join(map(str, shape))}, {CLASSES} classes, mirrors"
     warm = image[:, : plan.patch_vox[0], : plan.patch_vox[1], : plan.patch_vox[2]]
     segment(method.predict, warm, warm.shape[1:], plan.patch_vox, **arguments)
-    ours, seconds, ours_mb = _under_cap(
-        lambda: segment(method.predict, image, shape, plan.patch_vox, **arguments), dry
-    )
-    if ours is None:
-        yield note("our prediction under a cap of 2 GB", "out of memory")
+    # Where a user's memory_gb=2 sums the logits.
+    slab = slab_gb(CLASSES, grid, plan.patch_vox)
+    home = slab_home(slab, 0.0, where, FLARE_GB)
+    placed = dict(zip(("slab_device", "slab_type"), home))
+    for name, more, free in (("under a cap of 2 GB", placed, dry), ("without a cap", {}, True)):
         ours, seconds, ours_mb = _under_cap(
-            lambda: segment(method.predict, image, shape, plan.patch_vox, **arguments), True
+            lambda more=more: segment(
+                method.predict, image, shape, plan.patch_vox, **arguments, **more
+            ),
+            free,
         )
-    yield note("our prediction", f"{given}: {seconds:.2f} s, {ours_mb:.0f} MB reserved")
+        came = "out of memory" if ours is None else f"{seconds:.2f} s, {ours_mb:.0f} MB reserved"
+        yield note(f"our prediction {name}", f"{given}: {came}")
     # nnU-Net resamples its logits on the CPU, for a minute (see the rows of logits); here both end
     # with labels on the network's grid.
     arguments["device"] = where
@@ -314,7 +318,7 @@ def _under_cap(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     total = torch.cuda.mem_get_info()[1]
-    torch.cuda.set_per_process_memory_fraction(1.0 if free else 2**31 / total)
+    torch.cuda.set_per_process_memory_fraction(1.0 if free else FLARE_GB * 2**30 / total)
     try:
         torch.cuda.synchronize()
         start = time.perf_counter()

@@ -31,12 +31,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "src")]
 LIMITS_S = {
     "laws": 75,
     "colab": 75,
-    "training-3d-compiled": 110,
+    "training-3d-compiled": 140,
     "training-3d": 80,
     "propagation": 60,
     "prediction": 70,
     "training-2d": 90,
-    "training-2d-compiled": 110,
+    "training-2d-compiled": 140,
     "precision": 60,
 }
 """Steps in the order of how much they are wanted, and seconds that each may take, on an H100."""

@@ -30,9 +30,13 @@ WEIGHTS = Path(__file__).parents[1] / "models" / "completion.npz"
 """The file of its weights; its model card lies beside it."""
 
 ENOUGH_SLICES = 3
-"""Labelled slices that hold a structure, from which on its shapes alone decide between them: with
-as many the network was worse on small ones (decision 0025).
+"""Labelled slices that hold a structure, from which on its shapes say how large it is between them:
+the network says better where it is, and takes small ones for two or three times as large (decision
+0025).
 """
+
+AREA_SHARE = 1.1
+"""By how much the area of a filled slice may differ from that of the shapes, as a factor."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ def fill_by_completion(
         labelled: The labelled slices, on the scan's grid.
         model: The network.
         combined: Whether the log-odds of the shapes (`ShapePrior`) are added, on the scan's grid.
-            From `ENOUGH_SLICES` on they stand alone between the labelled slices, and the network
-            decides what lies beyond.
+            From `ENOUGH_SLICES` on they also say how large the structure is between the labelled
+            slices, within `AREA_SHARE`.
         ranges: Class to the first and the last slice that may hold it.
         progress: Called with (classes done, classes in all).
 
@@ -162,7 +166,7 @@ class _Filling:
             distances,
             self.ends(value, held),
             self.model.readings,
-            {*distances, *drawn} if enough else (),
+            drawn,
         )
         if value in self.ranges:
             first, last = self.ranges[value]
@@ -177,14 +181,13 @@ class _Filling:
         return logits, dice
 
     def with_shapes(self, value: int, i: int, plane: np.ndarray, enough: bool) -> float:
-        """Add the shapes' log-odds to a plane, or put them in its place; the expected Dice."""
+        """Add the shapes' log-odds to a plane, and keep to their area; the expected Dice."""
         assert self.prior is not None
         shapes = self.prior.class_log_odds(value, i)
         assert shapes is not None
-        if enough:
-            plane[...] = shapes
-            return self.prior.expected_dice(value, i)
         plane += shapes
+        if enough:
+            keep_area(plane, int((shapes > 0).sum()))
         return corrected_dice(between_features(plane, shapes), BETWEEN_LABELLED)
 
     def distances(self, value: int) -> dict[int, np.ndarray]:
@@ -200,6 +203,33 @@ class _Filling:
             return False
         first, last = self.ranges[value]
         return min(held) <= first <= last <= max(held)
+
+
+def keep_area(log_odds: np.ndarray, area: int, share: float = AREA_SHARE) -> None:
+    """Shift log-odds so that about as many pixels as expected are positive.
+
+    Args:
+        log_odds: (H, W), shifted in place if need be: the likeliest pixels stay.
+        area: Pixels that are expected; 0 leaves none.
+        share: How much more or fewer of them may be, as a factor.
+
+    Example:
+        >>> log_odds = np.array([[3.0, 2, 1, -1]])
+        >>> keep_area(log_odds, 2, share=1)
+        >>> log_odds > 0
+        array([[ True,  True, False, False]])
+    """
+    now, pixels = int((log_odds > 0).sum()), log_odds.size
+    wanted = min(max(now, round(area / share)), round(area * share), pixels)
+    if wanted == now:
+        return
+    if wanted == 0:
+        log_odds -= log_odds.max()
+        return
+    last = pixels - wanted  # the last pixel that stays, from the least likely one
+    first = max(0, last - 1)
+    ranked = np.partition(log_odds, (first, last), axis=None)
+    log_odds -= (ranked[first] + ranked[last]) / 2
 
 
 def _masks_of(labelled: LabelledSlices, value: int) -> dict[int, np.ndarray]:

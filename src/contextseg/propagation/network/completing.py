@@ -136,7 +136,8 @@ def complete_stack(
             there is none, the network's own interpolation is read.
         bounded: Whether the structure ends in the outermost of these slices.
         readings: What the same network has read before.
-        unneeded: Slices of which nothing is asked; stretches of them alone are not read.
+        unneeded: Slices of which nothing is asked, such as whole labelled ones; stretches of them
+            alone are not read.
 
     Returns:
         (n, H, W) float32; `FAR_LOG_ODDS` where the network has not looked.
