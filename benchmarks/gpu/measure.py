@@ -176,6 +176,7 @@ def colab(dry: bool, out: Path) -> Iterator[Row]:
     ways: dict[str, dict[str, Any]] = {
         "t = 2, default": {},
         "t = 2, f's last level, whole batch and patch, every 4th step": colab.LAST,
+        "t = 2, the same at every 10th step": colab.LAST | {"generator_every": 10},
         "t = 2, the paper's: generator of full size, every step, whole batch and patch": (
             colab.PAPER
         ),

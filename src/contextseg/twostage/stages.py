@@ -86,8 +86,8 @@ class TwoStageSettings:
         bounded: Whether a class is filled only up to the predicted slices without it next to those
             that hold it [ours].
         way: What fills, one of `propagation.WAYS`. "" is "propagation" with a network and
-            "interpolation" without; "combined" was worse from slices that a network drew
-            (docs/propagation.md).
+            "interpolation" without; "combined" was worse with a run's network, and as good with
+            the packaged one (docs/results.md).
         stop_below: Beyond the outermost reference slices, a class ends before the first slice where
             a smaller Dice is expected [ours]; 0 never stops, as in the paper. This and what follows
             are of the walk of a run's network.
