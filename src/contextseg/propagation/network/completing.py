@@ -160,8 +160,8 @@ def complete_stack(
 def windows(known: Iterable[int], slices: int, bounded: bool = False) -> list[tuple[range, range]]:
     """The slices that the network reads at once, and of which it decides some.
 
-    As in its training these are `DEPTH`, if the labelled slices are not farther apart. Where all
-    fit, one window is enough, else each stretch between two labelled slices has its own.
+    As in its training these are `DEPTH`. Stretches between two labelled slices are decided together
+    as long as they fit; one that is longer has a window of its own.
 
     Args:
         known: The labelled slices.
@@ -172,23 +172,25 @@ def windows(known: Iterable[int], slices: int, bounded: bool = False) -> list[tu
         (slices that are read, slices that are decided) of each window.
 
     Example:
-        >>> windows([10, 20], 100, bounded=True)
-        [(range(6, 25), range(10, 21))]
+        >>> windows([10, 20, 25], 100, bounded=True)
+        [(range(0, 43), range(10, 26))]
         >>> [decided for _, decided in windows([10, 70], 100)]
         [range(0, 10), range(10, 70), range(70, 95)]
     """
     numbers = sorted(known)
     beyond = 0 if bounded else BEYOND
     low, high = max(0, numbers[0] - beyond), min(slices, numbers[-1] + beyond + 1)
-    if high - low + 2 * RIM <= DEPTH:
-        return [(range(max(0, low - RIM), min(slices, high + RIM)), range(low, high))]
-    ends = [low, *(i for i in numbers if low < i < high - 1), high]
-    out = []
-    for a, b in pairwise(ends):
-        if a < b:
-            pad = max(RIM, (DEPTH - (b - a)) // 2)
-            read = range(max(0, a - pad), min(slices, b + pad + 1))
-            out.append((read, range(a, b)))
+    out: list[tuple[range, range]] = []
+    first = low
+    for stop, after in pairwise(
+        [*(i for i in numbers if low < i < high - 1), high, slices + DEPTH]
+    ):
+        if first == stop or after - first + 2 * RIM <= DEPTH:
+            continue
+        pad = max(RIM, (DEPTH - (stop - first)) // 2)
+        read = range(max(0, first - pad), min(slices, stop + pad + 1))
+        out.append((read, range(first, stop)))
+        first = stop
     return out
 
 
