@@ -15,6 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
+
+# filelock finds no lock of Windows here, and would say so in every program.
+warnings.filterwarnings("ignore", "only soft file lock is available")
 
 _fsync, _kill, _get_flags, _flags = os.fsync, os.kill, fcntl.fcntl, (fcntl.F_GETFL, os.O_ACCMODE)
 _LONG_NUMBERS = [f"{name}{i}" for name in ("com", "lpt") for i in range(1, 10)]
