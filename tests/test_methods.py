@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,7 @@ def one_rank_of_two(rank: int, name: str, dims: int, labelled: int, folder: Path
     laws.train_briefly(sgd(laws.make(name, dims)), folder, 1, dims, labelled, clip=1e9)
     dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
+    os._exit(0)  # once in some thousand times a thread of torch aborts a process that ends
 
 
 @pytest.mark.parametrize(
