@@ -268,6 +268,7 @@ def split_seconds(
 
 def profile(plan: Plan, sampler: Sampler, folder: Path, size: Size, out: Path) -> None:
     """Write where the time of our loop goes: the share in which the GPU idles, and its kernels."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -299,7 +300,9 @@ def profile(plan: Plan, sampler: Sampler, folder: Path, size: Size, out: Path) -
     )
     seconds = marks[size.warm + few] - marks[size.warm]
     events = watching.key_averages()
-    busy = sum(event.self_device_time_total for event in events if gpu) / 1e6
+    # An operation has the time of its kernels too, so kernels alone are counted.
+    kernels = [event for event in events if event.device_type is DeviceType.CUDA]
+    busy = sum(kernel.self_device_time_total for kernel in kernels if gpu) / 1e6
     table = events.table(
         sort_by="self_cuda_time_total" if gpu else "self_cpu_time_total", row_limit=25
     )

@@ -85,6 +85,9 @@ def test_bfloat16_has_the_gradient_of_float32(name: str, device: torch.device) -
 def test_resumed_equals_uninterrupted(
     name: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Sums in another order turn labels that the networks of cps draw for each other, and these pull
+    # two trainings apart whatever is resumed; so as few sums as torch can do in a fixed order.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     settings = {"device": device.type, "precision": "float32", "save_every": 2}
     start = dict(laws.make(name).named_parameters())
     whole = laws.train_briefly(laws.make(name), tmp_path / "whole", 5, **settings).cpu()
@@ -104,10 +107,8 @@ def test_resumed_equals_uninterrupted(
     with torch.no_grad():
         moved = max(float((p - start[n]).abs().max()) for n, p in whole.named_parameters())
         apart = max(float((p - others[n]).abs().max()) for n, p in whole.named_parameters())
-    # The same numbers, but for sums in another order; these turn a few of the labels that the two
-    # networks of cps draw for each other.
-    turned = 0.1 if name == "cps" else 0.02
-    assert apart <= (turned if device.type == "cuda" else 0) * moved
+    # The same numbers, but for sums in another order.
+    assert apart <= (0.02 if device.type == "cuda" else 0) * moved
 
 
 @pytest.mark.parametrize("meta", ["exact", "finite"])

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -280,12 +281,8 @@ def prediction(dry: bool, out: Path) -> Iterator[Row]:
     home = slab_home(slab, 0.0, where, FLARE_GB)
     placed = dict(zip(("slab_device", "slab_type"), home))
     for name, more, free in (("under a cap of 2 GB", placed, dry), ("without a cap", {}, True)):
-        ours, seconds, ours_mb = _under_cap(
-            lambda more=more: segment(
-                method.predict, image, shape, plan.patch_vox, **arguments, **more
-            ),
-            free,
-        )
+        given_to = (method.predict, image, shape, plan.patch_vox)
+        ours, seconds, ours_mb = _under_cap(partial(segment, *given_to, **arguments, **more), free)
         came = "out of memory" if ours is None else f"{seconds:.2f} s, {ours_mb:.0f} MB reserved"
         yield note(f"our prediction {name}", f"{given}: {came}")
     # nnU-Net resamples its logits on the CPU, for a minute (see the rows of logits); here both end

@@ -493,6 +493,13 @@ class Run(RunCases):
             punctuality = Punctuality(length, self.work_time)
 
             def show(done: int, of: int, values: dict[str, float]) -> None:
+                """Show how far it is, and say once that it will be late.
+
+                Args:
+                    done: Steps done.
+                    of: Steps in all.
+                    values: The terms of the loss, by name.
+                """
                 progress(done, of, values)
                 self._warn(filter(None, [punctuality.late(done)]))
 

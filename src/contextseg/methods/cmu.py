@@ -68,7 +68,18 @@ class _OfSlices(Method):
     def sampler(
         self, cases: Sequence[Cached], plan: Plan, seed: int, augmentation: Augmentation, steps: int
     ) -> BatchSource | None:
-        """With `every_slice` a `SliceSampler`."""
+        """With `every_slice` a `SliceSampler`.
+
+        Args:
+            cases: The training cases.
+            plan: The plan.
+            seed: Seed of the order and of the augmentation.
+            augmentation: How slices are augmented.
+            steps: Steps of the training.
+
+        Returns:
+            The source of batches; None for patches, as without this method.
+        """
         return SliceSampler(cases, plan, seed, augmentation) if self.every_slice else None
 
     def check_sampler(self, cases: Sequence[Cached], plan: Plan) -> BatchSource | None:

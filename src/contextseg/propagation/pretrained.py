@@ -181,7 +181,17 @@ class _Filling:
         return logits, dice
 
     def with_shapes(self, value: int, i: int, plane: np.ndarray, enough: bool) -> float:
-        """Add the shapes' log-odds to a plane, and keep to their area; the expected Dice."""
+        """Add the shapes' log-odds to a plane, and keep to their area.
+
+        Args:
+            value: The class.
+            i: Slice number, between two labelled ones.
+            plane: The network's log-odds, (H, W), changed in place.
+            enough: Whether the shapes say how large the class is.
+
+        Returns:
+            The expected Dice of the class in the slice.
+        """
         assert self.prior is not None
         shapes = self.prior.class_log_odds(value, i)
         assert shapes is not None

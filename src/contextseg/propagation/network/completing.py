@@ -12,7 +12,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -181,11 +180,11 @@ def windows(known: Iterable[int], slices: int, bounded: bool = False) -> list[tu
     beyond = 0 if bounded else BEYOND
     low, high = max(0, numbers[0] - beyond), min(slices, numbers[-1] + beyond + 1)
     out: list[tuple[range, range]] = []
+    stops = [*(i for i in numbers if low < i < high - 1), high]
     first = low
-    for stop, after in pairwise(
-        [*(i for i in numbers if low < i < high - 1), high, slices + DEPTH]
-    ):
-        if first == stop or after - first + 2 * RIM <= DEPTH:
+    for stop, after in zip(stops, [*stops[1:], None]):
+        fits_with_the_next = after is not None and after - first + 2 * RIM <= DEPTH
+        if stop == first or fits_with_the_next:
             continue
         pad = max(RIM, (DEPTH - (stop - first)) // 2)
         read = range(max(0, first - pad), min(slices, stop + pad + 1))
@@ -209,7 +208,14 @@ class _Reader:
     readings: Readings
 
     def decide(self, known: _Known, window: range, decided: range, out: np.ndarray) -> None:
-        """Write the log-odds of the decided slices, in a box that grows to hold the structure."""
+        """Write the log-odds of the decided slices, in a box that grows to hold the structure.
+
+        Args:
+            known: What is known of the slices that are read.
+            window: The slices that are read.
+            decided: Those of them that are written.
+            out: (n, H, W) float32 of the whole scan.
+        """
         zoom = ZOOM
         for attempt in range(1 + GROWTHS):
             box = box_around(known[0], self.image.shape, self.spacing_mm, window, zoom)
