@@ -153,6 +153,18 @@ def test_a_scan_without_contrast_is_filled_by_shapes() -> None:
     assert "alike" in by_network.notes[-1]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_scan_with_numbers_that_are_none_is_filled_by_shapes(value: float) -> None:
+    scan, drawn = touching(0)
+    image = np.asarray(scan.array, np.float64).copy()
+    image[0, 3, 4, 5] = value
+    scan = scan.with_array(image)
+    by_network, by_shapes = fill(scan, drawn, open_completion()), fill(scan, drawn)
+    assert np.array_equal(by_network.label.array, by_shapes.label.array)
+    assert by_network.label.array.any()
+    assert "1 intensity is NaN or infinite" in by_network.notes[-1]
+
+
 def test_a_correction_reads_only_what_it_changes() -> None:
     mask = ball((60, 40, 40), 9) | np.roll(ball((60, 40, 40), 9), 8, 0)
     noise = np.random.default_rng(0).normal(0, 20, mask.shape)

@@ -461,16 +461,31 @@ def check_channels(image: np.ndarray, names: Sequence[str], files: Sequence[str 
         remedy = f"give the channels {', '.join(names)}, in this order"
         raise ContextsegError(files[0], what, remedy)
     for i, channel in enumerate(image):
-        if channel.dtype.kind in "iub":
-            continue
-        largest = np.finfo(np.float32).max
-        good = (np.count_nonzero(np.abs(channel[p]) <= largest) for p in slabs(channel.shape))
-        bad = channel.size - sum(map(int, good))
-        if bad:
+        if what := unusable(channel):
             where = files[i] if len(files) == len(image) else files[0]
-            subject = "intensities are" if bad > 1 else "intensity is"
-            what = f"{bad} {subject} NaN or infinite, or too large for float32"
             raise ContextsegError(where, what, "replace them, or leave the case out")
+
+
+def unusable(channel: np.ndarray) -> str:
+    """What is wrong with the intensities of a channel.
+
+    Args:
+        channel: (D, H, W).
+
+    Returns:
+        How many are NaN or infinite, or too large for float32; "" where none is.
+
+    Example:
+        >>> unusable(np.array([[[0.0, np.nan]]]))
+        '1 intensity is NaN or infinite, or too large for float32'
+    """
+    if channel.dtype.kind in "iub":
+        return ""
+    largest = np.finfo(np.float32).max
+    good = (np.count_nonzero(np.abs(channel[p]) <= largest) for p in slabs(channel.shape))
+    bad = channel.size - sum(map(int, good))
+    subject = "intensities are" if bad > 1 else "intensity is"
+    return f"{bad} {subject} NaN or infinite, or too large for float32" if bad else ""
 
 
 def body_box(turned: Volume, ct: bool, label: np.ndarray | None) -> tuple[np.ndarray, Box]:

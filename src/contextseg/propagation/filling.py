@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from contextseg.batch import IGNORE
+from contextseg.data.prepare import unusable
 from contextseg.errors import ContextsegError, did_you_mean
 from contextseg.grids import label_type
 from contextseg.propagation.labelled import LabelledSlices, cut_to_ranges
@@ -166,8 +167,8 @@ def fill(
         )
     ranges = ranges or {}
     network = way in NETWORK_WAYS
-    blank = isinstance(model, CompletionModel) and network and not np.ptp(scan.array)
-    if blank:
+    unread = ""
+    if isinstance(model, CompletionModel) and network and (unread := _unreadable(scan.array)):
         way, network = "interpolation", False
     if isinstance(model, CompletionModel) and network:
         labels, dice = fill_by_completion(
@@ -182,13 +183,21 @@ def fill(
     labels = restore(labels, labelled.slices, labelled.silent)
     dice = _confidence(labels, labelled, dice)
     notes = tuple(find_gaps(labels, labelled, network))
-    if blank:
-        notes += ("all voxels of the scan are alike: the shapes of the labelled slices fill it",)
+    if unread:
+        notes += (f"{unread}: the shapes of the labelled slices fill it",)
     smallest = label_type(max(labelled.classes, default=0))
     whole = np.ascontiguousarray(np.moveaxis(labels, 0, labelled.axis), dtype=smallest)
     confidence = lowest(np.stack([*dice.values()], 1)) if dice else np.full(len(labels), np.nan)
     confidence[[i for i in labelled.slices if labelled.complete(i)]] = 1
     return Filled(scan.with_array(whole), confidence, labelled, dice, notes)
+
+
+def _unreadable(image: np.ndarray) -> str:
+    """Why a network sees nothing in a scan (C, D, H, W); "" where it does."""
+    found = [what for channel in image if (what := unusable(channel))]
+    if found:
+        return f"of the scan, {found[0]}"
+    return "" if np.ptp(image) else "all voxels of the scan are alike"
 
 
 def _by_shape(
